@@ -70,8 +70,8 @@ def build_profile_from_cost_table(run: Run, ledger_stats: LedgerStats) -> Comput
 def find_uncosted_codecs(run: Run) -> tuple[str, ...]:
     """Return the compressors without a row in the table of codec costs, each as "uplink module:Class"."""
     uplink, compressors, _ = _resolve_codecs(run)
-    missing = [f"uplink {name}" for name in look_up_cost("encode", uplink["compressor"])[1]]
-    return (*missing, *(f"downlink {name}" for name in look_up_cost("send", compressors["step"])[1]))
+    uplink_names = [f"uplink {name}" for name in look_up_cost("encode", uplink["compressor"])[1]]
+    return (*uplink_names, *(f"downlink {name}" for name in look_up_cost("send", compressors["step"])[1]))
 
 
 def _resolve_codecs(run: Run) -> tuple[Mapping[str, Any], Mapping[str, Mapping[str, Any]], bool]:

@@ -22,8 +22,8 @@ def find_differing_settings(methods: Sequence[Method]) -> list[str]:
 
 def describe_other_differences(methods: Sequence[Method]) -> str | None:
     """Return a sentence about differences in dataset, partition, model, rounds and clients, or None if there are none."""
-    shortened = name_objects([_serialize_settings(method.runs[0]) for method in methods])
-    topics = [_group_settings_by_topic(settings, method.runs[0]) for settings, method in zip(shortened, methods, strict=True)]
+    tables = name_objects([_serialize_settings(method.runs[0]) for method in methods])
+    topics = [_group_settings_by_topic(settings, method.runs[0]) for settings, method in zip(tables, methods, strict=True)]
     differences = []
     for topic in topics[0]:
         topic_settings = [settings[topic] for settings in topics]
@@ -33,10 +33,10 @@ def describe_other_differences(methods: Sequence[Method]) -> str | None:
             ", ".join(_format_value(key, settings[key]) for key in keys if key in settings) or "default"
             for settings in topic_settings
         ]
-        distinct = list(dict.fromkeys(values))
-        remainder = [f"{len(distinct) - MAX_LISTED_VALUES} more"] * (len(distinct) > MAX_LISTED_VALUES)
+        distinct_values = list(dict.fromkeys(values))
+        remainder = [f"{len(distinct_values) - MAX_LISTED_VALUES} more"] * (len(distinct_values) > MAX_LISTED_VALUES)
         if keys:
-            differences.append(f"{topic} ({'; '.join([*distinct[:MAX_LISTED_VALUES], *remainder])})")
+            differences.append(f"{topic} ({'; '.join([*distinct_values[:MAX_LISTED_VALUES], *remainder])})")
     return f"the runs differ in more than their method: {', '.join(differences)}" if differences else None
 
 

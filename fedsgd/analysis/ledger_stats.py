@@ -21,7 +21,7 @@ from fedsgd.numerics.arrays import F64, I64
 from fedsgd.storage.parquet import SEGMENT_ROWS, read_batches
 
 REFERENCE_VALUE_BYTES = 3.5
-"""Assumed bytes of a value in a REFERENCE frame, since the ledger lacks its number of coordinates."""
+"""Assumed bytes of a value in a REFERENCE frame, because the ledger lacks the frame's number of coordinates."""
 DOWNLINK_KINDS = ("whole", "step", "reference")
 """Kinds of downlink frames that clients share: MODEL with the whole model, MODEL with a difference, REFERENCE."""
 LedgerBatch = Mapping[str, Any]

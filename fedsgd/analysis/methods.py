@@ -144,12 +144,13 @@ def load_methods(
             seeds[entry.seed] = entry.run
         elif entry.run is not None:
             _require_same_digests(seeds[entry.seed], entry.run)
-    unlabeled = [key for key, label in labels.items() if label is None]
-    if len({tuple(setting for setting in key if setting[0] != INITIAL_PARAMETERS_KEY) for key in unlabeled}) < len(unlabeled):
+    unlabeled_keys = [key for key, label in labels.items() if label is None]
+    other_settings = {tuple(setting for setting in key if setting[0] != INITIAL_PARAMETERS_KEY) for key in unlabeled_keys}
+    if len(other_settings) < len(unlabeled_keys):
         on_notice(
             "runs that differ only in the initial parameters of their module are separate methods; to join them, use LABEL=RUN"
         )
-    method_labels = _assign_labels(unlabeled, labels)
+    method_labels = _assign_labels(unlabeled_keys, labels)
     methods = []
     for key, variants in groups.items():
         method = _build_method(method_labels[key], variants, target)
@@ -224,14 +225,14 @@ def collect_method_settings(run: Run | None, tuned: Sequence[str]) -> MethodSett
     }
     if not any(key.startswith("model") for key in tuned):
         settings["model.parameters"] = run.summary["parameters"]
-    undescribed = _find_undescribed_arguments(run)
-    if undescribed:
-        settings["given in Python"] = undescribed
+    undescribed_arguments = _find_undescribed_arguments(run)
+    if undescribed_arguments:
+        settings["given in Python"] = undescribed_arguments
     return tuple(sorted((key, json.dumps(value, sort_keys=True)) for key, value in settings.items()))
 
 
 def _find_undescribed_arguments(run: Run) -> list[str]:
-    """Return the arguments of `fedsgd.run` that the scenario does not describe; earlier releases described none."""
+    """Return the arguments of `fedsgd.run` that the scenario does not describe. Scenarios of earlier releases describe none."""
     is_described = {
         "dataset": run.settings.get("data.name") == PYTHON_OBJECT_NAME,
         "module": run.settings.get("model.name") == PYTHON_OBJECT_NAME,
@@ -243,18 +244,18 @@ def _find_undescribed_arguments(run: Run) -> list[str]:
 
 def _assign_labels(unlabeled_settings: Sequence[MethodSettings], labels: Mapping[Any, str | None]) -> dict[Any, str]:
     """Return a label for each method: the user's label, or the compression and the settings that distinguish the method."""
-    assigned = {key: label for key, label in labels.items() if label is not None}
-    used_labels = set(assigned.values())
-    shortened = name_objects([dict(settings) for settings in unlabeled_settings])
-    keys = {id(short): settings for short, settings in zip(shortened, unlabeled_settings, strict=True)}
-    for settings, words in _distinguishing_labels(shortened):
+    method_labels = {key: label for key, label in labels.items() if label is not None}
+    used_labels = set(method_labels.values())
+    short_settings = name_objects([dict(settings) for settings in unlabeled_settings])
+    keys = {id(short): settings for short, settings in zip(short_settings, unlabeled_settings, strict=True)}
+    for settings, words in _distinguishing_labels(short_settings):
         label = base = ", ".join(words)
         n = 2
         while label in used_labels:
             label, n = f"{base} ({n})", n + 1
         used_labels.add(label)
-        assigned[keys[id(settings)]] = label
-    return assigned
+        method_labels[keys[id(settings)]] = label
+    return method_labels
 
 
 def _distinguishing_labels(all_settings: Sequence[dict[str, str]]) -> Iterator[tuple[dict[str, str], list[str]]]:
@@ -299,8 +300,8 @@ def _build_method(label: str, variants: Mapping[Any, Mapping[int, Run | None]], 
     for tuned, seeds in variants.items():
         runs = tuple(run for _, run in sorted(seeds.items()) if run is not None)
         all_variants.append(TunedVariant(dict(tuned), runs, len(seeds) - len(runs)))
-    finished = [variant for variant in all_variants if variant.runs]
-    if not finished:
+    finished_variants = [variant for variant in all_variants if variant.runs]
+    if not finished_variants:
         return None
 
     def sort_key(variant: TunedVariant) -> tuple[float, int, float]:
@@ -308,16 +309,16 @@ def _build_method(label: str, variants: Mapping[Any, Mapping[int, Run | None]], 
         best = variant.summarize_best_accuracy()
         return rounds, variant.n_failed, math.inf if best is None else -best.median
 
-    if not any(variant.has_accuracy for variant in finished):
+    if not any(variant.has_accuracy for variant in finished_variants):
         if target is not None:
             raise ReportError(f"{label}: its runs have no metric named accuracy, which a target needs")
-        if len(finished) > 1:
-            keys = ", ".join(finished[0].tuned)
+        if len(finished_variants) > 1:
+            keys = ", ".join(finished_variants[0].tuned)
             raise ReportError(
                 f"{label}: its runs have no metric named accuracy, which decides on the best value of {keys}; give each run as "
                 "LABEL=RUN"
             )
-    best_variant = min(finished, key=sort_key)
+    best_variant = min(finished_variants, key=sort_key)
     return Method(label, best_variant, tuple(all_variants), _find_grid_edge_keys(best_variant, all_variants))
 
 

@@ -128,8 +128,10 @@ class TimeToTarget:
 
 def time_to_target(priced_run: PricedRun, target: float) -> TimeToTarget | None:
     """Return the time of a run to a target; None if the target is not reached."""
-    reached = find_first_reached(priced_run.run.measured_accuracies, target)
-    return None if reached is None else TimeToTarget(priced_run.round_time_model.first_rounds(reached.after), reached)
+    target_reached = find_first_reached(priced_run.run.measured_accuracies, target)
+    if target_reached is None:
+        return None
+    return TimeToTarget(priced_run.round_time_model.first_rounds(target_reached.after), target_reached)
 
 
 @dataclass(frozen=True)

@@ -99,17 +99,17 @@ class Run:
 
 def load_run(folder: Path) -> Run:
     """Read the run of a folder; ReportError if there is no run, or if the run is unfinished or cannot be read."""
-    missing = [name for name in REQUIRED_FILES if not (folder / name).exists()]
-    if missing == ["summary.json"]:
+    missing_names = [name for name in REQUIRED_FILES if not (folder / name).exists()]
+    if missing_names == ["summary.json"]:
         raise ReportError(f"{folder}: has no summary.json: the run did not finish")
-    if missing:
-        raise ReportError(f"{folder}: is not a run folder (it has no {missing[0]})")
+    if missing_names:
+        raise ReportError(f"{folder}: is not a run folder (it has no {missing_names[0]})")
     try:
         summary = json.loads(read_text(folder / "summary.json"))
         text = read_text(folder / "scenario.toml")
         settings = dict(flatten_settings(tomllib.loads(text)))
         policy = settings.get("downlink.policy")
-        if isinstance(policy, str):  # a run of an earlier release may have an earlier name
+        if isinstance(policy, str):  # a run of an earlier release may have an earlier name of the policy
             settings["downlink.policy"] = POLICY_ALIASES.get(policy, policy)
     except (OSError, ValueError) as error:  # ValueError includes errors of JSON and of UTF-8
         raise ReportError(f"{folder}: cannot be read: {error}") from None
@@ -117,9 +117,10 @@ def load_run(folder: Path) -> Run:
         ("summary.json", summary, REQUIRED_KEYS),
         ("scenario.toml", settings, {"name": str, "seed": int}),
     ):
-        missing = [k for k, type_ in types.items() if not isinstance(content, dict) or not isinstance(content.get(k), type_)]
-        if missing:
-            raise ReportError(f"{folder / file}: has no {missing[0]}; an older version may have written it")
+        table = content if isinstance(content, dict) else {}
+        missing_names = [key for key, type_ in types.items() if not isinstance(table.get(key), type_)]
+        if missing_names:
+            raise ReportError(f"{folder / file}: has no {missing_names[0]}; an older version may have written it")
     for link in ("uplink", "downlink"):
         if not set(REQUIRED_TRAFFIC_KEYS) <= summary[link].keys():
             raise ReportError(f"{folder}/summary.json: has no parts of {link}; an older version may have written it")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class PricedTracker:
-    """Wrapper of a tracker that adds the simulated end of each round on each network. It needs the ledger in a run folder."""
+    """Wrapper of a tracker that adds each round's end on each network to the outcome, from the ledger in the run folder."""
 
     def __init__(self, tracker: Tracker, pricing_models: Mapping[str, PricingModel]) -> None:
         self._tracker = tracker
@@ -37,7 +37,7 @@ class PricedTracker:
         self._tracker.round(record)
 
     def end(self, outcome: RunFinished) -> None:
-        """Forward the outcome with prices; without prices before a ReportError if the run cannot be priced."""
+        """Forward the outcome with prices. If the run cannot be priced, forward the outcome alone, then raise ReportError."""
         problem: ReportError | None = None
         if outcome.summary is not None:
             try:

@@ -22,7 +22,7 @@ from fedsgd.wire import Frame, FrameKind, Header, SectionKind, encode_frame, fra
 
 MIN_CONTEXTS, MAX_CONTEXTS = 8, 64
 MAX_COORDINATES = 2**26
-"""Limit of contexts times P: long vectors are encoded in fewer contexts, but at least MIN_CONTEXTS."""
+"""Maximum of contexts times P. Long vectors are encoded in fewer contexts, but in at least MIN_CONTEXTS."""
 SECTION_NAMES = {SectionKind.INDEX: "index", SectionKind.VALUE: "value"}
 """Names of two kinds of sections. All others count as "side", as in the ledger."""
 
@@ -109,7 +109,7 @@ def measure_operator_errors(op: CompressionOperator, sample: UpdateSample, round
     shares = np.array(contractions) if contractions else np.ones(1)
     n_contexts, squared_bias, squared_errors = _measure_over_contexts(op, sample)
     x, layout = sample.updates[0, 0], sample.layout
-    stated, energy = op.variance(x), _squared_norm(x) or 1.0
+    stated_variance, energy = op.variance(x), _squared_norm(x) or 1.0
     return OperatorErrors(
         error=float(1 - shares.mean()),
         contexts=n_contexts,
@@ -117,7 +117,7 @@ def measure_operator_errors(op: CompressionOperator, sample: UpdateSample, round
         chance_bias=math.sqrt(squared_errors.mean() / n_contexts / energy),
         variance=float(squared_errors.mean() / energy),
         variance_standard_error=float(squared_errors.std(ddof=1) / math.sqrt(n_contexts) / energy),
-        stated_variance=None if stated is None else stated / energy,
+        stated_variance=None if stated_variance is None else stated_variance / energy,
         least_contraction=float(shares.min()),
         median_contraction=float(np.median(shares)),
         stated_contraction=op.contraction(layout) if op.kind == "contractive" else None,
@@ -147,20 +147,20 @@ def _squared_norm(x: F32 | F64) -> float:
 
 def measure_scheme_errors(scheme: CompressionScheme, sample: UpdateSample, rounds: Sequence[SimulatedRound]) -> SchemeErrors:
     """Compare a scheme's aggregates with the mean updates over all rounds, and measure the undelivered updates."""
-    total, delivered = np.zeros((2, sample.layout.size))
+    update_sum, aggregate_sum = np.zeros((2, sample.layout.size))
     energies: list[list[float]] = []
     for updates, simulated in zip(sample.updates, rounds, strict=True):
-        total += updates.mean(axis=0, dtype=np.float64)
-        delivered += simulated.aggregate
+        update_sum += updates.mean(axis=0, dtype=np.float64)
+        aggregate_sum += simulated.aggregate
         for reply in simulated.replies:
             decode_message(scheme, reply)
-        undelivered = [scheme.undelivered_update(reply.state, sample.layout) for reply in simulated.replies]
-        energies.append([_squared_norm(update) for update in undelivered if update is not None])
+        undelivered_updates = [scheme.undelivered_update(reply.state, sample.layout) for reply in simulated.replies]
+        energies.append([_squared_norm(update) for update in undelivered_updates if update is not None])
     unit = _squared_norm(sample.updates) / (sample.updates.shape[0] * sample.updates.shape[1]) or 1.0
-    total_energy = _squared_norm(total) or 1.0
+    total_energy = _squared_norm(update_sum) or 1.0
     return SchemeErrors(
-        error=_squared_norm(total - delivered) / total_energy,
-        delivered=float(total @ delivered) / total_energy,
+        error=_squared_norm(update_sum - aggregate_sum) / total_energy,
+        delivered=float(update_sum @ aggregate_sum) / total_energy,
         withheld=sum(energies[-1]) / len(energies[-1]) / unit if energies[-1] else None,
         most_withheld=max(max(round_energies) for round_energies in energies) / unit if all(energies) else None,
     )

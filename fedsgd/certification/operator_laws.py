@@ -61,8 +61,8 @@ def round_trip(op: CompressionOperator, x: F32, ctx: CodecContext) -> None:
     original = x.copy()
     sections, update = op.encode(x, ctx)
     require(are_equal(x, original), "round_trip", op, "encode wrote to its input")
-    decoded = decode_through_frame(op, sections, ctx)
-    dense = decoded.to_dense()
+    decoded_update = decode_through_frame(op, sections, ctx)
+    dense = decoded_update.to_dense()
     require(dense.shape == x.shape, "round_trip", op, f"{dense.shape} coordinates decoded, expected {x.shape}")
     require(bool(np.isfinite(dense).all()), "round_trip", op, "decoded to a value that is not finite")
     positions = np.flatnonzero(dense != update.to_dense())
@@ -108,8 +108,8 @@ def contraction(op: CompressionOperator, x: F32, ctx: CodecContext) -> None:
 
 def squared_error(op: CompressionOperator, x: F32, ctx: CodecContext) -> float:
     """Return |x − C(x)|²."""
-    decoded = op.encode(x, ctx)[1].to_dense()
-    return float(np.square(x.astype(np.float64) - decoded).sum())
+    dense = op.encode(x, ctx)[1].to_dense()
+    return float(np.square(x.astype(np.float64) - dense).sum())
 
 
 INPUT_LAWS: Sequence[Callable[[CompressionOperator, F32, CodecContext], None]] = (
@@ -238,13 +238,13 @@ def incompressible_payload(op: CompressionOperator) -> None:
 def rejects_malformed(op: CompressionOperator) -> None:
     """Sections of another kind, a missing section and an additional section raise WireError in the decoder."""
     for ctx, rng in draw_contexts("strict", SMALL_SIZE, 1):
-        valid = op.encode(draw_gaussian(rng, SMALL_SIZE), ctx)[0]
-        relabeled = [
-            Section(SectionKind.MANIFEST if s.kind != SectionKind.MANIFEST else SectionKind.INDEX, s.data) for s in valid
+        message = op.encode(draw_gaussian(rng, SMALL_SIZE), ctx)[0]
+        other_kinds = [
+            Section(SectionKind.MANIFEST if s.kind != SectionKind.MANIFEST else SectionKind.INDEX, s.data) for s in message
         ]
-        malformed = [(*valid[:i], relabeled[i], *valid[i + 1 :]) for i in range(len(valid))]
-        for sections in [*malformed, valid[:-1], (*valid, Section(SectionKind.SCALE, b"")), ()]:
-            if sections == valid:
+        variants = [(*message[:i], other_kinds[i], *message[i + 1 :]) for i in range(len(message))]
+        for sections in [*variants, message[:-1], (*message, Section(SectionKind.SCALE, b"")), ()]:
+            if sections == message:
                 continue
             try:
                 decode_through_frame(op, sections, ctx)
@@ -253,7 +253,7 @@ def rejects_malformed(op: CompressionOperator) -> None:
             except Exception as error:
                 raise LawError(f"rejects_malformed: {op}: {type(error).__name__} instead of a WireError: {error}") from error
             kinds = ", ".join(s.kind.name for s in sections) or "none"
-            expected = ", ".join(s.kind.name for s in valid)
+            expected = ", ".join(s.kind.name for s in message)
             raise LawError(f"rejects_malformed: {op}: decodes sections {kinds}, but encodes {expected}")
 
 

@@ -22,8 +22,8 @@ CertificateRow = tuple[str, str, str]
 COLUMNS = ("compressor", "kind", "bits/parameter", "ratio up", "error", "encode", "decode+add", "laws")
 LEGEND = (
     "bits/parameter: whole frames; ratio up: bytes of dense float32 updates over bytes of the frames (for both directions "
-    "together, below 2× if the downlink is dense); error: |x − C(x)|²/|x|², for schemes of the sums over the rounds; encode, "
-    "decode+add: × a memcpy of the dense vector."
+    "together, below 2× if the downlink is dense); error: |x − C(x)|²/|x|², for schemes the error of the sums over rounds; "
+    "encode, decode+add: × a memcpy of the dense vector."
 )
 
 
@@ -163,8 +163,8 @@ def _list_scheme_error_rows(errors: SchemeErrors) -> Iterator[CertificateRow]:
     yield "delivered ⟨Σx, Σd⟩/|Σx|²", _format_number(errors.delivered), "1: all of Σx"
     yield "|Σx − Σd|²/|Σx|²", _format_number(errors.error), ""
     if errors.withheld is not None and errors.most_withheld is not None:
-        yield "undelivered energy", _format_number(errors.withheld), "in updates, mean of the clients at the end"
-        yield "undelivered, maximum", _format_number(errors.most_withheld), "over clients and rounds"
+        yield "undelivered energy, mean", _format_number(errors.withheld), "after the last round; 1: energy of an update"
+        yield "undelivered energy, maximum", _format_number(errors.most_withheld), "over clients and rounds"
 
 
 def _list_throughput_rows(throughput: Throughput, vectors: SampleSummary) -> Iterator[CertificateRow]:

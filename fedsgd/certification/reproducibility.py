@@ -39,7 +39,7 @@ _ERROR, _END = b"error ", b""
 
 
 class FreshInterpreter:
-    """Interpreter for all compressors of a certificate.
+    """Interpreter that decodes and encodes the frames of one or several compressors.
 
     The environment and the import path are copied from this process when the object is created, before anything is encoded.
     After importing the compressors' modules, the interpreter works in an empty folder, which is also its folder for temporary

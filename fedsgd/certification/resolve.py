@@ -75,8 +75,8 @@ def check_compressor_class(cls: object, description: str) -> None:
     if not issubclass(cls, CompressionOperator | CompressionScheme):
         raise ScenarioError(f"{description} is a class of {_format_bases(cls)}, expected {EXPECTED_CLASS}")
     if inspect.isabstract(cls):
-        missing = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
-        raise ScenarioError(f"{description} does not define {missing}, expected {EXPECTED_CLASS}")
+        missing_names = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
+        raise ScenarioError(f"{description} does not define {missing_names}, expected {EXPECTED_CLASS}")
     if not is_dataclass(cls) or "__dataclass_params__" not in vars(cls):
         raise ScenarioError(f"{description} is not decorated with @dataclass(frozen=True), expected {EXPECTED_CLASS}")
     if not isinstance(getattr(cls, "name", None), str):

@@ -106,21 +106,21 @@ def aggregation(compressor: Compressor) -> None:
         replies = _send_updates(scheme, server_state, states, updates, round)
         ctx = AggregationContext(SEED, round, LAYOUT, N_CLIENTS)
         update, new_state = _aggregate_readonly(compressor, server_state, replies, ctx)
-        repeated, repeated_state = _aggregate_readonly(compressor, server_state, replies, ctx)
-        equal_names = new_state.keys() == repeated_state.keys()
-        equal_states = equal_names and all(are_equal(new_state[n], repeated_state[n]) for n in new_state)
+        second_update, second_state = _aggregate_readonly(compressor, server_state, replies, ctx)
+        equal_names = new_state.keys() == second_state.keys()
+        equal_states = equal_names and all(are_equal(new_state[n], second_state[n]) for n in new_state)
         figures = f"round {round}: a second call with equal arguments gives another result"
-        require(equal_states and are_equal(update, repeated), "aggregation", compressor, figures)
-        reordered, _ = _aggregate_readonly(compressor, server_state, [*replies[1::2], *replies[::2]], ctx)
-        _require_close(compressor, f"round {round}, replies in another order", reordered, update)
+        require(equal_states and are_equal(update, second_update), "aggregation", compressor, figures)
+        reordered_update, _ = _aggregate_readonly(compressor, server_state, [*replies[1::2], *replies[::2]], ctx)
+        _require_close(compressor, f"round {round}, replies in another order", reordered_update, update)
         if server_state or new_state:
             for subset in ([replace(replies[0], weight=1.0)], []):
                 _aggregate_readonly(compressor, server_state, subset, ctx)
             clients = 2 * N_CLIENTS if scheme.needs_uniform_weights else N_CLIENTS
-            halved, halved_state = _aggregate_readonly(
+            halved_update, halved_state = _aggregate_readonly(
                 compressor, halved_state, _halve(scheme, replies), replace(ctx, clients=clients)
             )
-            _require_close(compressor, f"round {round}, replies as two of half the weight", halved, update)
+            _require_close(compressor, f"round {round}, replies as two of half the weight", halved_update, update)
         else:
             _require_sum(compressor, replies, ctx)
         server_state = new_state
@@ -174,9 +174,9 @@ def _require_sum(compressor: Compressor, replies: Sequence[WeightedUpdate], ctx:
     for description, subset in cases.items():
         expected, scale = np.zeros(LAYOUT.size), 0.0
         for reply in subset:
-            decoded = scheme.decode(reply.sections, reply.ctx).to_dense()
-            expected += reply.weight * decoded.astype(np.float64)
-            scale += reply.weight * float(np.abs(decoded).max())
+            dense = scheme.decode(reply.sections, reply.ctx).to_dense()
+            expected += reply.weight * dense.astype(np.float64)
+            scale += reply.weight * float(np.abs(dense).max())
         case = f"round {ctx.round}, {description or f'{len(replies)} replies'}, compared with Σ weight · decoded update"
         _require_close(compressor, case, _aggregate_readonly(compressor, {}, subset, ctx)[0], expected, scale)
 
@@ -184,24 +184,24 @@ def _require_sum(compressor: Compressor, replies: Sequence[WeightedUpdate], ctx:
 def _halve(scheme: CompressionScheme, replies: Sequence[WeightedUpdate]) -> list[WeightedUpdate]:
     """Replace the reply with the largest weight by two replies of half its weight; with uniform weights, each reply."""
     heaviest = max(replies, key=lambda reply: reply.weight)
-    halved: list[WeightedUpdate] = []
+    halved_replies: list[WeightedUpdate] = []
     for reply in replies:
         if reply is heaviest or scheme.needs_uniform_weights:
             half = replace(reply, weight=reply.weight / 2)
-            halved += [half, replace(half, ctx=_choose_twin(scheme, reply))]
+            halved_replies += [half, replace(half, ctx=_choose_twin(scheme, reply))]
         else:
-            halved.append(reply)
-    return halved
+            halved_replies.append(reply)
+    return halved_replies
 
 
 def _choose_twin(scheme: CompressionScheme, reply: WeightedUpdate) -> CodecContext:
     """Return the context of a client without a reply if the sections decode there to an equal update, else the reply's."""
     twin = replace(reply.ctx, client=reply.ctx.client + 1)
     try:
-        decoded = scheme.decode(reply.sections, twin).to_dense()
+        twin_update = scheme.decode(reply.sections, twin).to_dense()
     except Exception:  # the user's own code may raise any error for the sections of another client
         return reply.ctx
-    return twin if are_equal(scheme.decode(reply.sections, reply.ctx).to_dense(), decoded) else reply.ctx
+    return twin if are_equal(scheme.decode(reply.sections, reply.ctx).to_dense(), twin_update) else reply.ctx
 
 
 def _require_close(compressor: Compressor, case: str, actual: F32, expected: F32 | F64, scale: float | None = None) -> None:

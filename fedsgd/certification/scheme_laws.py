@@ -39,9 +39,9 @@ def sample_sends(scheme: CompressionScheme) -> Iterator[tuple[CodecContext, F32,
     for ctx, rng in draw_contexts("scheme", 1000, N_ROUNDS):
         x = draw_gaussian(rng, 1000) * np.float32(0 if ctx.round == 5 else 1)
         x[: 990 if ctx.round == 6 else 0] = 0
-        encoded = scheme.send(x, state, ctx)
-        yield ctx, x, state, encoded
-        state = encoded.state_if_lost if ctx.round % 4 == 3 else encoded.state
+        encoded_update = scheme.send(x, state, ctx)
+        yield ctx, x, state, encoded_update
+        state = encoded_update.state_if_lost if ctx.round % 4 == 3 else encoded_update.state
 
 
 def _send_readonly(law: str, scheme: CompressionScheme, x: F32, state: StateArrays, ctx: CodecContext) -> EncodedUpdate:
@@ -113,25 +113,25 @@ def telescoping(scheme: CompressionScheme, updates: Sequence[F32], lost_mask: Se
     round. A scheme without `undelivered_update` is not checked.
     """
     layout = example_layout(len(updates[0]))
-    total, delivered, magnitudes = np.zeros((3, layout.size))
+    update_sum, delivered_sum, magnitudes = np.zeros((3, layout.size))
     state: StateArrays = {}
-    if (undelivered := scheme.undelivered_update(state, layout)) is None:
+    if (undelivered_update := scheme.undelivered_update(state, layout)) is None:
         return
     for i, (x, is_lost) in enumerate(zip(updates, lost_mask, strict=True)):
         cohort, learning_rate_sum = COHORTS[i % len(COHORTS)], LEARNING_RATE_SUMS[i % len(LEARNING_RATE_SUMS)]
         ctx = CodecContext(0, i + 1, 0, layout, cohort=cohort, learning_rate_sum=learning_rate_sum)
-        encoded = _send_readonly("telescoping", scheme, x, state, ctx)
-        total += x
-        decoded = scheme.decode(encoded.sections, ctx)
-        state = encoded.state_if_lost if is_lost else encoded.state
+        encoded_update = _send_readonly("telescoping", scheme, x, state, ctx)
+        update_sum += x
+        decoded_update = scheme.decode(encoded_update.sections, ctx)
+        state = encoded_update.state_if_lost if is_lost else encoded_update.state
         if not is_lost:
-            decoded.add_to(delivered, 1.0)
-        undelivered = scheme.undelivered_update(state, layout)
-        if undelivered is None:
+            decoded_update.add_to(delivered_sum, 1.0)
+        undelivered_update = scheme.undelivered_update(state, layout)
+        if undelivered_update is None:
             cause = "undelivered_update returns None, but it returned an update before the first send"
             raise LawError(f"telescoping: {scheme}: round {ctx.round}: {cause}")
-        magnitudes += np.abs(x) + np.abs(decoded.to_dense()) + np.abs(undelivered)
-    errors = np.abs(total - delivered - undelivered)
+        magnitudes += np.abs(x) + np.abs(decoded_update.to_dense()) + np.abs(undelivered_update)
+    errors = np.abs(update_sum - delivered_sum - undelivered_update)
     worst = int((errors - ROUNDING_TOLERANCE * magnitudes).argmax())
     limit = float(ROUNDING_TOLERANCE * magnitudes[worst] + len(updates) * TINY)
     sums = f"delivered and undelivered updates add up to another value than the {len(updates)} updates"
@@ -158,8 +158,8 @@ def bounded_residual(scheme: CompressionScheme) -> None:
         largest = max(largest, float(np.square(x, dtype=np.float64).sum()))
         with np.errstate(over="ignore", invalid="ignore"):
             state = scheme.send(x, state, ctx).state
-            undelivered = scheme.undelivered_update(state, layout)
-            energy = 0.0 if undelivered is None else float(np.square(undelivered, dtype=np.float64).sum())
+            undelivered_update = scheme.undelivered_update(state, layout)
+            energy = 0.0 if undelivered_update is None else float(np.square(undelivered_update, dtype=np.float64).sum())
         limit = factor * largest + offset
         figures = f"after {ctx.round} rounds, |undelivered update|² is {energy:.4g}, at most {limit:.4g} allowed"
         require(energy <= limit * (1 + ROUNDING_TOLERANCE) + ROUNDING_TOLERANCE, "bounded_residual", scheme, figures)
@@ -172,11 +172,11 @@ def scale(scheme: CompressionScheme) -> None:
         updates = [np.ldexp(draw_gaussian(rng, SMALL_SIZE), exponent) for _, rng in draw_contexts("telescoping", SMALL_SIZE, 8)]
         for (ctx, _), x in zip(draw_contexts("telescoping", SMALL_SIZE, 8), updates, strict=True):
             with np.errstate(all="ignore"):
-                encoded = scheme.send(x, state, ctx)
-                arrays = decode_through_frame(scheme, encoded.sections, ctx).to_dense(), *encoded.state.values()
+                encoded_update = scheme.send(x, state, ctx)
+                arrays = decode_through_frame(scheme, encoded_update.sections, ctx).to_dense(), *encoded_update.state.values()
             is_finite = all(bool(np.isfinite(array).all()) for array in arrays)
             require(is_finite, "scale", scheme, f"round {ctx.round}, updates times 2^{exponent}: a number is not finite")
-            state = encoded.state
+            state = encoded_update.state
         try:
             telescoping(scheme, updates, [i % 3 == 1 for i in range(8)])
         except LawError as error:

@@ -86,8 +86,8 @@ def rebuild(value: Any) -> Any:
 
 def encode_message(scheme: CompressionScheme, x: F32, state: StateArrays, ctx: CodecContext) -> tuple[bytes, StateArrays]:
     """Return the frame of one update x [P], and the client's state if the update is acknowledged."""
-    encoded = scheme.send(x, state, ctx)
-    return _encode_update(scheme, encoded, ctx), encoded.state
+    encoded_update = scheme.send(x, state, ctx)
+    return _encode_update(scheme, encoded_update, ctx), encoded_update.state
 
 
 def _encode_update(compressor: Compressor, update: EncodedUpdate, ctx: CodecContext) -> bytes:
@@ -104,8 +104,8 @@ def simulate_rounds(compressor: Compressor, updates: F32, layout: ParameterLayou
         frame = encode_reference_frame(scheme, server_state, make_context(round, ALL_CLIENTS, layout, cohort))
         reference = decode_reference_frame(scheme, frame, make_context(round, ALL_CLIENTS, layout, cohort))
         replies = _send_round(compressor, round_updates, states, round, layout, reference)
-        weighted = (WeightedUpdate(reply.sections, 1 / cohort, reply.ctx) for reply in replies)
-        aggregate, server_state = scheme.aggregate(server_state, weighted, AggregationContext(SEED, round, layout, cohort))
+        messages = (WeightedUpdate(reply.sections, 1 / cohort, reply.ctx) for reply in replies)
+        aggregate, server_state = scheme.aggregate(server_state, messages, AggregationContext(SEED, round, layout, cohort))
         yield SimulatedRound(replies, frame, reference, aggregate)
 
 
@@ -144,9 +144,9 @@ def _send_message(
     client_ctx = replace(ctx, reference=reference)
     if isinstance(compressor, CompressionOperator):
         sections, update = compressor.encode(x, client_ctx)
-        encoded = EncodedUpdate(sections, {}, {})
-        frame = _encode_update(compressor, encoded, ctx)
-        return SimulatedReply(ctx, frame, decode_frame(frame).sections, encoded.state, update)
+        encoded_update = EncodedUpdate(sections, {}, {})
+        frame = _encode_update(compressor, encoded_update, ctx)
+        return SimulatedReply(ctx, frame, decode_frame(frame).sections, encoded_update.state, update)
     assert isinstance(compressor, CompressionScheme)
     frame, new_state = encode_message(compressor, x, state, client_ctx)
     sections = decode_frame(frame).sections
@@ -193,8 +193,8 @@ def decode_rounds(compressor: Compressor, rounds: Sequence[RoundFrames], layout:
     for round, (_, replies) in enumerate(rounds, start=1):
         yield _as_byte_array(encode_reference_frame(scheme, server_state, make_context(round, ALL_CLIENTS, layout, cohort)))
         contexts = (make_context(round, client, layout, cohort) for client in range(cohort))
-        weighted = (WeightedUpdate(decode_frame(f).sections, 1 / cohort, ctx) for f, ctx in zip(replies, contexts, strict=True))
-        aggregate, server_state = scheme.aggregate(server_state, weighted, AggregationContext(SEED, round, layout, cohort))
+        messages = (WeightedUpdate(decode_frame(f).sections, 1 / cohort, ctx) for f, ctx in zip(replies, contexts, strict=True))
+        aggregate, server_state = scheme.aggregate(server_state, messages, AggregationContext(SEED, round, layout, cohort))
         yield aggregate
 
 

@@ -1,8 +1,8 @@
 """Laws of an operator's statistics: equal treatment of positions, bias and variance.
 
-Vectors and contexts are drawn from fixed streams, so the result is equal in every run. A law rejects at MAX_STANDARD_ERRORS. It
-is tried at P = SMALL_SIZE with many draws, and at P = LARGE_SIZE with few draws, where coordinates are pooled into bins. Faults
-of 16-bit indices, of blocks and of sampled thresholds show at P = LARGE_SIZE only.
+Vectors and contexts are drawn from fixed streams, so the result is equal in every run. A law rejects at MAX_STANDARD_ERRORS.
+There are many draws at P = SMALL_SIZE, and few draws at P = LARGE_SIZE, where coordinates are pooled into bins. Faults of
+16-bit indices, of blocks and of sampled thresholds show at P = LARGE_SIZE only.
 """
 
 from __future__ import annotations
@@ -185,8 +185,8 @@ def _compute_scores(samples: F64, scale: float) -> F64:
     error of all columns: one for every 150 draws, and at least one. ROUNDING_TOLERANCE · scale is added to the standard error
     of one draw.
     """
-    missing = max(1, len(samples) // 150) * np.square(samples).max()
-    spread = np.sqrt(np.square(samples - samples.mean(axis=0)).sum(axis=0) + missing)
+    missing_energy = max(1, len(samples) // 150) * np.square(samples).max()
+    spread = np.sqrt(np.square(samples - samples.mean(axis=0)).sum(axis=0) + missing_energy)
     scores: F64 = samples.sum(axis=0) / (spread + np.sqrt(len(samples)) * ROUNDING_TOLERANCE * scale)
     return scores
 

@@ -53,8 +53,8 @@ def plot_residuals(method_series: Sequence[MethodSeries], options: ReportOptions
         return None
     figure = Figure(figsize=(TWO_COLUMNS, 2.2), layout="constrained")
     axes = figure.subplots(1, 2)
-    missed = [(series, _build_round_band(series, "rounds_missed")) for series, _ in norm_bands]
-    missed_bands = [(series, band) for series, band in missed if band is not None]
+    missed_rounds = [(series, _build_round_band(series, "rounds_missed")) for series, _ in norm_bands]
+    missed_bands = [(series, band) for series, band in missed_rounds if band is not None]
     panels = ((norm_bands, "residual norm of a client"), (missed_bands, "rounds missed by a client"))
     for ax, (bands, label) in zip(axes, panels, strict=True):
         for i, (series, band) in enumerate(bands):  # methods often share cohorts: shades of equal bands would add up

@@ -69,8 +69,8 @@ def plot_link_speed(method_series: Sequence[MethodSeries], options: ReportOption
     ax = figure.add_subplot()
     mark_speeds = [mark.up_bits_per_second for mark in fastest_marks + baseline_marks]
     low, high = find_finite_range([MIN_SHOWN_SPEED, MAX_SHOWN_SPEED, network.link.up_bits_per_second, *mark_speeds])
-    visible = (np.array(SPEEDS) >= low * 0.999) & (np.array(SPEEDS) <= high * 1.001)
-    shortest, longest = find_finite_range(value for series in timed_series for value in bands[series].median[visible])
+    visible_mask = (np.array(SPEEDS) >= low * 0.999) & (np.array(SPEEDS) <= high * 1.001)
+    shortest, longest = find_finite_range(value for series in timed_series for value in bands[series].median[visible_mask])
     for series in timed_series:
         bands[series].draw(ax, series)
     scale_axis(ax.xaxis, RATE, low, high, max_ticks=4)

@@ -81,8 +81,8 @@ def _collect_class_counts(partition_summary: PartitionSummary) -> list[tuple[str
 
 def _format_class_name(name: str) -> str:
     """Return a class name of at most 16 visible characters."""
-    visible = {" ": "space", "\n": "line end"}.get(name, name)
-    return _escape_text(visible if len(visible) <= 16 else visible[:15] + "…")
+    visible_name = {" ": "space", "\n": "line end"}.get(name, name)
+    return _escape_text(visible_name if len(visible_name) <= 16 else visible_name[:15] + "…")
 
 
 def _escape_text(text: str) -> str:

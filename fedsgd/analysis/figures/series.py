@@ -98,8 +98,8 @@ class SeedBand:
 
 def build_band(x: F64, curves: Sequence[F64 | list[float]]) -> SeedBand:
     """Return the band of curves [S, X] over S seeds, at common positions x."""
-    stacked = np.asarray(curves)
-    return SeedBand(x, np.median(stacked, axis=0), stacked.min(axis=0), stacked.max(axis=0))
+    values = np.asarray(curves)
+    return SeedBand(x, np.median(values, axis=0), values.min(axis=0), values.max(axis=0))
 
 
 def interpolate_band(curves: Sequence[tuple[F64, F64]]) -> SeedBand | None:

@@ -235,11 +235,11 @@ def scale_axis(
     name = "x" if isinstance(axis, XAxis) else "y"
     log = low > 0 and (high >= 3 * low if log is None else log)
     axis.axes.set(**{f"{name}scale": "log" if log else "linear"})
-    inside = [[x for x in level if low * 0.999 <= x <= high * 1.001] for level in unit.tick_levels]
-    major = next((ticks for ticks in inside if 2 <= len(ticks) <= max_ticks), None)
+    visible_levels = [[x for x in level if low * 0.999 <= x <= high * 1.001] for level in unit.tick_levels]
+    major = next((ticks for ticks in visible_levels if 2 <= len(ticks) <= max_ticks), None)
     minor: list[float] = []
     if log and major is not None:
-        finest = next(ticks for ticks in inside if len(ticks) <= 30 or ticks is major)
+        finest = next(ticks for ticks in visible_levels if len(ticks) <= 30 or ticks is major)
         minor = [x for x in finest if x not in major]
     else:
         multiple = next((m for m in unit.tick_multiples if m <= high), unit.tick_multiples[-1])
@@ -257,5 +257,5 @@ def scale_axis(
 
 def find_finite_range(values: Iterable[float]) -> tuple[float, float]:
     """Return the smallest and the largest finite value; 0 and 1 without finite values."""
-    finite = [value for value in values if math.isfinite(value)]
-    return (min(finite), max(finite)) if finite else (0.0, 1.0)
+    finite_values = [value for value in values if math.isfinite(value)]
+    return (min(finite_values), max(finite_values)) if finite_values else (0.0, 1.0)

@@ -364,7 +364,8 @@
     for (const one of speeds.breakEvens) {
       one.first = [...one.times].every(([index, seconds]) => state.hidden.has(index) || seconds >= one.seconds * (1 - 1e-9));
     }
-    const breakEvens = speeds.breakEvens.filter((one) => !state.hidden.has(one.below.index) && !state.hidden.has(one.above.index));
+    const isVisible = (method) => !state.hidden.has(method.index);
+    const breakEvens = speeds.breakEvens.filter((one) => isVisible(one.below) && isVisible(one.above));
     W.showBreakEvens(model, breakEvens, speeds);
   }
 

@@ -48,7 +48,8 @@ const fedsgdWords = (() => {
     $("answer").replaceChildren(
       ...(timedRows.length ? [where, ...describeFastest(timedRows, model, state, rows)] : describeWithoutTimes(state, rows)),
     );
-    $("soonest").textContent = timedRows.length ? `${timedRows[0].method.short} after ${P.formatSeconds(timedRows[0].seconds.median)}` : "";
+    const [first] = timedRows;
+    $("soonest").textContent = first ? `${first.method.short} after ${P.formatSeconds(first.seconds.median)}` : "";
   }
 
   function describeFastest([first, second], model, state, rows) {
