@@ -1,7 +1,7 @@
 """Deployments of scenarios over Flower: a SuperLink and SuperNodes as processes on this machine.
 
 `fedsgd.flower` runs inside Flower's processes. This package starts, monitors, measures and stops these processes. The launching
-process does not import Flower. Names are imported on first use, because the guard of a deployment needs few of them.
+process does not import Flower. Names are imported on first use, because the guard process needs no large module.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Addresses on the command lines of a deployment's processes that hide their environment."""
+"""Addresses that identify a deployment's processes whose environment cannot be read, by their command lines."""
 
 from __future__ import annotations
 
@@ -10,15 +10,11 @@ from fedsgd.flower.deployment.guard import Guard
 
 @dataclass
 class ProcessAddresses:
-    """Current address of each process that serves children, by the process's name.
+    """Current address of each process that serves children, by the process's name. The guard receives the same addresses.
 
-    A port may belong to a different deployment before and afterwards. An address is dropped when its process is restarted at
-    another address, loses its port to another process, or ends.
-
-    Attributes:
-        guard: guard process that receives the same addresses, None for no guard.
-        start_time: start of the deployment in seconds since the epoch; older processes do not belong to the deployment.
-        address_by_name: address by the name of the process.
+    A port may belong to a different deployment before and afterwards. An address is therefore dropped when its process is
+    restarted at another address, loses its port to another process, or ends. Processes that are older than `start_time`,
+    seconds since the epoch, do not belong to the deployment.
     """
 
     guard: Guard | None = None

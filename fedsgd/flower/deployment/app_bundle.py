@@ -36,14 +36,7 @@ def write_app(
     server_app: str = "fedsgd.flower.runtime.server_app:app",
     client_app: str = "fedsgd.flower.runtime.client_app:app",
 ) -> Path:
-    """Write the app's folder, and return it.
-
-    Args:
-        folder: folder to create.
-        settings: run config of the app, which includes the scenario.
-        server_app: `module:attribute` of the ServerApp.
-        client_app: `module:attribute` of the ClientApp.
-    """
+    """Create the folder of an app whose run config is `settings`, and return the folder."""
     folder.mkdir()
     (folder / "LICENSE").touch()
     lines = "\n".join(f"{name} = {_format_toml(value)}" for name, value in settings.items())

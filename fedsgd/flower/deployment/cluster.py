@@ -41,15 +41,9 @@ LOG_PATTERNS = ("superlink", "serverapp", "submission", "warm", "node-*")
 
 @dataclass(frozen=True)
 class ClusterConfig:
-    """Configuration of a local deployment.
+    """Configuration of a local deployment, with the settings of `deploy`.
 
-    Attributes:
-        nodes: number of SuperNodes.
-        scenario_toml: scenario as TOML, "" for a user's own app.
-        data: folder of the data files, "" for the default or for a user's own app.
-        tls: whether nodes and SuperLink communicate over TLS.
-        measure_socket: whether all bytes on the nodes' sockets are counted.
-        use_fork_server: whether Flower's apps are forked from a process that has imported their modules.
+    `scenario_toml` and `data` are "" for a user's own app. `data` is also "" for the default folder.
     """
 
     nodes: int
@@ -65,17 +59,11 @@ class LocalCluster:
     """Running processes of a deployment.
 
     Attributes:
-        config: configuration of the deployment.
         folder: folder of all files that the deployment needs while it runs.
-        logs: folder of the processes' logs.
-        env: environment of the processes.
         on_trouble: called with a message if the deployment continues without a process.
-        tls_certificates: certificates, None without TLS.
         port: port of the SuperLink.
-        superlink: process of the SuperLink.
-        fork_server: process that Flower's apps are forked from, None if it was not started or has ended.
-        nodes: SuperNode processes by partition.
-        proxies: counting proxies by partition, empty if bytes are not counted.
+        fork_server: process that Flower's apps are forked from, None if no fork server was started or it has ended.
+        nodes, proxies: SuperNode processes and their counting proxies, by partition; no proxies if bytes are not counted.
         child_processes: all processes that were started, in order of their start.
         addresses: addresses at which processes serve their own children, by the name of their log.
     """
@@ -96,15 +84,11 @@ class LocalCluster:
 
     @property
     def flwr_home(self) -> Path:
-        """FLWR_HOME of all processes of the deployment."""
+        """FLWR_HOME of the deployment's processes."""
         return self.folder / "home"
 
     def start_superlink(self) -> None:
-        """Start the SuperLink, and wait until it answers.
-
-        Raises:
-            DeploymentError: the SuperLink ended, does not answer, or no port was free.
-        """
+        """Start the SuperLink and wait until it answers. DeploymentError if it ends, does not answer, or finds no free port."""
         security = ["--insecure"]
         if self.tls_certificates is not None:
             files = {
@@ -129,16 +113,12 @@ class LocalCluster:
 
     def start_node(self, partition: int) -> None:
         """Start the SuperNode of a partition, or restart it."""
-        superlink_port = self.port
+        superlink_port, certificates = self.port, self.tls_certificates
         if self.config.measure_socket:
             if partition not in self.proxies:
                 self.proxies[partition] = CountingProxy(self.port)
             superlink_port = self.proxies[partition].port
-        security = (
-            ["--insecure"]
-            if self.tls_certificates is None
-            else ["--root-certificates", str(self.tls_certificates.ca_certificate)]
-        )
+        security = ["--insecure"] if certificates is None else ["--root-certificates", str(certificates.ca_certificate)]
         node_config = f"partition-id={partition} num-partitions={self.config.nodes}"
         port = str(self._assign_port(f"node-{partition}"))
         addresses = ["--superlink", f"127.0.0.1:{superlink_port}", "--host", "127.0.0.1", "--port", port]
@@ -152,16 +132,8 @@ class LocalCluster:
         _get_startup_marker(address).touch()
         self.env[launchers.SOCKET_VARIABLE] = str(address)
         self.addresses.assign("warm", str(address))  # forked processes have the same command line
-        command = [
-            sys.executable,
-            "-P",
-            "-m",
-            "fedsgd.flower.deployment.fork_server",
-            str(address),
-            str(scenario_file),
-            self.config.data,
-        ]
-        self.fork_server = self.start_process("warm", command)
+        python = [sys.executable, "-P", "-m", "fedsgd.flower.deployment.fork_server"]
+        self.fork_server = self.start_process("warm", [*python, str(address), str(scenario_file), self.config.data])
 
     def check_fork_server(self) -> None:
         """Let apps start without the fork server if it has ended, and report its end once."""
@@ -173,19 +145,11 @@ class LocalCluster:
         self.on_trouble("\n".join([f"{first}; from now on each app starts as a new process, more slowly", *rest]))
 
     def submit(self, app: Path, *, stream: bool = False) -> subprocess.Popen[bytes]:
-        """Submit an app by `flwr run`.
-
-        Args:
-            app: folder of the app.
-            stream: whether the process prints the log of the run and ends at its end.
-        """
+        """Submit the app of a folder by `flwr run`. With `stream`, this process prints the run's log and ends with the run."""
         return self.start_process("submission", ["flwr", "run", str(app), CONNECTION_NAME, *(["--stream"] if stream else [])])
 
     def read_flower_byte_counters(self) -> dict[str, int] | None:
-        """Return the bytes that the SuperLink counted for its only run, by direction; None if they are not available.
-
-        Flower's counter does not include headers and polls.
-        """
+        """Return Flower's own count of the run's bytes by direction, without headers and polls; None if not available."""
         command = [launchers.find_flower_command("flwr"), "list", CONNECTION_NAME, "--format", "json"]
         with suppress(subprocess.SubprocessError, ValueError, LookupError, OSError):
             result = subprocess.run(command, env=self.env, capture_output=True, timeout=COMMAND_SECONDS, check=True)
@@ -210,19 +174,17 @@ class LocalCluster:
     ) -> DeploymentError:
         """Return the error for a process that ended, or that has not answered for `seconds`."""
         status = processes.describe_exit(process) or f"does not answer after {seconds:g} s"
-        path = self.get_log_path(log_name)
-        return DeploymentError(f"{description} (process {process.pid}) {status}; its log is {path}{processes.read_tail(path)}")
+        return DeploymentError(f"{description} (process {process.pid}) {status}{self.describe_log(log_name)}")
+
+    def describe_log(self, name: str) -> str:
+        """Return the end of an error message: the path of a process's log, and its last lines."""
+        path = self.get_log_path(name)
+        return f"; its log is {path}{processes.read_tail(path)}"
 
     def start_process(self, name: str, command: list[str]) -> subprocess.Popen[bytes]:
-        """Start a command that ends with the deployment.
+        """Start a command that ends with the deployment, with a log and a state folder of this name.
 
-        Args:
-            name: name of the log and of the state folder.
-            command: arguments, of which the first is the name of a command of Flower or an absolute path.
-
-        Raises:
-            OutputError: Flower has no such command, or the log cannot be written.
-            DeploymentError: the process cannot be started.
+        The command begins with the name of one of Flower's commands, or with an absolute path.
         """
         env = {**self.env, "FEDSGD_STATE": str(self.folder / "state" / name)}
         program = command[0] if Path(command[0]).is_absolute() else launchers.find_flower_command(command[0])
@@ -248,7 +210,7 @@ class LocalCluster:
         return port
 
     def _wait_for_superlink(self) -> bool:
-        """Wait until the SuperLink answers. Return False if it ended, or did not answer in time."""
+        """Wait until the SuperLink answers. Return False if the SuperLink ended, or did not answer in time."""
         assert self.superlink is not None
         deadline = time.monotonic() + SUPERLINK_SECONDS
         while time.monotonic() < deadline and self.superlink.poll() is None:
@@ -261,11 +223,8 @@ class LocalCluster:
         """Return whether the SuperLink answers within `HEALTH_CHECK_SECONDS`."""
         handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
         if self.tls_certificates is not None:
-            handlers.append(
-                urllib.request.HTTPSHandler(
-                    context=ssl.create_default_context(cafile=str(self.tls_certificates.ca_certificate))
-                )
-            )
+            context = ssl.create_default_context(cafile=str(self.tls_certificates.ca_certificate))
+            handlers.append(urllib.request.HTTPSHandler(context=context))
         url = f"http{'s' * (self.tls_certificates is not None)}://127.0.0.1:{self.port}/health"
         try:
             with urllib.request.build_opener(*handlers).open(url, timeout=HEALTH_CHECK_SECONDS):
@@ -274,11 +233,8 @@ class LocalCluster:
             return False
 
     def _format_connection_config(self) -> str:
-        security = (
-            "insecure = true"
-            if self.tls_certificates is None
-            else f'root-certificates = "{self.tls_certificates.ca_certificate}"'
-        )
+        certificates = self.tls_certificates
+        security = "insecure = true" if certificates is None else f'root-certificates = "{certificates.ca_certificate}"'
         connection = (
             f'[superlink]\ndefault = "{CONNECTION_NAME}"\n[superlink.{CONNECTION_NAME}]\naddress = "127.0.0.1:{self.port}"\n'
         )
@@ -305,10 +261,6 @@ def local_cluster(
         on_stop: called before any process is stopped.
         on_trouble: called with a message if the deployment continues without a process or a log.
         guard: guard process of this launcher; None starts a guard for the deployment.
-
-    Raises:
-        OutputError: the logs cannot be written, or Flower is not installed.
-        DeploymentError: a process cannot be started, or ended.
     """
     with ExitStack() as stack:
         guard = stack.enter_context(Guard()) if guard is None else guard

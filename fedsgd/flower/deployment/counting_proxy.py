@@ -1,8 +1,8 @@
 """TCP proxy between a node and the SuperLink that counts all bytes in each direction.
 
 The count covers all data of the sockets: requests and replies with their headers, polls, heartbeats and the app's bundle. With
-TLS the encrypted bytes are counted. Headers of TCP and IP are not counted. The counters of the loopback interface would count
-everything twice.
+TLS, the proxy counts the encrypted bytes. Headers of TCP and IP are not counted. The system's counters are not used, because
+they would count each byte on the loopback interface twice.
 """
 
 from __future__ import annotations
@@ -20,13 +20,7 @@ JOIN_SECONDS = 5.0
 
 
 class SocketTraffic(NamedTuple):
-    """Bytes that the proxy forwarded at once.
-
-    Attributes:
-        time: seconds, by the monotonic clock that all processes of a machine share.
-        direction: "down" or "up", as in the ledger.
-        n_bytes: number of bytes.
-    """
+    """Number of bytes that the proxy forwarded at once, and the time in seconds of the machine's monotonic clock."""
 
     time: float
     direction: Literal["down", "up"]
@@ -34,12 +28,7 @@ class SocketTraffic(NamedTuple):
 
 
 class CountingProxy:
-    """Proxy from a free port of 127.0.0.1 to another port, which runs until `close`.
-
-    Attributes:
-        traffic: bytes that were forwarded, in order of time.
-        port: port that the proxy listens on.
-    """
+    """Proxy from `port`, a free port of 127.0.0.1, to a target port, which runs until `close`."""
 
     def __init__(self, target_port: int) -> None:
         self.traffic: list[SocketTraffic] = []

@@ -2,8 +2,8 @@
 
     python -I -S fork_client.py SOCKET COMMAND ARGUMENTS...
 
-If no fork server answers, this process executes COMMAND itself. It imports few modules, all of the standard library, because
-it delays the start of each ClientApp.
+If no fork server answers, this process executes COMMAND itself. It delays the start of each ClientApp, so it imports only a few
+modules of the standard library.
 """
 
 from __future__ import annotations
@@ -34,10 +34,7 @@ def main() -> int:
 
 
 def _connect(address: str) -> socket.socket | None:
-    """Connect to the fork server; return None if none listens and none is starting.
-
-    The file `ADDRESS.starting` exists while a fork server is starting.
-    """
+    """Connect to the fork server. Return None if no server listens and no server is starting (file `ADDRESS.starting`)."""
     connection = socket.socket(socket.AF_UNIX)
     deadline = time.monotonic() + READY_SECONDS
     while True:

@@ -3,7 +3,7 @@
     python -m fedsgd.flower.deployment.fork_server SOCKET SCENARIO DATA
 
 Flower starts a process for each message to a ClientApp, so that messages cannot affect each other. A forked process is as
-separate: it has its own id, environment, output and exit status. It only saves the imports.
+isolated as a new process: it has its own id, environment, output and exit status. It only omits the imports.
 """
 
 from __future__ import annotations
@@ -35,13 +35,7 @@ PARENT_CHECK_SECONDS = 1.0
 
 
 class ForkServer:
-    """Server that forks for each request at a socket.
-
-    Args:
-        listener: socket that listens.
-        commands: functions that a forked process may run, by the name of the command.
-        parent_pid: id of the process that started this process; it may have ended already.
-    """
+    """Server that forks a process for each request at a listening socket. The process runs one of `commands`, by name."""
 
     def __init__(self, listener: socket.socket, commands: Mapping[str, Callable[[], Any]], parent_pid: int) -> None:
         self._commands = commands
@@ -140,7 +134,7 @@ class ForkServer:
 
 
 def _read_request(connection: socket.socket) -> tuple[bytes | None, list[int]]:
-    """Return (request as JSON, file descriptors of the client). The request is None if it is incomplete or comes too late."""
+    """Return (request as JSON, file descriptors of the client). The request is None if it is incomplete or late."""
     files: list[int] = []
     try:
         connection.settimeout(REQUEST_SECONDS)
@@ -173,10 +167,10 @@ def main() -> None:
 
 def _load_commands(scenario_file: Path, data: str) -> dict[str, Callable[[], Any]]:
     """Import the modules of the apps, build the scenario, and return the functions of the commands by name."""
-    loaded: dict[str, Callable[[], Any]] = {}
+    functions: dict[str, Callable[[], Any]] = {}
     for name in (CLIENT_COMMAND, SERVER_COMMAND, SUPEREXEC_COMMAND):
         (command,) = entry_points(group="console_scripts", name=name)
-        loaded[name] = command.load()
+        functions[name] = command.load()
     for module in ("fedsgd.flower.runtime.client_app", "fedsgd.flower.runtime.server_app", "fedsgd.runtime.workers.preload"):
         importlib.import_module(module)
     pin_single_thread()
@@ -184,7 +178,7 @@ def _load_commands(scenario_file: Path, data: str) -> dict[str, Callable[[], Any
         prebuild(NodeSource(scenario_file.read_text(encoding="utf-8"), data))
     gc.collect()
     gc.freeze()  # garbage collection in a forked process then does not copy shared pages
-    return loaded
+    return functions
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python -P -m fedsgd.flower.deployment.guard LAUNCHER_PID
 
 A process cannot act on its own SIGKILL, and Flower's processes do not end with the process that started them. The launcher
-holds the write end of the guard's standard input. It writes each message as a line of JSON, [kind, value]. If the launcher ends
-without the message `finished`, the guard ends the processes of the deployment and removes its temporary folders.
+writes messages to the guard's standard input, each as a line of JSON, [kind, value]. If the launcher ends without the message
+`finished`, the guard ends the deployment's processes and removes the temporary folders.
 """
 
 from __future__ import annotations
@@ -33,11 +33,7 @@ _IGNORED_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
 class Guard:
-    """Handle of the guard process in the launcher: a context that reports at its end that the deployment is finished.
-
-    Raises:
-        DeploymentError: the process cannot be started.
-    """
+    """Handle of the guard process in the launcher. Leaving its context reports that the deployment is finished."""
 
     def __init__(self) -> None:
         command = [sys.executable, "-P", "-m", "fedsgd.flower.deployment.guard", str(os.getpid())]
@@ -63,7 +59,7 @@ class Guard:
         self._send("home", str(home))
 
     def register_address(self, address: str) -> None:
-        """Make the guard also end younger processes with a hidden environment and this address on their command line."""
+        """Make the guard also end later processes that hide their environment and have this address on their command line."""
         self._send("address", address)
 
     def unregister_address(self, address: str) -> None:
@@ -90,7 +86,7 @@ class Guard:
 
 
 def main() -> None:
-    """Read messages until the launcher ends; then end its processes and remove its folders."""
+    """Read messages until the launcher ends. End the deployment's processes and remove its folders unless it is finished."""
     for name in _IGNORED_SIGNALS:
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     start_time = time.time()

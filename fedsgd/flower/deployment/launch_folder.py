@@ -1,9 +1,9 @@
 """Folder of the launcher commands and of the fork server's socket.
 
-The folder of temporary files may be unusable. The path of a socket is limited to about a hundred bytes. A file system that is
-mounted with `noexec` runs no scripts. Each candidate is therefore tested with a real script and a real socket.
+The folder of temporary files may be unusable: the path of a socket is limited to about a hundred bytes, and a file system that
+is mounted with `noexec` runs no scripts. Each candidate is therefore tested with a real script and a real socket.
 
-The commands are first on PATH. A folder that another user can replace is therefore not used. An example is a folder in the
+The commands are first on PATH, so a folder that another user can replace is not used. An example is a folder in the
 XDG_RUNTIME_DIR of the user who calls `sudo -E`.
 """
 
@@ -22,24 +22,18 @@ from fedsgd.system.folder_permissions import has_protected_entries
 
 SOCKET_NAME = "warm"
 SCRIPT_SECONDS = 10.0
-_REPLACEABLE_TEXT = "another user can replace entries of it, or of a folder above it"
+_REPLACEABLE_TEXT = "another user can replace entries of this folder or of a folder above it"
 
 
 def find_launch_folder(work_folder: Path) -> tuple[Path | None, list[str]]:
-    """Return the first usable folder, and the reason for each candidate before it.
+    """Return the first usable folder, None without any, and `FOLDER (reason)` for each unusable candidate.
 
-    Args:
-        work_folder: folder of the deployment, private to this user. It is the first candidate. The other candidates are new
-            folders with mode 0700; unusable folders are removed.
-
-    Returns:
-        The folder, None if no candidate is usable; and `FOLDER (reason)` for each candidate that is not usable.
+    The first candidate is `work_folder`, which is private to this user. The other candidates are new folders with mode 0700.
+    Unusable new folders are removed.
     """
-    reason = (
-        find_problem(work_folder)
-        if has_protected_entries(work_folder.parent)
-        else f"in {work_folder.parent}, {_REPLACEABLE_TEXT}"
-    )
+    reason: str | None = f"in {work_folder.parent}, {_REPLACEABLE_TEXT}"
+    if has_protected_entries(work_folder.parent):
+        reason = find_problem(work_folder)
     if reason is None:
         return work_folder, []
     refusals = [f"{work_folder} ({reason})"]
@@ -61,7 +55,7 @@ def find_launch_folder(work_folder: Path) -> tuple[Path | None, list[str]]:
 
 
 def find_problem(folder: Path) -> str | None:
-    """Return the reason for which a folder cannot hold launcher commands and a socket, None if it can."""
+    """Return the reason why a folder cannot hold launcher commands and a socket, None if it can hold both."""
     script, address = folder / "try", folder / SOCKET_NAME
     try:
         script.write_text("#!/bin/sh\nexit 0\n")

@@ -1,8 +1,8 @@
 """Launcher commands, which come before Flower's commands on PATH and have the same names and arguments.
 
 A SuperExec starts `flwr-serverapp` and `flwr-clientapp` by name, and is itself started by name, so PATH selects the program. A
-launcher command starts Flower's command in a fork of the fork server (`fedsgd.flower.deployment.fork_server`), if there is one.
-Otherwise it executes Flower's command. It also appends the output of a ServerApp, which Flower discards, to a log.
+launcher command starts Flower's command in a fork of the fork server (`fedsgd.flower.deployment.fork_server`), or executes
+Flower's command if there is no fork server. It also appends the output of a ServerApp, which Flower discards, to a log.
 """
 
 from __future__ import annotations
@@ -17,19 +17,11 @@ from fedsgd.errors import OutputError
 
 CLIENT_COMMAND, SERVER_COMMAND, SUPEREXEC_COMMAND = "flwr-clientapp", "flwr-serverapp", "flower-superexec"
 SOCKET_VARIABLE = "FEDSGD_WARM_SOCKET"
-"""Environment variable with the socket of the fork server; it is not set without a fork server."""
+"""Environment variable with the path of the fork server's socket; not set without a fork server."""
 
 
 def write_launchers(folder: Path, server_log: Path) -> Path:
-    """Write the launcher commands to a new folder, and return the folder.
-
-    Args:
-        folder: folder to create, on a file system that runs scripts.
-        server_log: file that the output of a ServerApp is appended to.
-
-    Raises:
-        OutputError: Flower's own commands do not exist.
-    """
+    """Create a folder with the launcher commands, and return it. The output of a ServerApp is appended to `server_log`."""
     folder.mkdir()
     python, fork_client = shlex.quote(sys.executable), shlex.quote(str(Path(__file__).with_name("fork_client.py")))
     for name in (CLIENT_COMMAND, SERVER_COMMAND, SUPEREXEC_COMMAND):
@@ -44,12 +36,8 @@ def write_launchers(folder: Path, server_log: Path) -> Path:
 
 
 def find_flower_command(name: str) -> str:
-    """Return the path of Flower's own command of this name.
-
-    Raises:
-        OutputError: Flower is not installed for this Python.
-    """
+    """Return the path of Flower's own command of this name. OutputError if Flower is not installed for this Python."""
     path = shutil.which(name, path=sysconfig.get_path("scripts")) or shutil.which(name)
     if path is None:
-        raise OutputError(f"{name}: no such command; it comes with flwr, which is not installed for {sys.executable}")
+        raise OutputError(f"{name}: this command of flwr does not exist; flwr is not installed for {sys.executable}")
     return path

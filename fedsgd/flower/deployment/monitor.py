@@ -21,11 +21,10 @@ from fedsgd.flower.deployment import processes
 from fedsgd.flower.deployment.cluster import LocalCluster
 
 POLL_SECONDS = 0.05
-PROBE_SECONDS, SILENT_SECONDS = 5.0, 60.0
-"""Interval between health checks of the SuperLink, and time after which the run ends with an error.
-
-The time begins with the last answer of the SuperLink and the last event of the ServerApp. Flower itself would retry forever.
-"""
+PROBE_SECONDS = 5.0
+"""Interval between two health checks of the SuperLink."""
+SILENT_SECONDS = 60.0
+"""Maximum time without an answer of the SuperLink, or without an event of the ServerApp. Flower itself would retry forever."""
 SUBMITTED_TEXT = "Successfully started run"
 """Text that `flwr run` prints after a successful submission. Its exit status is the same after a failure."""
 _NODE_CAUSE = re.compile(r"(?:(?:Connection|Timeout)Error: |\d+ of \d+ nodes are ready after [^:]*: )?nodes? (\d+)\b")
@@ -37,12 +36,12 @@ class DeploymentCallbacks:
     """Callbacks of a running deployment.
 
     Attributes:
-        on_status: called with the present step of the deployment, such as "waiting for 2 nodes".
+        on_status: called with the deployment's present step, such as "waiting for 2 nodes".
         on_engine: called with the selected engine.
         on_round: called after each round.
-        on_trouble: called with a line, and the end of a log, if the deployment continues without a process.
+        on_trouble: called with a message if the deployment continues without a process or a log.
         on_warning: called with a line about settings that are outside a component's valid use.
-        on_cluster_start: called with the processes after the SuperLink has started.
+        on_cluster_start: called with the deployment's processes after the SuperLink has started.
     """
 
     on_status: Callable[[str], None] = lambda text: None
@@ -60,9 +59,7 @@ class ServerAppProgress:
     Attributes:
         pid: id of the ServerApp's process, 0 before its start.
         messages: messages between server and nodes, with the fields of `MessageEvent`.
-        ready_time: time at which all nodes were ready, None before.
-        round_ends: [R] times at which rounds ended.
-        is_done: whether the run is complete.
+        ready_time, round_ends: monotonic seconds at which all nodes were ready (None before), and at which each round ended.
     """
 
     pid: int = 0
@@ -73,18 +70,11 @@ class ServerAppProgress:
 
 
 class DeploymentMonitor:
-    """Reader of the ServerApp's events, which also checks the processes of a deployment.
+    """Reader of the ServerApp's event file, which also checks the processes of a deployment.
 
     Args:
-        cluster: processes of the deployment.
-        events: file that the ServerApp writes events to.
-        submission: process that submits the app.
-        callbacks: callbacks of the deployment.
         start_seconds: seconds, time limit for the start of the ServerApp.
         tolerate_node_loss: whether the run continues without a SuperNode that ended.
-
-    Attributes:
-        progress: events of the ServerApp so far.
     """
 
     def __init__(
@@ -109,12 +99,7 @@ class DeploymentMonitor:
         self._stop_probing = threading.Event()
 
     def wait(self) -> ServerAppProgress:
-        """Wait until the run is complete.
-
-        Raises:
-            FedsgdError: the error that the ServerApp raised.
-            DeploymentError: a process that the run needs died, or does not answer.
-        """
+        """Wait until the run is complete. Raise the ServerApp's error, or DeploymentError if a process dies or hangs."""
         threading.Thread(target=self._probe_superlink, name="probe", daemon=True).start()
         try:
             return self._follow_events()
@@ -131,7 +116,8 @@ class DeploymentMonitor:
                 if self.progress.is_done:
                     return self.progress
                 if is_dead:
-                    raise DeploymentError(f"the ServerApp (process {self.progress.pid}) died{self._describe_log('serverapp')}")
+                    log = self._cluster.describe_log("serverapp")
+                    raise DeploymentError(f"the ServerApp (process {self.progress.pid}) died{log}")
                 self._check_processes()
                 time.sleep(POLL_SECONDS)
 
@@ -180,18 +166,17 @@ class DeploymentMonitor:
             raise cluster.make_process_error("the SuperLink", cluster.superlink, "superlink", SILENT_SECONDS)
         if self.progress.pid and now - self._last_event_time > SILENT_SECONDS:
             silence = f"the ServerApp (process {self.progress.pid}) has written no event for {SILENT_SECONDS:g} s"
-            raise DeploymentError(f"{silence}{self._describe_log('serverapp')}")
+            raise DeploymentError(f"{silence}{cluster.describe_log('serverapp')}")
         status = processes.describe_exit(self._submission)
         if (
             status is not None
             and not self.progress.pid
             and SUBMITTED_TEXT not in cluster.get_log_path("submission").read_text(errors="replace")
         ):
-            raise DeploymentError(f"the app could not be submitted: `flwr run` {status}{self._describe_log('submission')}")
+            raise DeploymentError(f"the app could not be submitted: `flwr run` {status}{cluster.describe_log('submission')}")
         if not self.progress.pid and time.monotonic() > self._start_deadline:
-            raise DeploymentError(
-                f"the ServerApp did not begin within {self._start_seconds:g} s{self._describe_log('superlink')}"
-            )
+            problem = f"the ServerApp did not begin within {self._start_seconds:g} s"
+            raise DeploymentError(f"{problem}{cluster.describe_log('superlink')}")
         for partition, node in cluster.nodes.items():
             if node.poll() is None or self._dead_node_pids.get(partition) == node.pid:
                 continue
@@ -215,25 +200,19 @@ class DeploymentMonitor:
             return True
 
     def _build_error(self, event: Mapping[str, Any]) -> FedsgdError:
-        """Return the error that the ServerApp raised; if it concerns a node, with that node's log."""
+        """Return the error that the ServerApp raised. An error about a node, or of a class outside fedsgd, comes with a log."""
         node_match = _NODE_CAUSE.match(event.get("cause", ""))
         if node_match is not None:
-            return DeploymentError(f"{event['text']}{self._describe_log(f'node-{node_match[1]}')}")
+            return DeploymentError(f"{event['text']}{self._cluster.describe_log(f'node-{node_match[1]}')}")
         error_class = getattr(errors, event["kind"], None)
         if error_class is None:
-            return DeploymentError(f"the ServerApp failed: {event['text']}{self._describe_log('serverapp')}")
-        error: FedsgdError
+            return DeploymentError(f"the ServerApp failed: {event['text']}{self._cluster.describe_log('serverapp')}")
         if issubclass(error_class, RunError):
-            error = error_class(event["round"], event["client"], event["cause"])
-        elif issubclass(error_class, WireError):
-            error = error_class(event["offset"], event["cause"], event["where"], event["client"])
-        else:
-            error = error_class(event["text"])
+            return error_class(event["round"], event["client"], event["cause"])
+        if issubclass(error_class, WireError):
+            return error_class(event["offset"], event["cause"], event["where"], event["client"])
+        error: FedsgdError = error_class(event["text"])
         return error
-
-    def _describe_log(self, name: str) -> str:
-        path = self._cluster.get_log_path(name)
-        return f"; its log is {path}{processes.read_tail(path)}"
 
 
 def _read_events(file: Any) -> Iterator[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Processes of a deployment: environment, start, logs and termination.
 
-Flower's processes start further processes, some in new sessions, so the processes of a deployment cannot be found by their
-parents. All of these processes, and no other process, have this deployment's FLWR_HOME in their environment.
+Flower's processes start further processes, some in new sessions, so a deployment's processes cannot be found by their parents.
+All of these processes, and no other process, have the deployment's FLWR_HOME in their environment.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -25,26 +26,22 @@ from fedsgd.errors import DeploymentError, make_write_error
 from fedsgd.system.forkserver import THREAD_COUNT_VARIABLES
 
 TERM_TIMEOUT = 5.0
-"""Seconds that nodes and SuperLink have to end after SIGTERM."""
+"""Time limit in seconds for nodes and SuperLink to end after SIGTERM."""
 KILL_TIMEOUT = 1.0
-"""Seconds that all other processes have: some sleep between two attempts to reach a process that has ended."""
+"""Time limit in seconds for other processes. Some sleep between two attempts to reach a process that has ended."""
 MAX_SEARCHES = 10
 """Maximum number of searches for remaining processes."""
 TAIL_LINES = 8
 CLOCK_TOLERANCE_SECONDS = 2.0
-"""Largest difference between the clock and the time at which the system says that a process was created."""
+"""Maximum difference between the clock and the creation time that the system reports for a process."""
 _DECORATION = re.compile(r"\x1b\[[0-9;]*m|^(INFO|WARNING) *: *$")
 
 
 def build_environment(home: Path, launcher_folder: Path | None) -> dict[str, str]:
-    """Return the environment of all processes of a deployment.
+    """Return the environment of a deployment's processes, with this FLWR_HOME.
 
-    In this environment Flower sends no telemetry and installs nothing. Addresses of this machine are used without a proxy. Each
-    process has one thread. The user's modules are imported from the current folder.
-
-    Args:
-        home: FLWR_HOME of the processes.
-        launcher_folder: folder with commands that replace Flower's own, None for none.
+    Flower sends no telemetry and installs nothing. Addresses of this machine are used without a proxy. Each process has one
+    thread. The user's modules are imported from the current folder. Commands in `launcher_folder` replace Flower's own.
     """
     launcher_path = [] if launcher_folder is None else [str(launcher_folder)]
     path = [*launcher_path, sysconfig.get_path("scripts"), str(Path(sys.executable).parent), os.environ.get("PATH", "")]
@@ -67,12 +64,7 @@ def build_environment(home: Path, launcher_folder: Path | None) -> dict[str, str
 
 
 def start(command: Sequence[str], env: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
-    """Start a process in a new session, which Ctrl-C does not reach. Append its output and its children's output to the log.
-
-    Raises:
-        OutputError: the log cannot be written.
-        DeploymentError: the process cannot be started.
-    """
+    """Start a process in a new session, which Ctrl-C does not reach. The process and its children append output to the log."""
     try:
         file = log.open("ab")
     except OSError as error:
@@ -82,11 +74,7 @@ def start(command: Sequence[str], env: Mapping[str, str], log: Path) -> subproce
 
 
 def popen(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
-    """Start a process as `subprocess.Popen` does.
-
-    Raises:
-        DeploymentError: the process cannot be started; the message names the program and the system's reason.
-    """
+    """Start a process as `subprocess.Popen` does. A DeploymentError names the program and the system's reason."""
     try:
         return subprocess.Popen(command, **options)
     except OSError as error:
@@ -106,21 +94,19 @@ def find_free_port() -> int:
 
 
 def describe_exit(process: subprocess.Popen[bytes]) -> str | None:
-    """Return a phrase for the way in which a process ended, None if it is running."""
+    """Describe the end of a process. Return None while the process is running."""
     status = process.poll()
     if status is None:
         return None
     if status >= 0:
         return f"ended with exit status {status}"
     with suppress(ValueError):
-        from signal import Signals
-
-        return f"was killed by {Signals(-status).name}"
+        return f"was killed by {signal.Signals(-status).name}"
     return f"was killed by signal {-status}"
 
 
 def read_tail(log: Path) -> str:
-    """Return the last `TAIL_LINES` lines of a log, each after a bar; "" if there are none."""
+    """Return the last `TAIL_LINES` lines of a log, each after a bar; "" if the log is empty or cannot be read."""
     try:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -132,13 +118,9 @@ def read_tail(log: Path) -> str:
 def find_processes(home: Path, addresses: Collection[str] = (), start_time: float = 0.0) -> list[psutil.Process]:
     """Return all processes with this FLWR_HOME, except the calling process.
 
-    A SuperExec hides its environment from all users but root. It is identified by the address on its command line and by its
-    age: an older process at the same address belongs to a different deployment.
-
-    Args:
-        home: FLWR_HOME of the processes.
-        addresses: addresses on which processes of the deployment serve their children.
-        start_time: start of the deployment in seconds since the epoch.
+    A SuperExec hides its environment from all users but root. It is identified by its command line, which has one of the
+    `addresses` at which the deployment's processes serve their children, and by its age: a process that was created before
+    `start_time`, seconds since the epoch, belongs to a different deployment.
     """
     matches = []
     for process in psutil.process_iter():
@@ -151,14 +133,7 @@ def find_processes(home: Path, addresses: Collection[str] = (), start_time: floa
 def stop(
     home: Path, child_processes: Sequence[subprocess.Popen[bytes]], addresses: Collection[str] = (), start_time: float = 0.0
 ) -> None:
-    """End all processes of a deployment, first by SIGTERM, then by SIGKILL.
-
-    Args:
-        home: FLWR_HOME of the processes.
-        child_processes: processes that this process started; they have `TERM_TIMEOUT` to end after SIGTERM.
-        addresses: addresses of the deployment, as for `find_processes`.
-        start_time: start of the deployment, as for `find_processes`.
-    """
+    """End the child processes of this process, then the other processes of a deployment, first by SIGTERM, then by SIGKILL."""
     for process in child_processes:
         process.terminate()
     _wait(child_processes, TERM_TIMEOUT)
@@ -166,13 +141,13 @@ def stop(
         process.kill()
     _wait(child_processes, KILL_TIMEOUT)
     for attempt in range(MAX_SEARCHES):
-        remaining = find_processes(home, addresses, start_time)
-        if not remaining and attempt:  # the first search may miss a process that is starting
+        descendants = find_processes(home, addresses, start_time)
+        if not descendants and attempt:  # the first search may miss a process that is starting
             return
-        for descendant in remaining:
+        for descendant in descendants:
             with suppress(psutil.Error):
                 descendant.kill() if attempt else descendant.terminate()
-        psutil.wait_procs(remaining, timeout=KILL_TIMEOUT)
+        psutil.wait_procs(descendants, timeout=KILL_TIMEOUT)
 
 
 def _wait(child_processes: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:

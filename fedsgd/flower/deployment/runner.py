@@ -40,7 +40,7 @@ class DeploymentResult:
     """Finished run of a deployment.
 
     Attributes:
-        summary: contents of summary.json: those of a simulation, and `flower`.
+        summary: contents of summary.json: a simulation's summary, and the table `flower`.
         out: run folder, which has transport.parquet in addition to the files of a simulation.
     """
 
@@ -63,10 +63,9 @@ def deploy(
     round_seconds: float = ROUND_SECONDS,
     callbacks: DeploymentCallbacks | None = None,
 ) -> DeploymentResult:
-    """Run a scenario over Flower on this machine's loopback interface, and stop all processes.
+    """Run a scenario over Flower on this machine's loopback interface, and stop all processes at the end.
 
-    With `[participation] on_failure = "continue"` the run continues without a SuperNode that died, or that does not answer in
-    time.
+    With `[participation] on_failure = "continue"`, the run continues without a SuperNode that died or does not answer in time.
 
     Args:
         scenario: scenario, or the path of a scenario file.
@@ -81,9 +80,6 @@ def deploy(
         start_seconds: seconds, time limit for the start of the ServerApp, and then for all nodes to be ready.
         round_seconds: seconds, time limit for a node's reply in a round.
         callbacks: functions that are called during the run, None for none.
-
-    Returns:
-        The summary and the run folder.
 
     Raises:
         ScenarioError, OutputError, RunError: as in a simulation.
@@ -133,13 +129,13 @@ def _check_nodes(nodes: int, n_clients: int | None) -> None:
 
 
 def _locate_data(data: str | Path | None) -> str:
-    """Return the absolute path of the data folder, from FEDSGD_DATA for None; an empty text without one."""
+    """Return the absolute path of the data folder, from FEDSGD_DATA for None; "" if no folder is set."""
     folder = data or os.environ.get("FEDSGD_DATA")
     return str(expand_user_path(folder).absolute()) if folder else ""
 
 
 def _resolve_log_folder(logs: str | Path, run_folder: Path) -> Path:
-    """Return the absolute path of the folder for logs; OutputError if it is in the run folder."""
+    """Return the absolute path of the log folder. OutputError if this folder is in the run folder."""
     folder = expand_user_path(logs).absolute()
     if run_folder.resolve() in (folder.resolve(), *folder.resolve().parents):
         raise OutputError(f"{folder}: logs cannot be in the run folder {run_folder}; choose another folder for the logs")
@@ -183,15 +179,7 @@ def _write_outputs(
     socket_traffic: Mapping[int, Sequence[SocketTraffic]] | None,
     byte_counters: dict[str, int] | None,
 ) -> DeploymentResult:
-    """Add transport.parquet and the table `flower` of summary.json to the run folder.
-
-    Args:
-        out: run folder.
-        config: configuration of the deployment at its end.
-        progress: events of the ServerApp.
-        socket_traffic: bytes that each node's proxy counted, by partition; None if they were not measured.
-        byte_counters: bytes that Flower counted, by direction; None if not available.
-    """
+    """Add transport.parquet and the table `flower` of summary.json to the run folder. Traffic is by partition."""
     boundaries = [progress.ready_time or 0.0, *progress.round_ends]
     rows = transport_table.transport_rows(progress.messages, boundaries, socket_traffic)
     transport_table.save(out / transport_table.FILE_NAME, rows)
@@ -212,13 +200,9 @@ def _write_outputs(
 
 @dataclass
 class _WorkingFolders:
-    """Folders of a deployment.
+    """Folders of a deployment: `work` for the processes' temporary files, and `logs`.
 
-    Attributes:
-        work: temporary folder of the processes' files.
-        logs: folder of the logs.
-        guard: process that removes temporary folders if this process is killed.
-        must_keep_logs: whether logs in a temporary folder are kept.
+    The guard process removes temporary folders if this process is killed.
     """
 
     work: Path
@@ -234,15 +218,7 @@ class _WorkingFolders:
 
 @contextmanager
 def _temporary_folders(logs: Path | None) -> Iterator[_WorkingFolders]:
-    """Create temporary folders, and remove them at the end, except logs that a message names.
-
-    Args:
-        logs: the user's folder for logs, None for a temporary folder.
-
-    Raises:
-        OutputError: no temporary folder can be created.
-        DeploymentError: the guard process cannot be started.
-    """
+    """Create temporary folders (for logs, if `logs` is None). Remove them at the end, except logs that a message names."""
     with ExitStack() as stack:
         guard = stack.enter_context(Guard())
         try:
@@ -268,10 +244,7 @@ def _temporary_folders(logs: Path | None) -> Iterator[_WorkingFolders]:
 
 
 class _Signals:
-    """Handler of the stop signals: the first signal raises KeyboardInterrupt, as Ctrl-C does; later signals are ignored.
-
-    The termination of the processes is thus not interrupted.
-    """
+    """Handler of stop signals: the first raises KeyboardInterrupt, as Ctrl-C does; later signals do not stop the cleanup."""
 
     def __init__(self) -> None:
         self._is_ignoring = False
@@ -289,10 +262,7 @@ class _Signals:
 
 @contextmanager
 def _handle_signals() -> Iterator[_Signals]:
-    """Install the handler of the stop signals, and restore the earlier handlers at the end.
-
-    Signals that the process ignores (under nohup, or in the background of a script) stay ignored.
-    """
+    """Handle stop signals in the context. Signals that the process ignores, for example under nohup, stay ignored."""
     signals = _Signals()
     if threading.current_thread() is not threading.main_thread():
         yield signals

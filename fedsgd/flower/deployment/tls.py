@@ -1,4 +1,4 @@
-"""Certificates for TLS on this machine, created for one deployment and removed with its folder."""
+"""Certificates for TLS on this machine, created for one deployment and removed with the deployment's folder."""
 
 from __future__ import annotations
 
@@ -17,13 +17,7 @@ VALIDITY_DAYS = 30
 
 @dataclass(frozen=True)
 class TlsCertificates:
-    """Paths of a deployment's certificates, in PEM.
-
-    Attributes:
-        ca_certificate: certificate of the authority, which nodes trust.
-        certificate: certificate of the SuperLink, for localhost and 127.0.0.1.
-        key: private key of the SuperLink.
-    """
+    """PEM files: the authority's certificate, which nodes trust, and the SuperLink's certificate and private key."""
 
     ca_certificate: Path
     certificate: Path
@@ -31,7 +25,7 @@ class TlsCertificates:
 
 
 def create_certificates(folder: Path) -> TlsCertificates:
-    """Create a certificate authority and a certificate that it signs, in a folder. The authority's key is not stored."""
+    """Create certificates of an authority and of the SuperLink in a folder. The authority's key is not stored."""
     authority_key, server_key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     issuer, subject = _build_name("fedsgd deployment"), _build_name("localhost")
     signing_usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)

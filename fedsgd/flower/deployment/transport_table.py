@@ -7,7 +7,7 @@
 | direction | str | "down" or "up" |
 | messages | int | messages between the server and the node |
 | frame_bytes | int | bytes of the frames in the messages; a frame that several of the node's clients share counts once |
-| message_bytes | int | bytes of the objects that Flower makes of the messages |
+| message_bytes | int | bytes of the messages as Flower stores and sends them |
 | socket_bytes | int | all bytes on the node's connections during the round; null if not measured |
 | process | int | id of the process that answered last; null without an answer |
 | seconds | float | time from the node's receipt of the message to its answer; null without an answer |
@@ -48,8 +48,8 @@ def transport_rows(
 
     Args:
         messages: messages with the fields of `fedsgd.flower.runtime.grid_runtime.MessageEvent`.
-        round_boundaries: [R + 1] times: when the nodes were ready, and the end of each round.
-        socket_traffic: bytes that each node's proxy counted, by partition; None if they were not measured.
+        round_boundaries: [R + 1] monotonic seconds: when the nodes were ready, and the end of each round.
+        socket_traffic: bytes that each node's proxy counted, by partition; None if not measured.
     """
     row_by_key: dict[tuple[int, int, str], TransportRow] = {}
 
@@ -73,7 +73,7 @@ def transport_rows(
 
 
 def sum_by_direction(rows: Sequence[TransportRow]) -> dict[str, dict[str, int | None]]:
-    """Return, by direction, the totals over all rounds, and `outside_rounds`: bytes on sockets before and after the rounds."""
+    """Return each direction's totals over all rounds, and `outside_rounds`: bytes on sockets before and after the rounds."""
     return {direction: dict(_sum_rows([row for row in rows if row["direction"] == direction])) for direction in _DIRECTIONS}
 
 

@@ -24,9 +24,9 @@ from fedsgd.flower.runtime import message_content
 from fedsgd.wire import decode_frame, frame_overhead
 
 POLL_SECONDS = 0.02, 0.25
-"""First and largest interval between two polls for replies. (`Grid.send_and_receive` waits for three seconds.)"""
+"""First and maximum interval between two polls for replies. (`Grid.send_and_receive` waits for three seconds.)"""
 TTL_MARGIN_SECONDS = 1.0
-"""Time that Flower stores a message beyond the timeout, so that the timeout is reported here and not by Flower."""
+"""Time for which Flower stores a message after the timeout, so that this module reports the timeout, and not Flower."""
 RESTART_TIMEOUT_SECONDS = 30.0
 """Time limit for a restarted node to report its partition, before a round continues without the node."""
 
@@ -36,13 +36,10 @@ class MessageEvent:
     """Message between the server and a node.
 
     Attributes:
-        round: number of the round.
         node: partition-id of the node.
-        direction: "down" to the node, "up" to the server.
         frame_bytes: bytes of all frames in the message; a frame that clients share counts once.
-        message_bytes: bytes of the objects that Flower makes of the message.
-        process: id of the node's process that replied, 0 for "down".
-        seconds: time that the node took, 0.0 for "down".
+        message_bytes: bytes of the message as Flower stores and sends it.
+        process, seconds: id of the node's process that replied, and the time that it took; 0 for "down".
     """
 
     round: int
@@ -58,9 +55,7 @@ class FlowerRuntime:
     """Runtime that exchanges messages with clients over a Flower Grid.
 
     Args:
-        grid: Grid of the ServerApp.
-        n_clients: N, number of registered clients.
-        n_nodes: number of SuperNodes that the run needs.
+        n_clients, n_nodes: N, number of registered clients, and number of SuperNodes that the run needs.
         timeout: seconds, time limit of a round; None for no limit.
         on_message: called with each message that is sent or received.
         expected_engine: server's engine choice as text, which all nodes must select too; "" accepts any engine.
@@ -90,35 +85,24 @@ class FlowerRuntime:
         return range(self._n_clients)
 
     def wait_for_nodes(self, timeout: float) -> None:
-        """Wait until all nodes have reported their partition.
-
-        Args:
-            timeout: seconds.
-
-        Raises:
-            RunError: a node did not answer in time, or cannot take part in the run.
-        """
+        """Wait until all nodes have reported their partition. RunError if a node is too late or cannot take part."""
         deadline = time.monotonic() + timeout
         while True:
             self._query_identity(set(self._grid.get_node_ids()) - self._contacted_nodes)
             for reply in list(self._pull(self._pending_queries)):
                 self._register_node(self._pending_queries.pop(reply.metadata.reply_to_message_id), reply)
-            missing = sorted(set(range(self._n_nodes)) - set(self._nodes))
-            if not missing:
+            silent_nodes = sorted(set(range(self._n_nodes)) - set(self._nodes))
+            if not silent_nodes:
                 return
             if time.monotonic() >= deadline:
-                cause = f"node{'s' * (len(missing) > 1)} {', '.join(map(str, missing))} did not answer"
+                cause = f"node{'s' * (len(silent_nodes) > 1)} {', '.join(map(str, silent_nodes))} did not answer"
                 raise RunError(1, None, f"{len(self._nodes)} of {self._n_nodes} nodes are ready after {timeout:g} s: {cause}")
             time.sleep(POLL_SECONDS[1])
 
     def exchange(self, messages: Mapping[ClientId, Message], timeout: float | None) -> Iterator[ClientOutcome]:
-        """Send messages to clients, and yield one outcome for each client as nodes reply.
+        """Send messages to clients, and yield each client's outcome as nodes reply. A timeout of None is the runtime's.
 
-        The clients of a node that fails, or that replies too late, have failed.
-
-        Args:
-            messages: message by client.
-            timeout: seconds, None for the runtime's timeout.
+        If a node fails or replies too late, the outcome of each of its clients is a failure.
         """
         limit = self.timeout if timeout is None else timeout
         self._admit_restarted_nodes()
@@ -141,7 +125,7 @@ class FlowerRuntime:
     def _push(
         self, round: int, messages_by_node: Mapping[int, Mapping[ClientId, Message]], ttl: float | None
     ) -> Iterator[tuple[int, str | None]]:
-        """Send one message to each node. Yield (node, Flower's id of the message, None if it could not be sent)."""
+        """Send one message to each node. Yield (node, Flower's id of the message, None if the message could not be sent)."""
         flower_messages: dict[int, FlowerMessage] = {}
         for node, messages in messages_by_node.items():
             if node not in self._nodes:
@@ -185,8 +169,8 @@ class FlowerRuntime:
         event = MessageEvent(round, node, "up", size, count_message_bytes(reply), node_reply.process, node_reply.seconds)
         self._on_message(event)
         yield from node_reply.outcomes
-        missing = set(messages) - {outcome.client for outcome in node_reply.outcomes}
-        yield from self._create_failures(sorted(missing), node, "its reply has no outcome of this client")
+        missing_clients = set(messages) - {outcome.client for outcome in node_reply.outcomes}
+        yield from self._create_failures(sorted(missing_clients), node, "its reply has no outcome of this client")
 
     def _create_failures(
         self, clients: Iterable[ClientId], node: int, reason: str, error_class: type[OSError] = ConnectionError
@@ -195,10 +179,9 @@ class FlowerRuntime:
             yield ClientFailure(client, error_class(f"node {node}: {reason}"))
 
     def _admit_restarted_nodes(self) -> None:
-        """Query the partition of new nodes, because a node has a new id after a restart.
+        """Query the partition of new nodes, because a node has a new id after a restart. Ignore nodes that cannot take part.
 
-        A node that does not reply within `RESTART_TIMEOUT_SECONDS` is admitted in a later round. A node that cannot take part
-        is ignored.
+        A node that does not reply within `RESTART_TIMEOUT_SECONDS` is admitted in a later round.
         """
         new_nodes = set(self._grid.get_node_ids()) - self._contacted_nodes
         self._query_identity(new_nodes)
@@ -212,12 +195,10 @@ class FlowerRuntime:
     def _query_identity(self, nodes: Collection[int]) -> None:
         """Send a query for the partition to nodes, by Flower's ids."""
         self._contacted_nodes |= set(nodes)
-        messages = [
-            FlowerMessage(
-                RecordDict({RECORD_KEY: ConfigRecord({"hello": self._expected_engine})}), node, MessageType.QUERY, group_id="0"
-            )
-            for node in nodes
-        ]
+        messages = []
+        for node in nodes:
+            content = RecordDict({RECORD_KEY: ConfigRecord({"hello": self._expected_engine})})
+            messages.append(FlowerMessage(content, node, MessageType.QUERY, group_id="0"))
         ids = self._grid.push_messages(messages) if messages else ()
         self._pending_queries.update((message_id, node) for message_id, node in zip(ids, nodes, strict=True) if message_id)
 
@@ -245,7 +226,7 @@ def _read_round(message: Message) -> int:
 
 
 def _describe_error(reply: FlowerMessage) -> str:
-    """Return the error of a reply in words, because Flower's reason is only the error's class and text."""
+    """Return the error of a reply in words, because Flower's reason has only the error's class and text."""
     code, reason = reply.error.code, reply.error.reason or "without a reason"
     return f"{_ERROR_TEXTS.get(code, f'error {code}')}: {reason}"
 

@@ -2,8 +2,8 @@
 
 server  TRAIN    clients and their messages, encoded as for workers
 node    first    id of the process that replies, and the seconds that it took
-        REPLY    client, seconds, steps and other figures that an observer may know; frames: those of the reply
-        FAILED   client; frames: kind of the error, and its cause
+        REPLY    client, seconds, steps and the other measurements of a reply; frames of the reply
+        FAILED   client; as frames, the kind and the cause of the error
 """
 
 from __future__ import annotations
@@ -27,13 +27,7 @@ _ERROR_KINDS: Mapping[bytes, type[RunError]] = {b"": RunError, b"not finite": No
 
 @dataclass(frozen=True)
 class NodeReply:
-    """Decoded reply of a node.
-
-    Attributes:
-        process: id of the node's process that replied.
-        seconds: time from the process's receipt of the message to its reply, with the time to load the scenario.
-        outcomes: outcome of each client in the reply.
-    """
+    """Decoded reply of a node: id of its process, seconds from receipt to reply with the loading of the scenario, outcomes."""
 
     process: int
     seconds: float
@@ -46,11 +40,7 @@ def encode_request(messages: Mapping[ClientId, Message]) -> bytes:
 
 
 def decode_request(data: bytes) -> dict[ClientId, Message]:
-    """Decode the output of `encode_request`.
-
-    Raises:
-        WireError: the data is not a training request.
-    """
+    """Decode the output of `encode_request`. WireError if the data is not a training request."""
     try:
         ((head, frames),) = protocol.unpack_packets(data)
         if protocol.message_type(head) is not MessageType.TRAIN:
@@ -66,16 +56,7 @@ def encode_reply(process: int, seconds: float, outcomes: Sequence[ClientOutcome]
 
 
 def decode_reply(data: bytes, round: int, clients: Collection[ClientId]) -> NodeReply:
-    """Decode the output of `encode_reply`.
-
-    Args:
-        data: payload of the node's message.
-        round: number of the present round.
-        clients: clients whose messages were sent to the node.
-
-    Raises:
-        WireError: a part of the data is invalid; no outcome of it is then used.
-    """
+    """Decode the output of `encode_reply` for a request to `clients` in this round. WireError if any part is invalid."""
     try:
         (head, _), *rest = protocol.unpack_packets(data)
         process, seconds = _NODE_STRUCT.unpack(head)
@@ -102,7 +83,7 @@ def _iterate_frames(data: bytes) -> Iterator[bytes]:
 
 
 def _validate_reply(reply: Reply, round: int) -> Reply:
-    """Return the reply. WireError if a figure outside its frames is impossible: only the client knows these figures."""
+    """Return the reply. WireError if a measurement of the client is impossible, which the server cannot check otherwise."""
     seconds = reply.decode_seconds, reply.encode_seconds
     norms = [norm for norm in (reply.residual_norm, reply.residual_norm_if_lost) if not math.isnan(norm)]
     if not all(0 <= figure < math.inf for figure in (*seconds, *norms)):

@@ -1,8 +1,8 @@
 """Experiment of a node: plan, engine and data for training the node's clients, cached between messages.
 
 A ClientApp is a new process for each message. The plan, the task, the engine's factory and the examples of the node's own
-clients are therefore cached on the node's disk, in the folder of client states. A process that is forked from a process with a
-built scenario (`PREBUILT`) does not read the cache.
+clients are therefore cached on the node's disk, in the folder of client states. A process that was forked after the experiment
+was built (`PREBUILT`) does not read the cache.
 """
 
 from __future__ import annotations
@@ -33,14 +33,7 @@ CACHE_FILE = "scenario.pickle"
 
 @dataclass(frozen=True, eq=False)
 class NodeExperiment:
-    """Objects that training needs in addition to messages and client states.
-
-    Attributes:
-        plan: plan of the federation.
-        engine: engine that trains.
-        data: examples of the clients, at least those of the node's own clients.
-        engine_choice: selected engine, with the reason for its selection.
-    """
+    """Objects that training needs in addition to messages and client states. `data` has at least the node's own clients."""
 
     plan: FederationPlan
     engine: TrainingEngine
@@ -50,12 +43,7 @@ class NodeExperiment:
 
 @dataclass(frozen=True)
 class NodeSource:
-    """Source that an experiment is built from.
-
-    Attributes:
-        scenario: scenario as TOML.
-        data: folder of the data files, "" for the default.
-    """
+    """Source of an experiment: scenario as TOML, and folder of the data files, "" for the default."""
 
     scenario: str
     data: str
@@ -71,19 +59,12 @@ def create_runtime(store: FolderStore, experiment: NodeExperiment) -> InProcessR
 
 
 def load_node(store: FolderStore, source: NodeSource, is_local_client: Callable[[int], bool]) -> NodeExperiment:
-    """Return the experiment: prebuilt, from the cache, or built and then cached.
-
-    Args:
-        store: store of the node's client states; its folder holds the cache.
-        source: scenario and data folder.
-        is_local_client: predicate for the node's own clients.
-    """
+    """Return the experiment: prebuilt, from the cache in the store's folder, or built and then cached for the local clients."""
     add_user_folder_to_path()
     if source in PREBUILT:
         return PREBUILT[source]
-    return _load_cached(store.folder / CACHE_FILE, source) or _build_and_cache(
-        source, store.folder / CACHE_FILE, is_local_client
-    )
+    cache_path = store.folder / CACHE_FILE
+    return _load_cached(cache_path, source) or _build_and_cache(source, cache_path, is_local_client)
 
 
 def prebuild(source: NodeSource) -> None:
@@ -108,7 +89,7 @@ def _build_and_cache(
 def _load_cached(path: Path, source: NodeSource) -> NodeExperiment | None:
     """Return the cached experiment of this source, None if there is none.
 
-    Nothing in the file came over a network. The file is unpickled, so it is not read if other users can write to its folder.
+    The file is unpickled, so it is not read if other users can write to its folder.
     """
     try:
         if not is_private(path.parent):

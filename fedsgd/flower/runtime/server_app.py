@@ -32,10 +32,7 @@ _ERROR_ATTRIBUTES = {"round": "round", "client": "client", "cause": "cause", "of
 
 
 class EventLog:
-    """File of events, each a line of JSON that is flushed at once.
-
-    Each event has its time in seconds, by the monotonic clock that all processes of a machine share.
-    """
+    """File of events. Each is a line of JSON, flushed at once, with the time in seconds of the machine's monotonic clock."""
 
     def __init__(self, file: IO[str]) -> None:
         self._file = file
@@ -67,12 +64,7 @@ class EventLog:
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the scenario of the run config.
-
-    Raises:
-        ScenarioError: a setting is missing or wrong, as in an app that `fedsgd flower` did not write.
-        OutputError: the file of events cannot be written.
-    """
+    """Run the scenario of the run config. ScenarioError for settings that `fedsgd flower` would not write."""
     config = read_server_config(context.run_config)
     with _open_events(Path(config.events)) as file:
         events = EventLog(file)

@@ -47,14 +47,7 @@ _PURPOSE = (
 class ServerAppConfig(NamedTuple):
     """Run config of the ServerApp, in the order of `SERVER_FIELDS`.
 
-    Attributes:
-        scenario: scenario as TOML.
-        data: folder of the data files, "" for the default.
-        nodes: number of SuperNodes.
-        events: file that events are written to.
-        out: run folder.
-        start_seconds: seconds, time limit for all nodes to be ready.
-        round_seconds: seconds, time limit of a round.
+    `scenario` is TOML. `data` is "" for the default folder. The time limits are for all nodes to be ready, and for a round.
     """
 
     scenario: str

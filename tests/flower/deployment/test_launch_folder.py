@@ -59,7 +59,7 @@ def test_folder_that_another_user_can_replace_is_refused(tmp_path: Path, monkeyp
     assert folder is not None
     folder.rmdir()
     assert folder.parent == Path("/tmp")
-    reason = "another user can replace entries of it, or of a folder above it"
+    reason = "another user can replace entries of this folder or of a folder above it"
     assert refusals == [f"{work} (no)", f"{runtime} ({reason})"]
     assert list(runtime.iterdir()) == []
     if access != "owner":
