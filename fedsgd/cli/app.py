@@ -46,7 +46,7 @@ class _CommandGroup(click.Group):
         except OSError as error:
             if error.errno in DISK_FULL_ERRNOS:
                 report_disk_full(error)
-            elif error.filename is None and find_temporary_folder() is None:  # libraries look for it when imported
+            elif error.filename is None and find_temporary_folder() is None:  # libraries need one for their import
                 echo("fedsgd: no temporary folder is writable; set TMPDIR to a writable folder", err=True)
             else:
                 raise

@@ -28,20 +28,14 @@ if TYPE_CHECKING:
 )
 @click.option("--error-feedback", type=click.Choice(("none", "persist", "decay", "reset")), default="none", show_default=True)
 @click.option("--data", type=click.Choice(("real", "gaussian", "laplace")), default="real", show_default=True)
-@click.option("--size", type=int, help="Number of coordinates of gaussian and laplace vectors.  [default: 200000]")
+@click.option("--size", type=int, help="Number of coordinates in a gaussian or laplace vector.  [default: 200000]")
 @click.option("--out", type=UserPath(), help="Folder for certificate.json and certificate.md.")
 @click.option("--no-laws", is_flag=True, help="With --all: only measure, do not test the laws.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output, and nothing else there.")
 @click.option("--markdown", is_flag=True, help="Print Markdown on standard output.")
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 def certify_command(
-    compressor: str | None,
-    all_compressors: bool,
-    out: Path | None,
-    as_json: bool,
-    markdown: bool,
-    quiet: bool,
-    **options: Any,
+    compressor: str | None, all_compressors: bool, out: Path | None, as_json: bool, markdown: bool, quiet: bool, **options: Any
 ) -> None:
     """Test COMPRESSOR against the laws of its family, and measure its bytes, errors and times.
 

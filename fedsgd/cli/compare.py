@@ -26,8 +26,8 @@ def compare_command(options: AnalysisOptions, outs: tuple[Path, ...], as_json: b
     """Compare methods by the rounds and bytes to a target, and by time and cost on networks.
 
     Times need --network, or --up and --down. RUN is a run folder, a folder of run folders, a sweep, or LABEL=RUN. LABEL may
-    contain "="; it is the longest one for which RUN exists. Runs that differ only in their seed are one method, reported by its
-    median. Without --target, all figures are those of whole runs. A method with tuned settings (of a sweep, or by --tune) is
+    contain "=": the longest label for which RUN exists is used. Runs that differ only in their seed are one method, reported by
+    the median. Without --target, all figures are for whole runs. A method with tuned settings (of a sweep, or by --tune) is
     reported at the value that reaches the target in the fewest rounds; without --target, at the value with the best accuracy.
     """
     from fedsgd.analysis import tables

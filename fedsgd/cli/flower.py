@@ -30,20 +30,16 @@ if TYPE_CHECKING:
 @main.command("flower")
 @scenario_options
 @click.option(
-    "--nodes",
-    type=click.IntRange(min=1),
-    required=True,
-    metavar="N",
-    help="Number of SuperNodes that share the clients.",
+    "--nodes", type=click.IntRange(min=1), required=True, metavar="N", help="Number of SuperNodes that share the clients."
 )
-@click.option("--tls", is_flag=True, help="Connect nodes and server by TLS, with certificates made for this run.")
-@click.option("--measure-socket", is_flag=True, help="Count all bytes of each node's connections by a proxy.")
+@click.option("--tls", is_flag=True, help="Connect nodes and server by TLS, with new certificates for this run.")
+@click.option("--measure-socket", is_flag=True, help="Count all bytes on each node's connections with a proxy.")
 @click.option("--keep-logs", type=UserPath(), metavar="DIR", help="Folder for the logs of the processes.")
-@click.option("--cold", is_flag=True, help="Start a Python process for every ClientApp, as Flower does, and fork none.")
+@click.option("--cold", is_flag=True, help="Start a new Python process for every app, as Flower does, instead of a fork.")
 @click.option(
-    "--start-seconds", type=FiniteFloat(min=1), default=120.0, show_default=True, help="Limit for the start of all nodes."
+    "--start-seconds", type=FiniteFloat(min=1), default=120.0, show_default=True, help="Time limit for the start of all nodes."
 )
-@click.option("--round-seconds", type=FiniteFloat(min=1), default=600.0, show_default=True, help="Limit for a node's reply.")
+@click.option("--round-seconds", type=FiniteFloat(min=1), default=600.0, show_default=True, help="Time limit of a round.")
 @click.option("--out", type=UserPath(), help="Run folder.  [default: runs/NAME-N, the next free N]")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier run in the folder.")
 @tracker_options
@@ -59,8 +55,8 @@ def flower_command(
 ) -> None:
     """Run SCENARIO (a TOML file) as a real deployment: Flower's SuperLink and N SuperNodes as processes of this machine.
 
-    Node c mod N holds client c. Results, run folder and digests are those of `fedsgd run`. In addition, transport.parquet lists
-    the bytes of the frames, of Flower's messages and, with --measure-socket, on sockets.
+    Node c mod N trains client c. Results, run folder and digests are the same as with `fedsgd run`. In addition,
+    transport.parquet lists the bytes in frames, in Flower's messages and, with --measure-socket, on sockets.
 
     If a node dies or does not reply in time, the run ends. With [participation] on_failure = "continue", the run continues and
     the node's clients count as dropouts. All processes are stopped at the end of the run, also after an error.

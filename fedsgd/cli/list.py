@@ -20,7 +20,7 @@ PROFILE_FAMILIES = ("networks", "devices")
 @click.argument("family", type=click.Choice((*COMPONENT_FAMILIES, *PROFILE_FAMILIES)), required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_command(family: str | None, as_json: bool) -> None:
-    """List the components of a scenario with their keys and defaults: those of one FAMILY, or all.
+    """List components for scenarios, of all families or of one FAMILY, with their keys and defaults.
 
     The families networks and devices list profiles for `fedsgd price`, each with the source of its figures.
     """

@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 LINK_OPTIONS = ("up", "down", "latency", "jitter", "spread", "trace", "server_up", "server_down", "broadcast")
 PRICE_OPTIONS = ("price_per_gigabyte", "measured_coding")
 OTHER_OPTIONS = ("overhead_up", "overhead_down", "device_name", "flops", "device_spread", "server_name", "deadline")
-"""Parameters of commands that price runs: those of the network, those of the prices, and all others."""
+"""Parameters of commands that price runs: for the network, for the prices, and all others."""
 
 
 class UserPath(click.Path):
-    """Path whose leading `~` is the home folder, also where the shell does not expand it, as in --out=~/runs."""
+    """Path whose leading `~` is the home folder, also where the shell does not expand `~`, as in --out=~/runs."""
 
     def __init__(self) -> None:
         super().__init__(path_type=Path)
@@ -54,16 +54,7 @@ class FiniteFloat(click.FloatRange):
 
 @dataclass(frozen=True)
 class ScenarioOptions:
-    """Options of a command that reads a scenario.
-
-    Attributes:
-        scenario: TOML file.
-        settings: overrides, each as KEY=VALUE.
-        data: folder of data files.
-        seed: seed in place of the scenario's.
-        as_json: whether JSON is printed, and nothing else, on standard output.
-        quiet: whether no progress is printed.
-    """
+    """Options of a command that reads a scenario; the help texts in `scenario_options` describe them."""
 
     scenario: Path
     settings: tuple[str, ...]
@@ -87,18 +78,11 @@ def scenario_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the parameters of `ScenarioOptions` to a command, before its own parameters."""
 
     @functools.wraps(command)
-    def wrapper(
-        scenario: Path,
-        settings: tuple[str, ...],
-        data: Path | None,
-        seed: int | None,
-        as_json: bool,
-        quiet: bool,
-        **command_options: Any,
-    ) -> None:
-        if quiet:  # the Hugging Face library `datasets` also prints progress bars
+    def wrapper(**options: Any) -> None:
+        if options["quiet"]:  # the Hugging Face library `datasets` also prints progress bars
             os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-        command(ScenarioOptions(scenario, settings, data, seed, as_json, quiet), **command_options)
+        shared_options = {f.name: options.pop(f.name) for f in fields(ScenarioOptions)}
+        command(ScenarioOptions(**shared_options), **options)
 
     decorators = [
         click.argument("scenario", type=UserPath()),
@@ -121,12 +105,12 @@ def scenario_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _parse_run_specs(_context: click.Context, _parameter: click.Parameter, texts: Sequence[str]) -> list[RunSpec]:
-    """Return a path for each text, or (label, path) for LABEL=PATH if the whole text is no existing path."""
+    """Return a path for each text, or (label, path) for LABEL=PATH unless the whole text is an existing path."""
     return [_parse_run_spec(text) for text in texts]
 
 
 def _parse_run_spec(text: str) -> RunSpec:
-    """Split LABEL=PATH at the last "=" that an existing path follows, or at the first "=" if none exists."""
+    """Split LABEL=PATH at the last "=" that an existing path follows, or at the first "=" if there is no such path."""
     path = expand_user_path(text)
     if "=" not in text or path.exists():
         return path
@@ -143,17 +127,9 @@ def _path_exists(path: str) -> bool:
 
 @dataclass(frozen=True)
 class AnalysisOptions:
-    """Options of a command that reads finished runs.
+    """Options of a command that reads finished runs; the help texts of the options describe them.
 
-    Attributes:
-        runs: run folders, folders of run folders, and sweeps, with labels.
-        target: accuracy to be reached; None for whole runs.
-        tuned: settings that were tuned, as dotted keys.
-        quiet: whether no progress is printed.
-        networks: names of networks, separated by commas.
-        price_per_gigabyte: price of 10⁹ bytes.
-        measured_coding: whether coding times are those that the runs measured.
-        pricing_options: all other options, by the parameters of `fedsgd.network.build_pricing_model`.
+    `networks` are names, separated by commas. `pricing_options` has the parameters of `fedsgd.network.build_pricing_model`.
     """
 
     runs: list[RunSpec]
@@ -173,17 +149,15 @@ class AnalysisOptions:
     def build_pricing_models(self, network_names: str | None = None) -> dict[str, PricingModel]:
         """Return pricing models by heading: one for each named network, or one for the network that the options describe.
 
-        Args:
-            network_names: names of networks, separated by commas, in place of those of the options.
+        `network_names`, separated by commas, replace `networks`.
         """
         from fedsgd.network import build_pricing_model, format_network_label
 
         names = network_names or self.networks
         if not names:
             return {"as given": build_pricing_model(None, **self.pricing_options)}
-        models = {
-            name: build_pricing_model(name, **self.pricing_options) for name in dict.fromkeys(map(str.strip, names.split(",")))
-        }
+        unique_names = dict.fromkeys(map(str.strip, names.split(",")))
+        models = {name: build_pricing_model(name, **self.pricing_options) for name in unique_names}
         return {format_network_label(name, model): model for name, model in models.items()}
 
     def load_methods(self) -> list[Method]:
@@ -228,7 +202,7 @@ def _build_run_options() -> list[Callable[..., Any]]:
             "tuned",
             metavar="KEY",
             multiple=True,
-            help="Report each method at its best value of this setting. Repeatable. Sweeps record what was tuned.",
+            help="Report each method at its best value of this setting. Repeatable. Sweeps record their tuned settings.",
         ),
         click.option("--quiet", is_flag=True, help="Show no progress."),
     ]
@@ -283,13 +257,13 @@ def _build_pricing_options() -> list[Callable[..., Any]]:
         click.option(
             "--server", "server_name", metavar="NAME", default="server", show_default=True, help="Device of the server."
         ),
-        click.option("--deadline", metavar="TIME", help="Time that the server waits for a reply that is lost."),
+        click.option("--deadline", metavar="TIME", help="Time for which the server waits for a lost reply."),
         click.option("--price-per-gigabyte", type=FiniteFloat(0, min_open=True), help="Price of 1e9 bytes, in any currency."),
         click.option(
             "--measured-coding",
             is_flag=True,
-            help="Take coding times from the clock of the machine that made each run: the median and, in [ ], the first and "
-            "ninth decile.  [default: from the table of codec costs, so that equal runs have equal prices]",
+            help="Take the coding times that each run measured: the median and, in [ ], the first and ninth decile.  "
+            "[default: from the table of codec costs, so that equal runs have equal prices]",
         ),
     ]
 
@@ -303,13 +277,13 @@ def mention_shared_cores(n_processes: int, noun: str, quiet: bool) -> None:
     """Print a line if there are more processes than cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if n_processes > cores and not quiet:
-        shared = f"{n_processes} {noun} share {cores} core{'s' * (cores > 1)}"
-        echo(f"fedsgd: {shared}: they are no faster than {cores} {noun if cores > 1 else noun.removesuffix('s')}", err=True)
+        load = f"{n_processes} {noun} share {cores} core{'s' * (cores > 1)}"
+        echo(f"fedsgd: {load}: they are no faster than {cores} {noun if cores > 1 else noun.removesuffix('s')}", err=True)
 
 
 @contextmanager
 def mention_partial_ledger(out: Path) -> Iterator[None]:
-    """Print the place of the ledger if the run is interrupted and has one."""
+    """Print the path of the ledger if the run is interrupted and a ledger exists."""
     try:
         yield
     except (RunError, WireError, DeploymentError, KeyboardInterrupt):

@@ -16,11 +16,11 @@ from fedsgd.cli.streams import echo, echo_json
 @scenario_options
 @click.option("--picture", type=UserPath(), help="Also draw the partition to this file, .png or .svg.")
 def partition_command(options: ScenarioOptions, picture: Path | None) -> None:
-    """Show the partition of SCENARIO: examples of each class that each client trains on.
+    """Show the partition of SCENARIO: each client's training examples by class.
 
     The table has a row for each of up to 20 clients, and quantiles for more. The picture has a bar for each of up to 40
-    clients, and a map for more. "distance" is the total variation between a client's class distribution and the one of all
-    clients: 0 for equal distributions, 1 for no class in common.
+    clients, and a map for more. "distance" is the total variation between a client's class distribution and the distribution
+    over all clients: 0 for equal distributions, 1 for no class in common.
     """
     from fedsgd.cli import terminal
     from fedsgd.experiment.partition_summary import summarize_partition

@@ -15,12 +15,12 @@ from fedsgd.cli.streams import echo_json
 def price_command(options: AnalysisOptions, as_json: bool) -> None:
     """Compute the time and cost of finished runs on other networks, without training.
 
-    RUN is a run folder, a folder of run folders, a sweep, or LABEL=RUN. LABEL may contain "="; it is the longest one for which
-    RUN exists. Runs that differ only in their seed are one method. A round ends when its slowest client has downloaded,
-    trained, encoded and uploaded, and the server has decoded. Coding times follow a table of codec costs, so that runs of equal
-    digests have equal prices.
+    RUN is a run folder, a folder of run folders, a sweep, or LABEL=RUN. LABEL may contain "=": the longest label for which
+    RUN exists is used. Runs that differ only in their seed are one method. A round ends when its slowest client has downloaded,
+    trained, encoded and uploaded, and the server has decoded. Coding times follow a table of codec costs, so that runs with
+    equal digests have equal prices.
 
-    Break-even: the uplink speed below which one method reaches the target before the other. The ratio of downlink to uplink
+    A break-even is the uplink speed below which one method reaches the target before the other. The ratio of downlink to uplink
     speed and the latency are constant.
 
     Runs whose participation depended on time (by a deadline or over-selection) are refused: on another network, other clients

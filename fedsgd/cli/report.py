@@ -26,22 +26,19 @@ from fedsgd.errors import OutputError
     type=click.Choice(("html", "pdf", "svg", "png")),
     default="html",
     show_default=True,
-    help="An interactive page, or figures for a paper, one file each.",
+    help="An interactive page, or figures for a paper, each in a file.",
 )
 @click.option("--title", help="Title of the page.  [default: the scenario's name]")
 def report_command(
-    options: AnalysisOptions,
-    out: Path | None,
-    file_format: Literal["html", "pdf", "svg", "png"],
-    title: str | None,
+    options: AnalysisOptions, out: Path | None, file_format: Literal["html", "pdf", "svg", "png"], title: str | None
 ) -> None:
     """Write a page, or figures, about the cost of finished runs.
 
     The page is one file that works offline. Its sliders for uplink, downlink and latency reprice the runs.
 
-    RUN is a run folder, a folder of run folders, a sweep, or LABEL=RUN. LABEL may contain "="; it is the longest one for which
-    RUN exists. The page starts with the network of the options (default: 4g) and with --target. Without --target, it starts
-    with the target of the runs' scenarios, or with the highest one that all methods reach.
+    RUN is a run folder, a folder of run folders, a sweep, or LABEL=RUN. LABEL may contain "=": the longest label for which
+    RUN exists is used. The page starts with the network of the options (default: 4g) and with --target. Without --target, the
+    page starts with the target of the runs' scenarios, or with the highest target that all methods reach.
     """
     from fedsgd.analysis.report import write_report
     from fedsgd.cli import terminal
@@ -53,7 +50,7 @@ def report_command(
     (name, pricing_model), *further_networks = options.build_pricing_models(None if options.has_link else "4g").items()
     if further_networks:
         raise click.BadParameter(
-            f"got {options.networks}, expected one network: the page starts with it and offers all others",
+            f"got {options.networks}, expected one network; the page starts with this network and offers all others",
             param_hint="--network",
         )
     with terminal.spinner("reading runs and replaying ledgers", options.quiet):

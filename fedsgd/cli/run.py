@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     default=1,
     show_default=True,
     metavar="K",
-    help="Train clients in K processes, one for each core. Results do not depend on K.",
+    help="Train and evaluate in K processes, each with one thread. Results do not depend on K.",
 )
 @tracker_options
 @click.option("--profile", is_flag=True, help="Also print the time of each phase of a round.")

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 ERROR_HANDLER = "fedsgd-readable"
-"""Error handler of `codecs` that replaces characters which a stream cannot encode by readable ASCII."""
+"""Error handler of `codecs` that writes readable ASCII in place of characters that a stream cannot encode."""
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 ASCII_SUBSTITUTES = {
     "×": "x", "·": ".", "•": "*", "−": "-", "–": "-", "—": "-", "…": "...", "→": "->", "←": "<-", "≤": "<=", "≥": ">=",
@@ -61,15 +61,12 @@ def make_streams_safe() -> None:
 
 
 def echo(text: object = "", *, err: bool = False, nl: bool = True, **style: Any) -> None:
-    """Print a line, with a style if the stream is a terminal.
-
-    Same as `click.echo`, but `click.echo` writes UTF-8 to a stream whose encoding is ASCII.
-    """
+    """Print a line in the stream's encoding (`click.echo` itself writes UTF-8 to an ASCII stream), styled in a terminal."""
     click.echo(click.style(text, **style) if style else text, file=sys.stderr if err else sys.stdout, nl=nl)
 
 
 def echo_json(text: str) -> None:
-    """Print JSON; if the stream cannot encode a character, escape all that are not ASCII, which only occur in strings."""
+    """Print JSON. If the stream cannot encode a character, escape all non-ASCII characters, which only occur in strings."""
     try:
         text.encode(getattr(sys.stdout, "encoding", None) or "ascii")
     except UnicodeEncodeError:
@@ -83,7 +80,7 @@ def _escape_non_ascii(match: re.Match[str]) -> str:
 
 
 def drop_output() -> None:
-    """Discard the buffer of a standard output that cannot be written, so that Python does not fail on it again at exit."""
+    """Discard the buffer of a standard output that cannot be written, so that Python does not fail again at exit."""
     try:
         sys.stdout.flush()
     except OSError:

@@ -27,10 +27,7 @@ METHODS_EXAMPLE = """Example of a methods file:
 @main.command("sweep", epilog=METHODS_EXAMPLE)
 @scenario_options
 @click.option(
-    "--methods",
-    type=UserPath(),
-    metavar="FILE",
-    help="TOML file with a table of settings for each method, named by its label.",
+    "--methods", type=UserPath(), metavar="FILE", help="TOML file with a table of settings for each method, named by its label."
 )
 @click.option(
     "--grid",
@@ -40,7 +37,7 @@ METHODS_EXAMPLE = """Example of a methods file:
     "values that contain commas as a TOML array: KEY=[V1, V2].",
 )
 @click.option(
-    "--tune", metavar="KEY=V1,V2,...", multiple=True, help="As --grid; comparisons report each method at its best value."
+    "--tune", metavar="KEY=V1,V2,...", multiple=True, help="Same as --grid, but comparisons report each method's best value."
 )
 @click.option(
     "--seeds",
@@ -48,7 +45,7 @@ METHODS_EXAMPLE = """Example of a methods file:
     default=1,
     show_default=True,
     metavar="N",
-    help="Number of seeds, counted up from the seed of the scenario.",
+    help="Number of seeds, counted up from the scenario's seed.",
 )
 @click.option(
     "--jobs",
@@ -56,7 +53,7 @@ METHODS_EXAMPLE = """Example of a methods file:
     default=1,
     show_default=True,
     metavar="N",
-    help="Number of cells that run at a time, each in a process. Results do not depend on N.",
+    help="Number of cells that run at the same time, each in a process. Results do not depend on N.",
 )
 @click.option("--out", type=UserPath(), help="Folder of the sweep.  [default: runs/NAME-sweep]")
 @click.option("--overwrite", is_flag=True, help="Run cells again that were finished with another scenario.")
@@ -79,7 +76,7 @@ def sweep_command(
 
     The same command resumes a sweep and runs only unfinished cells. More seeds, values or methods add cells. Finished cells
     that a command no longer includes stay in sweep.json. A cell that was finished with another scenario is refused, unless
-    --overwrite is given. A run that diverges is a result and is not repeated.
+    --overwrite is set. A run that diverges is a result and is not repeated.
 
     Exit status 1 if a cell failed for another reason than divergence.
     """
@@ -120,7 +117,7 @@ def sweep_command(
 
 @contextmanager
 def _mention_finished_cells(out: Path) -> Iterator[None]:
-    """Print the number of stored cells if the sweep is interrupted."""
+    """Print the number of finished cells if the sweep is interrupted."""
     from fedsgd.errors import FedsgdError, OutputError, ScenarioError
     from fedsgd.sweeps import SWEEP_FILE, Sweep
 

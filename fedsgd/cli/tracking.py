@@ -34,7 +34,7 @@ _network_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.opti
     "--network",
     "networks",
     metavar="NAME,...",
-    help="With --track: also record the run over the time on these networks, at its end; see `fedsgd list networks`.",
+    help="With --track: at the end, also record the run over its time on these networks; see `fedsgd list networks`.",
 )
 
 
@@ -45,12 +45,9 @@ def tracker_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def print_warnings(quiet: bool = False) -> Iterator[None]:
-    """Print a line on standard error for each tracker that failed and each setting that a component does not suit.
+    """Print a line on standard error for each tracker that failed and, unless `quiet`, each warning about a setting.
 
     Other warnings are printed as usual.
-
-    Args:
-        quiet: whether warnings about settings are only in the summary.
     """
     with warnings.catch_warnings():
         show_other_warning = warnings.showwarning
@@ -72,7 +69,7 @@ def print_warnings(quiet: bool = False) -> Iterator[None]:
 
 @contextmanager
 def _silence_writer_threads() -> Iterator[None]:
-    """Print no traceback of a thread that met a full disk: TensorBoard raises the error again in its tracker."""
+    """Print no traceback of a thread that met a full disk, because TensorBoard raises the error again in its tracker."""
     default_hook = threading.excepthook
 
     def show_exception(args: threading.ExceptHookArgs) -> None:
@@ -87,11 +84,7 @@ def _silence_writer_threads() -> Iterator[None]:
 
 
 def trackers_from_options(track: Sequence[str], networks: str | None) -> list[Tracker]:
-    """Create the trackers of the options, each once.
-
-    Raises:
-        ScenarioError: a tracker is not installed, or a network is unknown.
-    """
+    """Create each tracker of the options once. ScenarioError if a tracker is not installed, or if a network is unknown."""
     if networks is not None and not track:
         raise click.UsageError("--network needs --track; use `fedsgd price` for a finished run")
     pricing_models = {}
@@ -111,7 +104,7 @@ def trackers_from_options(track: Sequence[str], networks: str | None) -> list[Tr
 def with_trackers(
     trackers: Sequence[Tracker], scenario: Scenario, folder: Path, callbacks: DeploymentCallbacks
 ) -> Iterator[tuple[DeploymentCallbacks, TrackerGroup]]:
-    """Add trackers to the callbacks of a deployment; they start once its ServerApp has built the scenario."""
+    """Add trackers to a deployment's callbacks. The trackers start when the ServerApp has built the scenario."""
     with TrackerGroup(trackers) as tracker_group:
 
         def on_engine(text: str) -> None:

@@ -30,8 +30,8 @@ def print_certificate(certificate: Certificate) -> None:
     console.print()
     for name, sha256 in report.list_digests(certificate):
         console.print(f"{name} {sha256}", soft_wrap=True, markup=False)
-    passed = ", ".join(result.law for result in certificate.laws if result.passed)
-    console.print(f"laws that hold: {passed}", soft_wrap=True, markup=False)
+    law_names = ", ".join(result.law for result in certificate.laws if result.passed)
+    console.print(f"laws that hold: {law_names}", soft_wrap=True, markup=False)
     for result in certificate.laws:
         if not result.passed:
             outcome = "BROKEN" if result.passed is False else "not tried"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fedsgd.analysis.comparison import Comparison, ComparisonRow, NetworkCost
 
 MAX_METHODS_FOR_ALL_PAIRS = 5
-"""Most methods for which all break-evens are printed; for more methods, only those with the baseline."""
+"""Maximum number of methods for which all break-evens are printed; for more methods, only break-evens with the baseline."""
 
 
 def print_comparison(comparison: Comparison) -> None:
@@ -64,11 +64,8 @@ def _format_price_row(row: ComparisonRow, network_cost: NetworkCost, baseline_co
 
     yield tables.format_label(row)
     yield tables.format_seconds_cell(network_cost, "\n")
-    ratio = (
-        math.nan
-        if baseline_cost is None or not baseline_cost.seconds.median
-        else network_cost.seconds.median / baseline_cost.seconds.median
-    )
+    baseline_seconds = 0.0 if baseline_cost is None else baseline_cost.seconds.median
+    ratio = network_cost.seconds.median / baseline_seconds if baseline_seconds else math.nan
     yield f"{format_significant(ratio)}×" if math.isfinite(ratio) else ""
     yield format_seconds(network_cost.mean_round_seconds.median)
     yield tables.format_cell(network_cost.n_bytes, tables.format_rounded_bytes, "\n")
@@ -88,13 +85,13 @@ def _describe_break_evens(comparison: Comparison) -> Iterator[str]:
         link = comparison.pricing_models[name].network.link
         factor = format_significant(link.down_bits_per_second / link.up_bits_per_second)
         ratio = f"downlinks {'as fast as' if factor == '1' else f'{factor} times as fast as'} uplinks"
-        listed = list(break_evens_of(comparison, name, comparison.baseline.label) if baseline_only else break_evens)
+        pairs = list(break_evens_of(comparison, name, comparison.baseline.label) if baseline_only else break_evens)
         scope = f" with {comparison.baseline.label} (--json lists all)" if baseline_only else ""
-        if not listed:
+        if not pairs:
             yield f"no break-even{scope} between 100 bit/s and 1 Tbit/s up, with {ratio} as on {name}"
             continue
         yield f"break-even{scope}, with {ratio} and the latency of {name}:"
-        yield from (f"  {text}" for text in describe_break_evens(listed))
+        yield from (f"  {text}" for text in describe_break_evens(pairs))
 
 
 def _add_column(table: Table, heading: str, is_first: bool) -> None:

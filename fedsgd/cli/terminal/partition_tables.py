@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 MAX_ROWS = 20
 MAX_CLASSES = 12
-"""Maximum number of clients and of classes in a table; more are summarized."""
+"""Maximum number of clients, and of classes, in a table without a summary."""
 
 
 def print_partition(partition_summary: PartitionSummary) -> None:
@@ -28,7 +28,7 @@ def print_partition(partition_summary: PartitionSummary) -> None:
     title = f"{partition_summary.name}: {partition_summary.partition}, {sizes}"
     console.print(title, style="bold", soft_wrap=True, markup=False)
     if fits and partition_summary.counts is not None and len(partition_summary.class_names) <= MAX_CLASSES:
-        console.print("by class: % of a client's examples; distance: to all clients' classes, 0 to 1")
+        console.print("by class: % of a client's examples; distance: from the class distribution of all clients, 0 to 1")
         classes = [_format_class(partition_summary.class_names, label) for label in range(len(partition_summary.class_names))]
         if classes != [str(label) for label in range(len(classes))]:
             console.print(f"classes: {', '.join(classes)}", markup=False)
@@ -46,9 +46,8 @@ def _build_client_table(partition_summary: PartitionSummary) -> Table:
         columns.append(("held out", [f"{size:,}" for size in partition_summary.held_out_sizes]))
     shares = partition_summary.compute_class_distributions()
     if shares is not None:
-        columns.append(
-            ("distance", [f"{distance:.2f}" for distance in partition_summary.compute_client_measures()["distance"]])
-        )
+        distances = partition_summary.compute_client_measures()["distance"]
+        columns.append(("distance", [f"{distance:.2f}" for distance in distances]))
         if len(partition_summary.class_names) <= MAX_CLASSES:
             for heading, class_shares in zip(_shorten_headings(partition_summary.class_names), shares.T, strict=True):
                 columns.append((escape(heading), [f"{100 * share:.0f}" if share else "·" for share in class_shares]))

@@ -20,18 +20,13 @@ if TYPE_CHECKING:
     from fedsgd.training.selection import EngineChoice
 
 LINE_SECONDS = 5.0
-"""Seconds between two lines of progress, at least, if standard error is not a terminal."""
+"""Minimum number of seconds between two lines of progress, if standard error is not a terminal."""
 
 
 class RunCallbacks(NamedTuple):
     """Functions that show a run on standard error, each None if nothing is shown.
 
-    Attributes:
-        on_engine: called with the engine of local training.
-        on_state_budget: called with the expected memory of client states.
-        on_round: called with the record of each round.
-        on_status: called with the status of a deployment.
-        on_trouble: called with a line about a process that failed.
+    `on_status` and `on_trouble` are for deployments, as in `DeploymentCallbacks`.
     """
 
     on_engine: Callable[[EngineChoice | str], None] | None = None

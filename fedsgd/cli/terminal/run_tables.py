@@ -89,15 +89,16 @@ def _build_transport_table(summary: Mapping[str, Any]) -> Table:
     for heading in ("", "uplink", "", "downlink", ""):
         table.add_column(heading, justify="right" if heading or table.columns else "left", no_wrap=True)
     directions = [flower["transport"][direction] for direction in ("up", "down")]
-    previous = [summary["uplink"]["n_bytes"], summary["downlink"]["n_bytes"]]
-    table.add_row("frames, one for each client", f"{previous[0]:,}", "", f"{previous[1]:,}", "")
+    previous_figures = [summary["uplink"]["n_bytes"], summary["downlink"]["n_bytes"]]
+    table.add_row("frames, one for each client", f"{previous_figures[0]:,}", "", f"{previous_figures[1]:,}", "")
     for key, name in TRANSPORT_ROWS.items():
         figures = [transport[key] for transport in directions]
         if None in figures:
             continue
-        ratios = [f"×{n / b:.2f}" if b and key != "outside_rounds" else "" for n, b in zip(figures, previous, strict=True)]
+        pairs = zip(figures, previous_figures, strict=True)
+        ratios = [f"×{n / previous:.2f}" if previous and key != "outside_rounds" else "" for n, previous in pairs]
         table.add_row(name, f"{figures[0]:,}", ratios[0], f"{figures[1]:,}", ratios[1])
-        previous = figures
+        previous_figures = figures
     flower_counts = flower["counted_by_flower"]
     if flower_counts is not None:
         table.add_row("all bytes, counted by Flower", f"{flower_counts['up']:,}", "", f"{flower_counts['down']:,}", "")
@@ -148,11 +149,11 @@ def _describe_result(result: Result | DeploymentResult) -> Iterator[str]:
         yield f"stopped after round {summary['rounds']}, by [stop] target_accuracy"
     if summary["target_accuracy"] is not None:
         rounds = summary["rounds_to_target"]
-        reached = "not reached"
+        outcome = "not reached"
         if rounds is not None:
             n_bytes = (format_bytes(round(summary[f"{link}_bytes_to_target"])) for link in ("uplink", "downlink"))
-            reached = f"reached after {rounds:.1f} rounds, {' up and '.join(n_bytes)} down"
-        yield f"target {summary['target_accuracy']:g}: {reached}"
+            outcome = f"reached after {rounds:.1f} rounds, {' up and '.join(n_bytes)} down"
+        yield f"target {summary['target_accuracy']:g}: {outcome}"
     yield f"params_sha256 {summary['params_sha256']}"
     yield f"ledger_sha256 {summary['ledger_sha256']}"
     if result.out is not None:
@@ -172,5 +173,5 @@ def _describe_residuals(residuals: Mapping[str, Any]) -> Iterator[str]:
     norms = f"median {residuals['norm_median']:.3g}, maximum {residuals['norm_max']:.3g}"
     yield f"residual norm over {residuals['clients']:,} clients: {norms}"
     if residuals["rounds_missed_max"] is not None:
-        missed = f"median {residuals['rounds_missed_median']:g}, maximum {residuals['rounds_missed_max']}"
-        yield f"rounds that a client missed between two cohorts: {missed}"
+        rounds = f"median {residuals['rounds_missed_median']:g}, maximum {residuals['rounds_missed_max']}"
+        yield f"rounds that a client missed between two cohorts: {rounds}"

@@ -21,13 +21,7 @@ if TYPE_CHECKING:
 
 
 class SweepCallbacks(NamedTuple):
-    """Functions that show a sweep on standard error, each None if nothing is shown.
-
-    Attributes:
-        on_begin: called with the sweep before its first cell.
-        on_round: called with the record of each round of a cell.
-        on_cell: called with the sweep, a cell that ended, and the cell's seconds.
-    """
+    """Functions that show a sweep on standard error, each None if nothing is shown. `on_cell` receives the cell's seconds."""
 
     on_begin: Callable[[Sweep], None] | None = None
     on_round: Callable[[Cell, RoundRecord], None] | None = None
@@ -104,10 +98,10 @@ def _describe_outcome(sweep: Sweep, cell: Cell, seconds: float) -> str:
     if summary is None:
         return _describe_failure(cell)
     accuracy = summary["final_accuracy"]
-    measured = "" if accuracy is None else f"accuracy {accuracy:.4f}, "
+    accuracy_text = "" if accuracy is None else f"accuracy {accuracy:.4f}, "
     warning = f", diverged: {summary['diverged']}" if summary.get("diverged") else ""
     n_bytes = f"up {format_bytes(summary['uplink_bytes'])}, down {format_bytes(summary['downlink_bytes'])}"
-    return f"{measured}{n_bytes}, {seconds:.1f} s{warning}"
+    return f"{accuracy_text}{n_bytes}, {seconds:.1f} s{warning}"
 
 
 def _describe_failure(cell: Cell) -> str:
@@ -140,7 +134,7 @@ def print_sweep(sweep: Sweep) -> None:
 
 
 def _format_group(sweep: Sweep, cells: list[Cell]) -> tuple[str, ...]:
-    """Return the numbers of finished and failed seeds, and medians over the finished ones: best accuracy, bytes up and down."""
+    """Return the numbers of finished and failed seeds, and medians over finished seeds: best accuracy, bytes up and down."""
     summaries = [summary for summary in map(sweep.read_summary, cells) if summary is not None]
     accuracies = [summary["best_accuracy"] for summary in summaries if summary["best_accuracy"] is not None]
     n_failed = sum(cell.state == "failed" for cell in cells)

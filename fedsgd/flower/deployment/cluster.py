@@ -140,9 +140,9 @@ class LocalCluster:
         if self.fork_server is None or self.fork_server.poll() is None:
             return
         _get_startup_marker(Path(self.env[launchers.SOCKET_VARIABLE])).unlink(missing_ok=True)
-        first, *rest = str(self.make_process_error("the fork server", self.fork_server, "warm")).splitlines()
+        first_line, *log_lines = str(self.make_process_error("the fork server", self.fork_server, "warm")).splitlines()
         self.fork_server = None
-        self.on_trouble("\n".join([f"{first}; from now on each app starts as a new process, more slowly", *rest]))
+        self.on_trouble("\n".join([f"{first_line}; from now on each app starts as a new process, more slowly", *log_lines]))
 
     def submit(self, app: Path, *, stream: bool = False) -> subprocess.Popen[bytes]:
         """Submit the app of a folder by `flwr run`. With `stream`, this process prints the run's log and ends with the run."""
@@ -277,9 +277,9 @@ def local_cluster(
         except OSError as error:
             raise make_write_error(error.filename or folder, error) from None
         if launch_folder is None:
-            slower = "each app starts as a new process, more slowly, and " * config.use_fork_server
+            consequence = "each app starts as a new process, more slowly, and " * config.use_fork_server
             reasons = "; ".join(refusals)
-            on_trouble(f"{slower}the ServerApp has no log, {_NO_LAUNCH_FOLDER}: {reasons}; other logs are in {logs}")
+            on_trouble(f"{consequence}the ServerApp has no log, {_NO_LAUNCH_FOLDER}: {reasons}; other logs are in {logs}")
         cluster = LocalCluster(config, folder, logs, env, on_trouble, certificates, addresses=ProcessAddresses(guard))
         try:
             _start_processes(cluster, launch_folder)

@@ -73,8 +73,8 @@ class CountingProxy:
             self._connections |= {node, superlink}
             uplink = self._start_thread(self._forward, node, superlink, "up")
             downlink = self._start_thread(self._forward, superlink, node, "down")
-            running = [thread for thread in self._threads if thread.is_alive()]
-            self._threads = [*running, self._start_thread(self._close_connections, node, superlink, (uplink, downlink))]
+            threads = [thread for thread in self._threads if thread.is_alive()]
+            self._threads = [*threads, self._start_thread(self._close_connections, node, superlink, (uplink, downlink))]
 
     def _forward(self, source: socket.socket, destination: socket.socket, direction: Literal["down", "up"]) -> None:
         with suppress(OSError):

@@ -86,7 +86,7 @@ class Guard:
 
 
 def main() -> None:
-    """Read messages until the launcher ends. End the deployment's processes and remove its folders unless it is finished."""
+    """Read messages until the launcher ends. Then end an unfinished deployment's processes and remove its folders."""
     for name in _IGNORED_SIGNALS:
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     start_time = time.time()

@@ -26,7 +26,7 @@ _REPLACEABLE_TEXT = "another user can replace entries of this folder or of a fol
 
 
 def find_launch_folder(work_folder: Path) -> tuple[Path | None, list[str]]:
-    """Return the first usable folder, None without any, and `FOLDER (reason)` for each unusable candidate.
+    """Return the first usable folder, None if there is none, and `FOLDER (reason)` for each unusable candidate.
 
     The first candidate is `work_folder`, which is private to this user. The other candidates are new folders with mode 0700.
     Unusable new folders are removed.

@@ -28,7 +28,7 @@ SILENT_SECONDS = 60.0
 SUBMITTED_TEXT = "Successfully started run"
 """Text that `flwr run` prints after a successful submission. Its exit status is the same after a failure."""
 _NODE_CAUSE = re.compile(r"(?:(?:Connection|Timeout)Error: |\d+ of \d+ nodes are ready after [^:]*: )?nodes? (\d+)\b")
-"""Beginning of the causes in errors of FlowerRuntime that concern a node."""
+"""Beginning of the cause of a FlowerRuntime error about a node."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ class ServerAppProgress:
     Attributes:
         pid: id of the ServerApp's process, 0 before its start.
         messages: messages between server and nodes, with the fields of `MessageEvent`.
-        ready_time, round_ends: monotonic seconds at which all nodes were ready (None before), and at which each round ended.
+        ready_time: time at which all nodes were ready, None before; seconds by the monotonic clock.
+        round_ends: [R] times at which rounds ended.
     """
 
     pid: int = 0

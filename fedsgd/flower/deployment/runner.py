@@ -122,7 +122,7 @@ def _keep_logs_on_trouble(callbacks: DeploymentCallbacks, folders: _WorkingFolde
 
 
 def _check_nodes(nodes: int, n_clients: int | None) -> None:
-    """Raise a ScenarioError for fewer than one SuperNode, or for more than there are clients."""
+    """Raise a ScenarioError for fewer than one SuperNode, or for more SuperNodes than clients."""
     if not 1 <= nodes <= MAX_PROCESSES or (n_clients is not None and nodes > n_clients):
         limit = f"or more, at most {MAX_PROCESSES}" if n_clients is None else f"to {n_clients}, the number of clients"
         raise ScenarioError(f"nodes: got {nodes}, expected 1 {limit}")
@@ -179,7 +179,10 @@ def _write_outputs(
     socket_traffic: Mapping[int, Sequence[SocketTraffic]] | None,
     byte_counters: dict[str, int] | None,
 ) -> DeploymentResult:
-    """Add transport.parquet and the table `flower` of summary.json to the run folder. Traffic is by partition."""
+    """Add transport.parquet and the table `flower` of summary.json to the run folder.
+
+    `socket_traffic` is by partition, `byte_counters` by direction. Each is None if the bytes were not counted.
+    """
     boundaries = [progress.ready_time or 0.0, *progress.round_ends]
     rows = transport_table.transport_rows(progress.messages, boundaries, socket_traffic)
     transport_table.save(out / transport_table.FILE_NAME, rows)

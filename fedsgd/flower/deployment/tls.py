@@ -25,7 +25,7 @@ class TlsCertificates:
 
 
 def create_certificates(folder: Path) -> TlsCertificates:
-    """Create certificates of an authority and of the SuperLink in a folder. The authority's key is not stored."""
+    """Create a certificate authority, and the SuperLink's certificate, in a folder. The authority's key is not stored."""
     authority_key, server_key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     issuer, subject = _build_name("fedsgd deployment"), _build_name("localhost")
     signing_usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)

@@ -48,7 +48,7 @@ def transport_rows(
 
     Args:
         messages: messages with the fields of `fedsgd.flower.runtime.grid_runtime.MessageEvent`.
-        round_boundaries: [R + 1] monotonic seconds: when the nodes were ready, and the end of each round.
+        round_boundaries: [R + 1] seconds by the monotonic clock: when the nodes were ready, and the end of each round.
         socket_traffic: bytes that each node's proxy counted, by partition; None if not measured.
     """
     row_by_key: dict[tuple[int, int, str], TransportRow] = {}

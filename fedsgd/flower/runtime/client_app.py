@@ -23,16 +23,16 @@ app = ClientApp()
 @app.query()
 @isolate_global_state()
 def report_identity(message: Message, context: Context) -> Message:
-    """Reply with this node's partition; and with the reason if the node cannot take part, such as a different engine."""
+    """Reply with this node's partition, and with the reason if the node cannot take part, such as a different engine."""
     pin_single_thread()
     partition, n_nodes = _read_partition(context)
     values = ConfigRecord({"partition-id": partition, "num-partitions": n_nodes, "process": os.getpid()})
     try:
         engine = str(_load_node(context, open_state_store(context)).engine_choice)
         record = message.content.get(RECORD_KEY)
-        expected = str(record.get("hello", "")) if isinstance(record, ConfigRecord) else ""
-        if expected and engine != expected:
-            values["trouble"] = f"its engine would be {engine}; the server expects {expected}"
+        server_engine = str(record.get("hello", "")) if isinstance(record, ConfigRecord) else ""
+        if server_engine and engine != server_engine:
+            values["trouble"] = f"its engine would be {engine}; the server expects {server_engine}"
     except FedsgdError as error:
         values["trouble"] = str(error)
     return Message(RecordDict({RECORD_KEY: values}), reply_to=message)

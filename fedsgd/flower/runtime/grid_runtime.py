@@ -39,7 +39,8 @@ class MessageEvent:
         node: partition-id of the node.
         frame_bytes: bytes of all frames in the message; a frame that clients share counts once.
         message_bytes: bytes of the message as Flower stores and sends it.
-        process, seconds: id of the node's process that replied, and the time that it took; 0 for "down".
+        process: id of the node's process that replied, 0 for "down".
+        seconds: time from the node's receipt of the message to its reply, 0.0 for "down".
     """
 
     round: int
@@ -55,7 +56,8 @@ class FlowerRuntime:
     """Runtime that exchanges messages with clients over a Flower Grid.
 
     Args:
-        n_clients, n_nodes: N, number of registered clients, and number of SuperNodes that the run needs.
+        n_clients: N, number of registered clients.
+        n_nodes: number of SuperNodes that the run needs.
         timeout: seconds, time limit of a round; None for no limit.
         on_message: called with each message that is sent or received.
         expected_engine: server's engine choice as text, which all nodes must select too; "" accepts any engine.
@@ -100,9 +102,9 @@ class FlowerRuntime:
             time.sleep(POLL_SECONDS[1])
 
     def exchange(self, messages: Mapping[ClientId, Message], timeout: float | None) -> Iterator[ClientOutcome]:
-        """Send messages to clients, and yield each client's outcome as nodes reply. A timeout of None is the runtime's.
+        """Send messages to clients, and yield each client's outcome as nodes reply.
 
-        If a node fails or replies too late, the outcome of each of its clients is a failure.
+        If a node fails or replies too late, all of its clients have failed. The runtime's timeout applies if `timeout` is None.
         """
         limit = self.timeout if timeout is None else timeout
         self._admit_restarted_nodes()

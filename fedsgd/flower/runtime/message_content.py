@@ -27,7 +27,13 @@ _ERROR_KINDS: Mapping[bytes, type[RunError]] = {b"": RunError, b"not finite": No
 
 @dataclass(frozen=True)
 class NodeReply:
-    """Decoded reply of a node: id of its process, seconds from receipt to reply with the loading of the scenario, outcomes."""
+    """Decoded reply of a node.
+
+    Attributes:
+        process: id of the node's process that replied.
+        seconds: time from the process's receipt of the message to its reply, with the time to load the scenario.
+        outcomes: outcome of each client in the reply.
+    """
 
     process: int
     seconds: float
@@ -72,7 +78,7 @@ def decode_reply(data: bytes, round: int, clients: Collection[ClientId]) -> Node
 
 
 def count_frame_bytes(data: bytes) -> int:
-    """Return the bytes of all frames in a request or a reply. A frame that clients share counts once; a failure has none."""
+    """Return the bytes of all frames in a request or reply. A frame that clients share counts once; a failure has no frames."""
     return sum(len(frame) for frame in _iterate_frames(data))
 
 
@@ -83,7 +89,7 @@ def _iterate_frames(data: bytes) -> Iterator[bytes]:
 
 
 def _validate_reply(reply: Reply, round: int) -> Reply:
-    """Return the reply. WireError if a measurement of the client is impossible, which the server cannot check otherwise."""
+    """Return the reply. WireError if a measurement is out of range. Only the client can compute the measurements."""
     seconds = reply.decode_seconds, reply.encode_seconds
     norms = [norm for norm in (reply.residual_norm, reply.residual_norm_if_lost) if not math.isnan(norm)]
     if not all(0 <= figure < math.inf for figure in (*seconds, *norms)):

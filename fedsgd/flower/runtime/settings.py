@@ -88,9 +88,9 @@ def read_scenario(text: str) -> Scenario:
 
 
 def _read_fields(config: Mapping[str, Any], fields: Mapping[str, FieldCheck], app_name: str) -> list[Any]:
-    missing = [name for name in fields if name not in config]
-    if missing:
-        raise ScenarioError(f"run config: no {', '.join(missing)}: {app_name} {_PURPOSE}")
+    missing_names = [name for name in fields if name not in config]
+    if missing_names:
+        raise ScenarioError(f"run config: no {', '.join(missing_names)}: {app_name} {_PURPOSE}")
     for name, (expected, is_valid) in fields.items():
         if not is_valid(config[name]):
             raise ScenarioError(f"run config: {name}: got {config[name]!r:.80}, expected {expected}: {app_name} {_PURPOSE}")
