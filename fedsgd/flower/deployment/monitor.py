@@ -205,15 +205,14 @@ class DeploymentMonitor:
         node_match = _NODE_CAUSE.match(event.get("cause", ""))
         if node_match is not None:
             return DeploymentError(f"{event['text']}{self._cluster.describe_log(f'node-{node_match[1]}')}")
-        error_class = getattr(errors, event["kind"], None)
+        error_class: type[FedsgdError] | None = getattr(errors, event["kind"], None)
         if error_class is None:
             return DeploymentError(f"the ServerApp failed: {event['text']}{self._cluster.describe_log('serverapp')}")
         if issubclass(error_class, RunError):
             return error_class(event["round"], event["client"], event["cause"])
         if issubclass(error_class, WireError):
             return error_class(event["offset"], event["cause"], event["where"], event["client"])
-        error: FedsgdError = error_class(event["text"])
-        return error
+        return error_class(event["text"])
 
 
 def _read_events(file: Any) -> Iterator[dict[str, Any]]:
