@@ -245,9 +245,12 @@ class DenseOperator(CompressionOperator):
 
 @dataclass(frozen=True)
 class EncodedUpdate:
-    """Result of `CompressionScheme.send`: the sections, and the client's next state if the server acknowledges the update.
+    """Result of `CompressionScheme.send`.
 
-    `rollback` patches entries of `state`, by name, to the next state for a lost update; None removes an entry.
+    Attributes:
+        sections: sections of the encoded update.
+        state: client's next state if the server acknowledges the update.
+        rollback: patches that turn `state` into the next state for a lost update, by name of the entry; None removes the entry.
     """
 
     sections: Sections
@@ -262,7 +265,12 @@ class EncodedUpdate:
 
 @dataclass(frozen=True)
 class AggregationContext:
-    """Context of a round whose replies a scheme aggregates; `clients` is N, and the rest is as in `CodecContext`."""
+    """Context of a round whose replies a scheme aggregates.
+
+    Attributes:
+        seed, round, layout: as in `CodecContext`.
+        clients: N, number of registered clients, in the cohort or not.
+    """
 
     seed: int
     round: int
@@ -272,9 +280,13 @@ class AggregationContext:
 
 @dataclass(frozen=True)
 class WeightedUpdate:
-    """Encoded update of one client at the server, with its aggregation weight and its context (without `reference`).
+    """Encoded update of one client at the server.
 
-    The weights of a round add up to 1, unless they are corrected for inclusion probabilities or the length of local training.
+    Attributes:
+        sections: sections of the encoded update.
+        weight: aggregation weight. The weights of a round add up to 1, unless they are corrected for inclusion probabilities or
+            the length of local training.
+        ctx: context of the client, without `reference`.
     """
 
     sections: Sections
