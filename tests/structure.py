@@ -50,6 +50,12 @@ FIELD_TERMS = re.compile(
 )
 """Texts in which a word of METAPHORS is a term of the field, a name or a key."""
 PUBLIC_PACKAGES = ("federation", "wire")
+PUBLIC_CLASSES = {
+    *("AggregationContext", "CodecContext", "EncodedUpdate", "EntryPatch", "Update", "WeightedUpdate", "RunConfig"),
+    *("ClientData", "Dataset", "Examples", "CohortSampler", "SampledCohort", "SamplingPool", "ScaledStep"),
+    *("Channel", "SupportsEvaluate", "Tracker", "TrainingEngine", "TrainingJob", "TrainingResult"),
+}
+"""Protocols, and what the members of a component family receive and return."""
 Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -321,7 +327,8 @@ def _public_definitions(module: Module, bases: _Classes) -> Iterator[Definition]
     for node in module.tree.body:
         if isinstance(node, Definition) and not node.name.startswith("_"):
             is_component = isinstance(node, ast.ClassDef) and "Component" in {node.name, *bases.ancestors(node.name)}
-            if module.entry in PUBLIC_PACKAGES or node.name in exported_names() or is_component:
+            is_public = node.name in exported_names() or node.name in PUBLIC_CLASSES
+            if module.entry in PUBLIC_PACKAGES or is_public or is_component:
                 yield node
 
 

@@ -53,7 +53,11 @@ class CodecContext:
     learning_rate_sum: float = 1.0
 
     def derive_key(self, purpose: str) -> int:
-        """Return the key of a random sequence, named such as "rounding", that belongs to this client and round alone."""
+        """Return the key of a random sequence that belongs to this client and round alone.
+
+        Args:
+            purpose: name of the sequence, such as "rounding".
+        """
         return shared_key(self.seed, purpose, self.round, self.client)
 
 

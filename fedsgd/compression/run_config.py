@@ -61,7 +61,11 @@ class RunConfig:
         return None if self.rounds is None else self.rounds / self.rounds_between_participations
 
     def find_noise_warnings(self, relative_error: float) -> Iterator[str]:
-        """Warn if the error of the mean over the cohort is too large; `relative_error` is one client's E|C(x) − x|² / |x|²."""
+        """Warn if the error of the mean over the cohort is too large.
+
+        Args:
+            relative_error: E|C(x) − x|² / |x|² of one client.
+        """
         if relative_error > MAX_NOISE_RATIO * self.cohort:
             messages = "one message" if self.cohort == 1 else f"the mean of {self.cohort:,} messages"
             yield (
@@ -77,9 +81,12 @@ class RunConfig:
             yield "the server's optimizer has a momentum of its own", 'server.optimizer.name = "sgd"'
 
     def find_momentum_warnings(self, momentum: float, rule: str, mismatches: Iterable[tuple[str, str]]) -> Iterator[str]:
-        """Warn of a compressor's `momentum` above 0 in a run that it does not suit.
+        """Warn of a compressor's momentum in a run that it does not suit.
 
-        `rule` says which runs the momentum suits. `mismatches`: each difference of this run, and the setting that removes it.
+        Args:
+            momentum: the compressor's momentum, above 0.
+            rule: clause of the message that says which runs the momentum suits.
+            mismatches: each difference of this run from such a run, and the setting that removes the difference.
         """
         differences, remedies = [*zip(*mismatches, strict=True)] or [(), ()]
         if differences:

@@ -28,7 +28,12 @@ class Update(ABC):
         """Number of coordinates that were sent."""
 
     def add_to(self, out: NDArray[Any], weight: float) -> None:
-        """Add weight · update to `out` [P] in place. The product is computed in the dtype of `out`, float32 or float64."""
+        """Add weight · update to a vector in place.
+
+        Args:
+            out: [P] float32 or float64. The product is computed in its dtype.
+            weight: factor of the update.
+        """
         out += self.to_dense().astype(out.dtype, copy=False) * out.dtype.type(weight)
 
     @abstractmethod
@@ -79,13 +84,22 @@ class SparseUpdate(Update):
 
 @dataclass(frozen=True, eq=False)
 class EntryPatch:
-    """Entries to write back into a vector: `values` [k] at positions `indices` [k], or all `values` [P] without `indices`."""
+    """Entries to write back into a vector.
+
+    Attributes:
+        indices: [k] int64, positions; None for all.
+        values: [k], or [P] for all positions.
+    """
 
     indices: I64 | None
     values: NDArray[Any]
 
     def apply_to_copy(self, vector: NDArray[Any]) -> NDArray[Any]:
-        """Return a copy of a vector with the entries written back."""
+        """Return a copy of a vector with the entries written back.
+
+        Args:
+            vector: [P], vector before the patch.
+        """
         if self.indices is None:
             return self.values
         out = vector.copy()

@@ -246,11 +246,19 @@ class ClientData(ABC):
 
     @abstractmethod
     def examples_of(self, client: int) -> Examples:
-        """Return the examples of one client."""
+        """Return the examples of one client.
+
+        Args:
+            client: number of the client, from 0.
+        """
 
     @abstractmethod
     def sizes_of(self, clients: Sequence[int]) -> I64:
-        """Return the number of examples of each client in `clients`, [len(clients)] int64."""
+        """Return the number of examples of some clients, [len(clients)] int64.
+
+        Args:
+            clients: numbers of the clients.
+        """
 
     @abstractmethod
     def sizes(self) -> I64:
@@ -266,7 +274,11 @@ class ClientData(ABC):
 
     @abstractmethod
     def limit_clients(self, max_clients: int) -> ClientData:
-        """Return the first `max_clients` clients if examples are generated on demand; all clients if they are stored."""
+        """Return the first clients if examples are generated on demand; all clients if they are stored.
+
+        Args:
+            max_clients: maximum number of clients whose examples are generated.
+        """
 
 
 @dataclass(frozen=True)

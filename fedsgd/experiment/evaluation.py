@@ -29,7 +29,13 @@ class SupportsEvaluate(Protocol):
     """Object that evaluates a model: an engine, or a pool of workers."""
 
     def evaluate(self, weights: F32, examples: Examples, buffers: F32 | None = None) -> EvaluationResult:
-        """Evaluate a model with parameters [P] and buffers [S]; None stands for the initial buffers."""
+        """Evaluate a model.
+
+        Args:
+            weights: [P] float32, parameters.
+            examples: examples to evaluate on.
+            buffers: [S] float32, module buffers; None for the initial ones.
+        """
 
 
 Mask = NDArray[np.bool_]

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 class ScaledStep(NamedTuple):
     """Step alpha · direction as two factors, so that w.add_(direction, alpha=alpha) rounds once, as torch.optim does.
 
-    The direction [P] may be a buffer or the gradient itself, and is valid until the next step. Often, alpha is −η.
+    Attributes:
+        direction: [P] float32, a buffer or the gradient itself, valid until the next step.
+        alpha: factor of the direction, mostly −η.
     """
 
     direction: Tensor

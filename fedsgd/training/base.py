@@ -178,7 +178,9 @@ class TrainingJob:
     """Training of one client in one round. Engines write to none of its arrays.
 
     Attributes:
+        seed, round, client: seed of the run, round from 1, client from 0; the batches depend on them.
         weights: [P] float32, decoded model.
+        examples: training examples of the client.
         optimizer_state: the optimizer's initial buffers under `keep_optimizer_state`, by the names of `Optimizer.init`, each
             [P] float32; absent buffers start at zero.
         correction: [P] float32, added to each gradient under `uses_correction`: SCAFFOLD's c − c_i (Karimireddy et al. 2020,
@@ -201,6 +203,8 @@ class TrainingResult:
     """Result of a client's training.
 
     Attributes:
+        client: client of the job.
+        n_examples, n_steps: examples of the client; local steps.
         update: [P] float32, w_local − w_received. A client with one step s returns s itself, since (w + s) − w is rounded.
         optimizer_state: the optimizer's last buffers, each a [P] array of its own, under `keep_optimizer_state`; else empty.
         buffers: [S] float32, module buffers after training; None if clients send none.
@@ -238,11 +242,21 @@ class TrainingEngine(Protocol):
 
     @abstractmethod
     def train(self, jobs: Sequence[TrainingJob]) -> Iterator[TrainingResult]:
-        """Yield a result for each job, in any order. Jobs may have the same client or different rounds."""
+        """Yield a result for each job, in any order.
+
+        Args:
+            jobs: jobs of one call; they may have the same client or different rounds.
+        """
 
     @abstractmethod
     def evaluate(self, weights: F32, examples: Examples, buffers: F32 | None = None) -> EvaluationResult:
-        """Return the loss and the metrics of a model with weights [P] and module buffers [S]; None: the initial buffers."""
+        """Return the loss and the metrics of a model.
+
+        Args:
+            weights: [P] float32, parameters.
+            examples: examples to evaluate on.
+            buffers: [S] float32, module buffers; None for the initial ones.
+        """
 
 
 def initial_training_state(job: TrainingJob, local_training: LocalTraining) -> tuple[Mapping[str, F32], F32 | None]:

@@ -34,7 +34,12 @@ class Channel(Protocol):
         """Return the file descriptor that becomes readable when there is a message to receive."""
 
     def send(self, head: bytes, frames: Sequence[bytes] = ()) -> None:
-        """Send a message. OSError if the other end is closed."""
+        """Send a message. OSError if the other end is closed.
+
+        Args:
+            head: packed description of the message.
+            frames: frames of the message.
+        """
 
     def receive(self) -> tuple[bytes, list[bytes]]:
         """Return head and frames of the next message. EOFError or OSError if the other end is closed."""
