@@ -66,7 +66,7 @@ class LedgerStats:
         bound_bytes: lower bound of `index_bytes`, from log₂C(P, k) bits for each UPDATE frame with positions.
         update_frames: UPDATE frames that could be decoded, including lost and late frames.
         downlink_frames: frames sent to clients, by kind.
-        distinct_downlink_frames: distinct frames of each round, by kind; "latest": "step" frames from the round before.
+        distinct_downlink_frames: distinct frames of each round, by kind; "latest": "step" frames based on the round before.
         coding_seconds: measured coding times; None unless requested.
     """
 

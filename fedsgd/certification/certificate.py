@@ -58,7 +58,7 @@ class CompressorTraffic:
         reference_bytes: bytes of a round's reference frame.
         max_bytes: upper bound of a message's section bytes, as the compressor states it.
         bits_per_kept: bits of each part (header, index, value, side) per coordinate sent; None if no coordinate was sent.
-        entropy_bits_per_kept: as `bits_per_kept`, for an ideal code of single bytes, from byte counts over all messages.
+        entropy_bits_per_kept: as `bits_per_kept`, without header, for an ideal code of single bytes over all messages.
         position_bits_per_kept: log₂C(P, k)/k, minimum bits of a position if all sets of k positions are equally likely.
     """
 
