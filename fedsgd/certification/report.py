@@ -163,8 +163,8 @@ def _list_scheme_error_rows(errors: SchemeErrors) -> Iterator[CertificateRow]:
     yield "delivered ⟨Σx, Σd⟩/|Σx|²", _format_number(errors.delivered), "1: all of Σx"
     yield "|Σx − Σd|²/|Σx|²", _format_number(errors.error), ""
     if errors.withheld is not None and errors.most_withheld is not None:
-        yield "undelivered energy, mean", _format_number(errors.withheld), "after the last round; 1: energy of an update"
-        yield "undelivered energy, maximum", _format_number(errors.most_withheld), "over clients and rounds"
+        yield "undelivered energy", _format_number(errors.withheld), "mean at the end; 1: an update's energy"
+        yield "undelivered, maximum", _format_number(errors.most_withheld), "over clients and rounds"
 
 
 def _list_throughput_rows(throughput: Throughput, vectors: SampleSummary) -> Iterator[CertificateRow]:
