@@ -393,7 +393,7 @@ def test_measured_coding_is_named_in_all_outputs(runs: Path, tmp_path: Path) -> 
     packed = re.search(r'id="payload"[^>]*>([^<]+)<', page.read_text())
     assert packed is not None
     payload = json.loads(gzip.decompress(base64.b64decode(packed[1])))
-    assert payload["coding"].startswith("Coding times are medians that the machine of each run measured")
+    assert payload["coding"].startswith("Coding times are medians that each run's machine measured")
     assert sum("with measured coding times [first to ninth decile]" in note for note in payload["notes"]) == 2
     result = call_command("compare", runs / "topk", "--measured-coding")
     assert result.exit_code == 2

@@ -63,7 +63,7 @@ class Partitioner(Component, ABC):
     """Rule that assigns n examples to clients.
 
     Laws: every example has one client in [0, N), or no client if the partitioner's documentation allows it. No client is empty.
-    The partition depends on the examples and the seed only.
+    The partition depends on the examples and the seed only. A partitioner may reject a number of clients that does not fit.
 
     Attributes:
         clients: N, number of clients; None, if a partitioner allows it: the number follows from the data.
