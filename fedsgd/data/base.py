@@ -222,7 +222,7 @@ def _validate_writer(values: Any, n: int, part: str) -> I64:
 
 def _check_integers(y: NDArray[Any], part: str) -> None:
     if y.dtype.kind != "i":
-        problem = f"expected class labels: integers [n] (classes=None for other targets){suggest_label_conversion(y)}"
+        problem = f"expected class labels: integers [n] or [n, T] (classes=None for other targets){suggest_label_conversion(y)}"
         raise DataError(f"the {part} targets are {_describe_values(y)}, {problem}")
 
 
@@ -236,8 +236,8 @@ def _check_rows(rows: Any, n: int, part: str) -> None:
 class ClientData(ABC):
     """Examples of N clients, numbered from 0.
 
-    The cost of `sizes` and `all_examples` grows with N. The cost of any other method grows only with the clients in its
-    arguments.
+    If examples are generated on demand, only the cost of `sizes` and `all_examples` grows with N. The cost of any other method
+    grows with the clients in its arguments.
     """
 
     @abstractmethod

@@ -30,7 +30,7 @@ def check_python_arguments(module: object, loss: object, metrics: object) -> Non
 def check_metric_name(name: str) -> None:
     """Raise ModelError for the name of a metric that is blank or not printable, which no table can show."""
     if not name.strip() or not name.isprintable():
-        raise ModelError(f"metrics: got the name {describe_value(name)}, expected a word, such as accuracy")
+        raise ModelError(f"metrics: got the name {describe_value(name)}, expected printable text, such as accuracy")
 
 
 def _check_module(module: object) -> None:

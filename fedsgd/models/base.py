@@ -34,8 +34,9 @@ class Model(Component, ABC):
             for the outputs (see `metrics.Accuracy`).
         batch_norm: policy for batch norm, whose running statistics cannot be averaged like gradients. "refuse": raise an
             error. "batch": normalise by the batch, also in evaluation (slices of 100 examples). "group": use group norm with
-            16 channels in a group. "mean": send the statistics uncompressed and average them. "local": keep parameters and
-            statistics at each client (FedBN, Li et al. 2021). "frozen": use the layer as a constant, which costs no bytes.
+            16 channels in a group, or with one group if 16 does not divide the width. "mean": send the statistics uncompressed
+            and average them. "local": keep parameters and statistics at each client (FedBN, Li et al. 2021). "frozen": use the
+            layer as a constant, which costs no bytes.
         buffers: policy for other buffers that training changes, such as the vectors of spectral norm. "refuse": raise an
             error. "mean": send them as float32 and average them, integers rounded. "local": keep them at each client.
         loss_parameters: True to train and send parameters of the loss too.
@@ -61,7 +62,7 @@ class Model(Component, ABC):
 
 
 def import_callable(path: str, key: str) -> Callable[..., Any]:
-    """Import "my_package.my_module:function", the value of a key of [model]. FieldError if it is missing or not callable."""
+    """Import "my_package.my_module:function", the value of a key of [model]. FieldError for a missing or wrong object."""
     if is_marker(path):
         raise FieldError("model", key, describe_missing_objects(dict(find_markers(path, f"model.{key}"))))
     try:

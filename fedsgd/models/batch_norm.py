@@ -17,7 +17,7 @@ CHANNELS_PER_GROUP = 16
 
 
 def replace_batch_norm(module: nn.Module, policy: BatchNormPolicy) -> None:
-    """Replace batch norms in place under the policies "batch", "group" and "frozen"; the other policies change nothing."""
+    """Replace batch norms inside a module under the policies "batch", "group" and "frozen"; other policies change nothing."""
     replace = {"batch": _remove_running_stats, "group": _convert_to_group_norm, "frozen": FrozenBatchNorm}.get(policy)
     if replace is None:
         return

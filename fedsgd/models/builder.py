@@ -62,5 +62,7 @@ def _copy_module_and_loss(module: nn.Module, loss: Loss, copies_module: bool) ->
         module_copy, loss_copy = copy_pair(module if copies_module else None, loss)
         return (module_copy if copies_module else module), loss_copy
     except Exception as error:  # tensors that are not leaves, and attributes of the user, may raise any type
-        subject = "the module" if copies_module else "the loss"
-        raise ModelError(f"{subject} cannot be copied ({error}); name a function that makes it as [model] module") from error
+        subject, advice = "the loss", "use a function as the loss"
+        if copies_module:
+            subject, advice = "the module or the loss", f"name a function that makes the module as [model] module, or {advice}"
+        raise ModelError(f"{subject} cannot be copied ({error}); {advice}") from error

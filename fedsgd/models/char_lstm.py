@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CharLstm(Model):
-    """McMahan et al.'s character LSTM: embedding 8, two layers of 256; 798,720 + 265 parameters for each character.
+    """McMahan et al.'s character LSTM: embedding 8, two layers of 256; 798,720 + 265·K parameters for K characters.
 
     Inputs are characters [B, T], numbers below K. Outputs are scores of the next character at each position, [B, K, T]. The
     paper's 866,578 parameters are impossible with torch.nn.LSTM, which has two biases in each layer. With the 65 characters of

@@ -42,7 +42,7 @@ def _build_cnn(
     try:
         n_features = nn.Sequential(*features)(torch.zeros(1, *image)).numel()
     except RuntimeError:
-        raise ModelError(f"images of {image[1]}×{image[2]} are too small for its pooling") from None
+        raise ModelError(f"images of {image[1]}×{image[2]} are too small for its convolutions and pooling") from None
     dense: list[nn.Module] = []
     for n_in, n_out in itertools.pairwise((n_features, *widths)):
         dense += [nn.Linear(n_in, n_out), nn.ReLU()]

@@ -121,7 +121,8 @@ def _split_buffers(
 ) -> tuple[NamedTensors, NamedTensors]:
     """Return (tensors without gradient that are sent and averaged, tensors without gradient that never leave a client).
 
-    `changed_names` has the tensors that training changes; None: the names are unknown, and every buffer counts.
+    `changed_names` has the tensors that training changes; None: the names are unknown, and every buffer that can
+    change counts, or none under the policy "refuse".
     """
     statistics = find_running_statistics(module)
     statistics_names = {name for name, _ in statistics}
@@ -183,7 +184,7 @@ def _flatten_parameters(tensors: NamedTensors) -> tuple[ParameterLayout, F32]:
 
 
 def _flatten_buffers(tensors: NamedTensors) -> tuple[ParameterLayout | None, F32 | None]:
-    """Return (layout, values) of buffers, or (None, None). ModelError for values that float32 cannot represent."""
+    """Return (layout, values) of buffers, or (None, None). ModelError for values that `convert_to_float32` rejects."""
     if not tensors:
         return None, None
     for name, tensor in tensors:

@@ -1,4 +1,4 @@
-"""Comparison of Python values by type and content: arrays, tensors and generators by their state. Imports torch."""
+"""Comparison of Python values by type and content. This module imports torch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GENERATOR_STATE_READERS: Mapping[type, Callable[[Any], Any]] = {
 
 
 def is_same(a: Any, b: Any, visited_pairs: frozenset[tuple[int, int]] = frozenset()) -> bool:
-    """Return True if two values are equal in type and content. NaN equals NaN; arrays and generators compare by state."""
+    """Return True if two values are equal in type and content: NaN equals NaN, generators by state, modules by identity."""
     if a is b or (id(a), id(b)) in visited_pairs:
         return True
     if type(a) is not type(b) or isinstance(a, nn.Module):

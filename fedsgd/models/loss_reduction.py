@@ -19,8 +19,8 @@ weights of the targets that are not ignored. "sum": sum of the slices. "whole": 
 class LossReduction:
     """Reduction of the loss over a set of examples.
 
-    `kind` applies to at most `max_examples` examples, whose outputs fit in memory together; None: any number. `kind_above_max`
-    applies to larger sets; None: the loss of a larger set cannot be computed.
+    `kind` "whole" applies to at most `max_examples` examples, whose outputs fit in memory together; None: any number.
+    `kind_above_max` applies to larger sets; None: the loss of a larger set cannot be computed.
 
     >>> LossReduction("whole", max_examples=1000, kind_above_max="mean").select_kind(2000)
     'mean'

@@ -40,7 +40,7 @@ LEGACY_OPTIONS = ("size_average", "reduce")
 
 
 def recognise_loss(loss: Loss) -> tuple[str, dict[str, Any]] | None:
-    """Return (name, options) of PyTorch's loss or its `functools.partial`; None for a user's loss, a subclass or hooks."""
+    """Return (name, `REDUCTION_OPTIONS`) of PyTorch's loss or its partial; None for any other loss, a subclass or hooks."""
     if isinstance(loss, functools.partial):
         name = _find_function_name(loss.func)
         if name is None or loss.args or any(key in loss.keywords for key in LEGACY_OPTIONS):
@@ -88,7 +88,7 @@ def is_cross_entropy(loss: Loss) -> bool:
 
 
 def find_ignored_label(loss: Loss) -> int | None:
-    """Return the label that PyTorch's cross-entropy ignores; None for any other loss."""
+    """Return the label that PyTorch's cross-entropy or negative log-likelihood ignores; None for any other loss."""
     name, options = recognise_loss(loss) or ("", {})
     return int(options.get("ignore_index", DEFAULT_IGNORE_INDEX)) if name in COUNTED_LOSSES else None
 

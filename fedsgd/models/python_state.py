@@ -120,7 +120,8 @@ class _ObjectSnapshot:
 class PythonState:
     """Python state of modules, and of a loss and metrics that are objects.
 
-    Parameters and buffers of the modules are excluded, and so are iterators and C objects without attributes.
+    Parameters and buffers of the modules are excluded, and so are iterators, C objects without attributes, and objects beyond
+    the first `_MAX_OBJECTS`.
 
     Attributes:
         first_change: label of the first object that `restore` found changed; None: no object changed.
@@ -139,7 +140,7 @@ class PythonState:
                 self._record_reachable(obj, type(obj).__name__)
 
     def list_contents(self) -> list[tuple[str, Any]]:
-        """Return (label, value) of all arrays, tensors and generators, in an order that depends on the structure alone."""
+        """Return (label, content or state) of all arrays, tensors and generators, in an order given by the structure."""
         generators = [_ACCESS_BY_TYPE[cls] for cls in GENERATOR_STATE_READERS]
         return [(item.label, item.original) for item in self._snapshots if item.size or item.access in generators]
 
@@ -186,7 +187,7 @@ def copy_pair(module: Any, loss: Any) -> tuple[Any, Any]:
 
 
 def _select_access(obj: Any) -> _ContentAccess | None:
-    """Return the functions that read and write an object; None for an object that cannot change or cannot be read."""
+    """Return the functions for an object; None if it cannot change or be read, or if its content is in its `__dict__`."""
     if isinstance(obj, np.ndarray) and not obj.flags.writeable:
         return None
     if isinstance(obj, Tensor) and (not obj.is_leaf or obj.layout != torch.strided):

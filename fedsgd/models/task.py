@@ -33,12 +33,12 @@ class LearningTask:
     Attributes:
         module: module of the run; its parameters become views of flat vectors.
         layout, initial_parameters: names and shapes of the P trainable parameters; [P] float32, their values before round 1.
-        n_local_parameters: L, number of parameters that never leave a client, the last numbers of `layout`.
-        buffers: layout of the buffers that training changes, sent buffers first; None: all buffers are constant.
+        n_local_parameters: L, number of parameters that never leave a client, the last positions of `layout`.
+        buffers: layout of the buffers that clients send or store, sent buffers first; None: there are no such buffers.
         initial_buffers: [entries of `buffers`] float32, values before round 1.
-        n_local_buffers: number of entries that never leave a client, the last numbers of `buffers`.
+        n_local_buffers: number of entries that never leave a client, the last positions of `buffers`.
         module_source: source of the module, for processes that rebuild the module; None: the user passed the module.
-        reset_attribute: label of Python state that training changes and that is reset for each client; None: there is none.
+        reset_attribute: label of Python state that training changes and that is reset for each client; None: none was found.
         reduction: reduction of the loss over a set of examples; None: the reduction that the loss implies.
     """
 
@@ -57,7 +57,7 @@ class LearningTask:
 
     @property
     def parts(self) -> list[tuple[str, nn.Module]]:
-        """The module and, if the loss is a module, the loss, each with the prefix of its names."""
+        """Pairs (prefix of the names, module) of the module and, if the loss is a module, of the loss."""
         return list_parts(self.module, self.loss)
 
     def copy(self) -> LearningTask:

@@ -56,7 +56,7 @@ class _CopyResult:
 def try_module(module: nn.Module, loss: Loss, dataset: Dataset, source: ModuleSource | None) -> ModuleTrialResult | None:
     """Make two training steps and an evaluation on each of two copies, which `source` builds if the module cannot be copied.
 
-    Return None if there are no copies or a step fails. The later trial of each batch size reports the failure.
+    Return None if there are no copies, or if a step or the evaluation fails. Later trials report the failure.
 
     Raises:
         ModelError: a tensor that requires a gradient would not be trained; equal steps give different gradients; evaluation

@@ -12,9 +12,9 @@ from fedsgd.network.heterogeneity import HomogeneousLinks, LinkHeterogeneity
 
 @dataclass(frozen=True)
 class Link(ValidatedConfig):
-    """Link of the median client, without loss. A message of n bytes takes latency + jitter + 8n / rate seconds.
+    """Link of the median client, without loss. On average, a message of n bytes takes latency + jitter + 8n / rate seconds.
 
-    The latency is one way, half of a round trip. The jitter is the mean of an additional exponential delay.
+    The latency is one way, half of a round trip. The jitter is the mean of an additional, exponentially distributed delay.
     """
 
     up_bits_per_second: PositiveFloat

@@ -45,7 +45,7 @@ def build_pricing_model(
 
     `network_name`, `device_name` and `server_name` are profiles. Other options override a profile's figures, as texts such as
     "2 Mbit/s", "25 ms", "12 kB" and "1 GFLOP/s". Without a network's name, `up` and `down`, or a `trace` of measured links, are
-    required. ScenarioError, which begins with the name of the option, for an invalid option.
+    required. ScenarioError, which begins with the name of the option, for an invalid option; DataError for an invalid trace.
 
     >>> str(build_pricing_model("3g", up="1 Mbit/s").network.link)
     '1 Mbit/s up, 1.6 Mbit/s down, 150 ms one way'

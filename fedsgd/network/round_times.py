@@ -7,11 +7,13 @@ A round ends when the slowest client and then the server are done:
 
 D_c, U_c: bits to and from the client, divided by the factors of the client's link. M_c: number of the client's messages.
 delay_c: jitter, and the difference between the client's and the network's latency. SD, SU: minimum seconds that the server's
-own link needs for all clients. server: encoding and decoding at the server.
+own link needs for all clients. server: encoding and decoding at the server. With a deadline, only clients with an accepted
+reply count, and a round with a lost reply lasts until the deadline at least.
 
-Each term grows with each figure of a client. So a client is never the slowest if another client has at least equal figures
-throughout. All other clients, the Q candidates of all rounds, are stored. Candidates are few even in a large cohort, so a run
-can be priced again quickly, also in a browser. `analysis/page/assets/pricing.js` repeats the arithmetic in the same order.
+Each term grows with each figure of a client. So a client never determines the maximum if another client has at least equal
+figures throughout. All other clients, the Q candidates of all rounds, are stored. Candidates are few even in a large cohort,
+so a run can be priced again quickly, also in a browser. `analysis/page/assets/pricing.js` repeats the arithmetic in the same
+order.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ class ClientTraffic:
     """Traffic and work of the clients in consecutive rounds, ascending by round, then client.
 
     Attributes:
+        first_round: number of the first round.
         round, client: [T] int64, round and client of each row.
         down_bytes, up_bytes: [T] int64, bytes of all frames to and from the client.
         down_messages, up_messages: [T] int64, messages to and from the client; 2 if the client requested a second message.
@@ -68,6 +71,7 @@ class ComputeProfile(ValidatedConfig):
     """Work of a run, independent of a machine; the unit "copy" is a copy of the P float32 parameters in memory.
 
     Attributes:
+        parameters: P.
         flops_per_example: floating-point operations of training on one example, forward and backward.
         encode_copies, decode_copies: work of a client to encode an update; to decode a message.
         server_copies, sending_copies: work of the server to decode and add an update; to encode the frames of a round.
@@ -193,7 +197,7 @@ def round_time_models(
 ) -> list[RoundTimeModel]:
     """Build the round time model of a run for each pricing model, from the traffic in chunks of consecutive rounds.
 
-    ReportError if an accepted reply would arrive after the deadline on a network, so that the participants would differ.
+    ReportError if there is no traffic, or if an accepted reply would arrive after a deadline, as participants would differ.
 
     >>> from fedsgd.network.link import Link
     >>> row = {name: np.array([1]) for name in ("round", "client", "down_messages", "up_messages")}

@@ -25,7 +25,7 @@ class ScaledStep(NamedTuple):
     """Step alpha · direction as two factors, so that w.add_(direction, alpha=alpha) rounds once, as torch.optim does.
 
     Attributes:
-        direction: [P] float32, a buffer or the gradient itself, valid until the next step.
+        direction: [P] float32; it may be a buffer or the gradient itself, so it is valid until the next step.
         alpha: factor of the direction, mostly −η.
     """
 
@@ -35,7 +35,7 @@ class ScaledStep(NamedTuple):
 
 @dataclass(frozen=True)
 class Optimizer(Component, ABC):
-    """Rule that turns a gradient into a step. Subclasses are final and only define `init` and `update_rule`.
+    """Rule that turns a gradient into a step. Subclasses override only `init` and `update_rule`.
 
     The gradient is clipped, then weight decay is added, then the rule is applied. On the server, a round is one step.
 

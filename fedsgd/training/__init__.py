@@ -1,7 +1,7 @@
 """Local training of clients, and evaluation. This module does not import torch; the modules of the engines do.
 
-sequential   trains client after client with plain autograd: the reference for tests
-captured     records a step once, rewrites it, and replays it without autograd
+sequential   trains client after client with plain autograd: the reference, for any model
+captured     records the step of a batch size once, rewrites it, and replays it without autograd
 stacked      replays a recorded step for many clients at once
 """
 

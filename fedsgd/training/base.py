@@ -58,7 +58,7 @@ class BatchPlan:
 
 @dataclass(frozen=True)
 class LocalTraining:
-    """Settings of a client's training in one round. FedSGD is one step a round.
+    """Settings of a client's training in one round. FedSGD is one step a round on all examples.
 
         >>> from fedsgd.optim import SGD
         >>> local_training = LocalTraining(SGD(), epochs=2, steps=None, batch_size=10, last_batch="merge")
@@ -119,9 +119,9 @@ class LocalTraining:
         """Return the step at w: proximal term, correction, clipping, weight decay and the optimizer's rule, in this order.
 
         All vectors are [P] float32. The gradient g is overwritten, and the optimizer's buffers are updated in place.
-        `schedule_time` is the round and the local step, from 1, and the client's number of steps in the round. Parameters in
-        `unused_slices`, which the batch does not use, and their buffers do not change, as torch skips parameters without a
-        gradient, unless `skips_unused_parameters` is false.
+        `schedule_time` is the round and the local step, from 1, and the client's number of steps in the round.
+        `unused_slices` has the parameters that the batch does not use. If `skips_unused_parameters`, these parameters and their
+        buffers do not change, as torch skips parameters without a gradient.
         """
         if self.proximal:
             g.add_(w - received_weights, alpha=self.proximal)
@@ -147,8 +147,8 @@ class LocalTraining:
     def fednova_normalizer(self, n_examples: int, round: int) -> float:
         """Return FedNova's ‖a_i‖₁ with learning rates: the distance by which a constant gradient of one moves a coordinate.
 
-        Reference: Wang et al. 2020, "Tackling the objective inconsistency problem", section 4. τ steps of SGD give τη, no steps
-        give 0. Schedule, momentum (from zero) and proximal term count; clipping, correction and weight decay do not.
+        Reference: Wang et al. 2020, "Tackling the objective inconsistency problem", section 4. τ steps of SGD at constant η
+        give τη, no steps give 0. Schedule, momentum (from 0) and proximal term count. Clipping, correction and decay do not.
         """
         return _fednova_normalizer(self, self.n_steps(n_examples), round)
 
@@ -185,7 +185,7 @@ class TrainingJob:
             [P] float32; absent buffers start at zero.
         correction: [P] float32, added to each gradient under `uses_correction`: SCAFFOLD's c − c_i (Karimireddy et al. 2020,
             algorithm 1); None: zero.
-        buffers: [S] float32, module buffers before training in the order of `LearningTask.buffers`; None: their initial values.
+        buffers: [S] float32, values of `LearningTask.buffers` before training; None: their initial values.
     """
 
     seed: int
@@ -207,7 +207,7 @@ class TrainingResult:
         n_examples, n_steps: examples of the client; local steps.
         update: [P] float32, w_local − w_received. A client with one step s returns s itself, since (w + s) − w is rounded.
         optimizer_state: the optimizer's last buffers, each a [P] array of its own, under `keep_optimizer_state`; else empty.
-        buffers: [S] float32, module buffers after training; None if clients send none.
+        buffers: [S] float32, values of `LearningTask.buffers` after training; None if the task has no such buffers.
     """
 
     client: int
@@ -230,9 +230,9 @@ class NotCapturableError(Exception):
 class TrainingEngine(Protocol):
     """Implementation of local training and of evaluation.
 
-    Laws: each training result depends only on its job, and the evaluation of a slice only on the slice. Torch's thread count,
-    global generators, and buffers and Python attributes of module and loss are restored after each client. The buffers that
-    clients send (`LearningTask.buffers`) come with each job and are returned with its result.
+    Laws: each training result depends only on the job, and the evaluation of a slice only on the model and the slice. Torch's
+    thread count and global generators are restored. Each client starts with the initial buffers and Python attributes of module
+    and loss. Values of `LearningTask.buffers` come with the job instead, and are returned with the result.
 
     Attributes:
         preferred_batch_of_clients: number of jobs that one call of `train` should have.
@@ -255,7 +255,7 @@ class TrainingEngine(Protocol):
         Args:
             weights: [P] float32, parameters.
             examples: examples to evaluate on.
-            buffers: [S] float32, module buffers; None for the initial ones.
+            buffers: [S] float32, values of `LearningTask.buffers`; None: their initial values.
         """
 
 

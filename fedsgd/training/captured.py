@@ -1,4 +1,4 @@
-"""Training with steps that are recorded once for each batch size and replayed without autograd or module calls."""
+"""Training with steps of frequent batch sizes that are recorded once and replayed without autograd or module calls."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class Captured:
     Args:
         sample: examples to record and to check steps with.
         batch_sizes: batch sizes to record, the most frequent first; steps of other sizes run with autograd.
-        update_mode: "exact" gives the bits of the sequential engine. "fused" adds gradients of weights to the parameters while
-            computing them, and stores weights of convolutions with their channels last. Its sums round in another order, and
-            deep networks amplify the difference, which `python -m tests.bench.engine rounding` prints. Optimizers that need
-            the gradient itself are not fused.
+        update_mode: "exact" gives the bits of the sequential engine. "fused" adds gradients of weights to the parameters or the
+            velocity while computing them, unless the local step needs the gradient itself. It also stores weights of
+            convolutions with their channels last, if the module allows it. The sums of "fused" round in another order. Deep
+            networks amplify the difference, which `python -m tests.bench.engine rounding` prints.
     """
 
     preferred_batch_of_clients = 1

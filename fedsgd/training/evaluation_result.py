@@ -55,7 +55,7 @@ class EvaluationResult:
             computed in one call.
         scores: [n] float64 by name of the metric, value for each example.
         score_weights: [n] float64 by name of the metric, weights of the values; only for metrics with weights.
-        loss_weights: weight of each entry of `losses`; None: numbers of examples.
+        loss_weights: weight of each entry of `losses`; None: the entry's number of examples, or 1 if `is_loss_sum`.
         is_loss_sum: True if the loss of the set is the sum of `losses`, False if it is their weighted mean.
     """
 
@@ -93,7 +93,7 @@ class EvaluationResult:
 
     @property
     def loss(self) -> float:
-        """Loss of all examples, from a plain sum of losses in order: Python's `sum` would compensate for rounding."""
+        """Loss of all examples; NaN if all weights are 0. Losses are added in order: `sum` would compensate for rounding."""
         total = _add_up(self.losses)
         if self.is_loss_sum:
             return total
@@ -116,7 +116,7 @@ def _add_up(values: Sequence[float]) -> float:
 
 
 def average(values: F64, weights: F64 | None) -> float:
-    """Return the mean of values [n] with weights [n]: the unweighted mean if all are equal, NaN if all are zero."""
+    """Return the mean of values [n] with weights [n]: the unweighted mean if all weights are equal, NaN if all are 0."""
     if weights is None or (weights == weights[0]).all():
         return float(values.mean()) if weights is None or weights[0] else math.nan
     is_weighted = weights > 0

@@ -134,9 +134,9 @@ class FlatModule:
 
     @contextmanager
     def isolated_buffers(self, buffers: F32 | None = None, include_large: bool = True) -> Iterator[None]:
-        """Run the body with initial buffers and attributes of the module, and restore both afterwards.
+        """Run the body with the initial state of the module; afterwards restore all but frozen parameters and large arrays.
 
-        Values [S] in `buffers` replace the buffers that clients send. For `include_large`, see `ModuleState.restore`.
+        Values [S] in `buffers` replace those of `LearningTask.buffers`. For `include_large`, see `ModuleState.restore`.
         """
         self.state.restore(include_large)
         try:
@@ -148,9 +148,9 @@ class FlatModule:
 
 
 def copy_for_capture(task: LearningTask) -> FlatModule:
-    """Return a copy of the task's module, since an attempt to capture a step runs the module.
+    """Return the module of a copy of the task (see `LearningTask.copy`), since an attempt to capture a step runs the module.
 
-    A module whose buffers or Python state training changes is rejected, since the check of a step compares gradients only.
+    NotCapturableError if training changes buffers or Python state, since the check of a step compares gradients only.
     """
     if task.buffers is not None:
         raise NotCapturableError(f"training changes the buffer {task.buffers.names[0]}")
@@ -162,7 +162,7 @@ def copy_for_capture(task: LearningTask) -> FlatModule:
 def read_state_dicts(
     flat_module: FlatModule, weights: F32, buffers: F32 | None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
-    """Return the state dicts of module and loss with weights [P] and buffers [S]; None for a loss that clients do not send."""
+    """Return the state dicts of module and loss with weights [P] and buffers [S]; None for a loss that does not change."""
     task = flat_module.task
     flat_module.load_weights(weights)
     buffer_names = () if task.buffers is None else task.buffers.names
@@ -177,7 +177,7 @@ def _copy_tensors(state_dict: Mapping[str, object]) -> dict[str, Tensor]:
 
 
 def check_attributes(flat_module: FlatModule) -> None:
-    """Raise NotCapturableError if the module changed one of its Python attributes, which a recording would not change."""
+    """Raise NotCapturableError if a Python attribute of the task has changed, which a recording would not change."""
     flat_module.state.restore()
     attribute = flat_module.state.attributes.first_change
     if attribute is not None:

@@ -19,14 +19,14 @@ from fedsgd.training.flat_module import FlatModule, batch_tensors
 BATCH_SIZE = 8
 """Examples in the batch whose operations are counted."""
 FLOPS_PER_PARAMETER = 6
-"""Operations per parameter and example without a count: 2 forward, 4 backward (Kaplan et al. 2020, section 2.1)."""
+"""Operations per parameter and example if the count fails: 2 forward, 4 backward (Kaplan et al. 2020, section 2.1)."""
 
 
 class Flops(NamedTuple):
     """Floating-point operations of training on one example, forward and backward, and the rule of the count.
 
     "counted": PyTorch's counter covers matrix products, convolutions and attention, and counts a multiplication and an addition
-    as two. "six a parameter": the counter fails, or the module has no operation that the counter covers.
+    as two. "six a parameter": the step or the counter fails, or no operation of the module is covered.
     """
 
     per_example: float
@@ -34,7 +34,7 @@ class Flops(NamedTuple):
 
 
 def count_training_flops(task: LearningTask, examples: Examples) -> Flops:
-    """Count the operations of the gradient on the first `BATCH_SIZE` examples; change no state, and never raise."""
+    """Count the operations of the gradient on the first `BATCH_SIZE` examples at the initial parameters, which stay loaded."""
     estimate = Flops(float(FLOPS_PER_PARAMETER * task.layout.size), "six a parameter")
     try:
         per_example = _count_flops(task, examples)

@@ -26,7 +26,7 @@ OutputReading = Literal["classes", "logit"]
 def choose_reading(
     task: LearningTask, loss: LossProbe, output: Any, target: Tensor, dataset: Dataset
 ) -> tuple[OutputReading | None, str]:
-    """Return the built-in accuracy's reading of outputs, and ""; or None and the reason why the accuracy is undefined.
+    """Return (the built-in accuracy's reading of outputs, ""), or (None, reason or "") if the accuracy is undefined.
 
     Outputs and labels [B, ...] come from some training examples. The task's loss is also run on constructed outputs.
     """
@@ -153,7 +153,7 @@ def name_failure(subject: str, output: Any, target: Tensor, loss: Loss | None = 
 
 
 def _advise_on_shapes(loss: Loss, output: Tensor, target: Tensor) -> str:
-    """Return advice for outputs and targets with equally many numbers but different shapes, else ""."""
+    """Return advice for a column of labels under cross-entropy, and for equally many numbers in different shapes; else ""."""
     if is_cross_entropy(loss):
         is_column = output.dim() == 2 and target.dim() == 2 and target.shape[1] == 1
         return f"; labels are {format_shape(target)}, flatten them: y.reshape(-1)" if is_column else ""

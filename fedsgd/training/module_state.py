@@ -1,4 +1,4 @@
-"""State of a task's module and loss besides its trainable parameters: buffers, frozen parameters, Python attributes.
+"""State of a task besides the trainable parameters: buffers, frozen parameters, Python attributes of module, loss, metrics.
 
 Clients do not share this state. Each client starts a round with the initial state, except for the buffers that clients send
 or store (`LearningTask.buffers`).
@@ -21,7 +21,7 @@ from fedsgd.numerics.arrays import F32
 
 
 class ModuleState:
-    """Initial buffers, frozen parameters and attributes of a task's module and loss."""
+    """Initial buffers and frozen parameters of a task's module and loss, and initial attributes of module, loss and metrics."""
 
     def __init__(self, task: LearningTask) -> None:
         self._parts = task.parts
@@ -46,14 +46,15 @@ class ModuleState:
         for name, tensor in () if is_empty else named_fixed_tensors(self._parts).items():
             initial = self._initial_tensors.get(name)
             if initial is None or initial.shape != tensor.shape:
-                raise ModelError(f"running the module added buffer {name} or changed its shape; register the buffer beforehand")
+                problem = f"running the module added buffer {name} or changed its shape"
+                raise ModelError(f"{problem}; register the buffer beforehand, with its final shape")
             if include_large or name not in self._frozen_names:
                 with torch.no_grad():
                     tensor.copy_(initial)
         self.attributes.restore(include_large)
 
     def load_buffers(self, values: F32) -> None:
-        """Overwrite the buffers that clients send with values [S]."""
+        """Overwrite the buffers of `LearningTask.buffers` with values [S]."""
         if self._layout is None or values.shape != (self._layout.size,):
             expected = "none" if self._layout is None else f"[{self._layout.size}]"
             raise ValueError(f"got buffers of shape {list(values.shape)}, expected {expected} for this model")
@@ -66,14 +67,14 @@ class ModuleState:
                 tensors[name].copy_(value)
 
     def read_buffers(self) -> F32 | None:
-        """Return the buffers that clients send, [S]; None if clients send none."""
+        """Return the buffers of `LearningTask.buffers`, [S]; None if the task has no such buffers."""
         if self._layout is None:
             return None
         tensors = named_fixed_tensors(self._parts)
         return np.concatenate([convert_to_float32(name, tensors[name]) for name in self._layout.names])
 
     def check_unchanged(self) -> None:
-        """Raise ModelError if training changed a tensor that clients do not send, since `restore` would undo the change."""
+        """Raise ModelError if training changed a tensor outside `LearningTask.buffers`: `restore` would undo the change."""
         if self._unchanging_names:
             self.check_copies_unchanged(named_fixed_tensors(self._parts))
 

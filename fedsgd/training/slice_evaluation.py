@@ -19,7 +19,7 @@ from fedsgd.training.evaluation_result import EvaluationResult
 def check_loss(loss: object) -> Tensor:
     """Return the loss of a batch; raise ModelError if the loss is not a scalar tensor."""
     if not isinstance(loss, Tensor) or loss.dim():
-        raise ModelError(f"the loss is {_describe_value(loss)}, expected a tensor that is a scalar: the mean over the batch")
+        raise ModelError(f"the loss is {_describe_value(loss)}, expected a tensor that is a scalar, such as the batch's mean")
     return loss
 
 
@@ -45,7 +45,7 @@ def _describe_value(value: object) -> str:
 
 
 class EvaluationAccumulator:
-    """Losses and metrics of a set's evaluated slices, and their outputs if the loss is computed in one call."""
+    """Losses and metrics of a set's evaluated slices, and the slices' outputs if the loss is computed in one call."""
 
     def __init__(self, task: LearningTask, n_examples: int) -> None:
         self.task = task
@@ -99,7 +99,7 @@ class EvaluationAccumulator:
 def allocate_outputs(tree: Any, slice_size: int, n_examples: int) -> Any:
     """Return empty tensors [n_examples, ...] for the outputs of a whole set, in the structure of a slice's output.
 
-    The output is a tensor [slice_size, ...], or tuples, lists and dicts of such tensors; any other object raises ModelError.
+    The output is a tensor [slice_size, ...], or tuples, lists and dicts of such tensors and None; else ModelError is raised.
     """
 
     def allocate_leaf(leaf: object) -> Tensor:
@@ -118,7 +118,7 @@ def fill_tree(destination: Any, tree: Any, start: int, n: int) -> None:
     for tensor, part in zip(tensors, parts, strict=True):
         if not isinstance(part, Tensor) or tuple(part.shape) != (n, *tensor.shape[1:]) or part.dtype != tensor.dtype:
             raise ModelError(
-                f"the module's outputs for two slices differ in shape: {format_shape(tensor)} and {format_shape(part)}"
+                f"the module's outputs for two slices differ in shape or type: {format_shape(tensor)} and {format_shape(part)}"
             )
         tensor[start : start + n] = part
 

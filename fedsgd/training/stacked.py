@@ -45,7 +45,7 @@ from fedsgd.training.stack_schedule import StackedStepRange, schedule_steps
 
 
 class ClientStack:
-    """Tensors [K, *shape] of a stack of K clients: parameters w, gradients g, and the optimizer's buffers."""
+    """Tensors of a stack of clients, [capacity, *shape] each: parameters w, gradients g, and the optimizer's buffers."""
 
     def __init__(self, layout: ParameterLayout, local_training: LocalTraining, capacity: int) -> None:
         self.layout = layout
@@ -67,7 +67,7 @@ class ClientStack:
                 buffer[: len(models)] = 0
 
     def restore_optimizer_state(self, client: int, optimizer_state: Mapping[str, F32]) -> None:
-        """Load the optimizer's buffers of a client, each [P]."""
+        """Load the optimizer's buffers, each [P], of the client in row `client` of the stack."""
         for name, values in optimizer_state.items():
             for buffers, tensor in zip(self.optimizer_buffers, self._split_rows(values[np.newaxis]), strict=True):
                 buffers[name][client] = tensor[0]
@@ -143,8 +143,9 @@ class Stacked:
     """Engine that trains the clients of a stack at once, each on its own parameters, for small modules.
 
     Clients are sorted by their numbers of examples, so that clients with equal batch sizes are consecutive and no batch is
-    padded. No result depends on the other clients of the stack. For the parameters, see `Captured`; batch sizes that are not
-    in `batch_sizes` are recorded before their first step.
+    padded. No result depends on the other clients of the stack. For the arguments, see `Captured`, but "exact" gives other bits
+    than the sequential engine, and batch sizes outside `batch_sizes` are recorded before their first step. `stack_size` is the
+    maximum number of clients in a stack.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Trial of a training step at each batch size before round 1, on a copy of module and loss if they can be copied."""
+"""Trials of a training step before round 1, at a selection of batch sizes, on a copy of the task if it can be copied."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fedsgd.training.flat_module import FlatModule, batch_tensors
 MAX_TRIAL_EXAMPLES = 2048
 """Maximum sum of the batch sizes that are tried in ascending order: 2048 suffices for all sizes of at most 63 examples."""
 N_FREQUENT_SIZES = 8
-"""Number of the most frequent batch sizes, which are always tried, as are the smallest and the largest size."""
+"""Number of the batch sizes that most clients have. These sizes are always tried, as are the smallest and the largest size."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ def select_sizes_to_try(uses: Mapping[int, BatchSizeUse]) -> list[int]:
 
 
 def find_first_clients(data: ClientData) -> dict[int, int]:
-    """Return the first client with each number of examples; list no sizes if all clients have equally many examples."""
+    """Return the first client with each number of examples."""
     counts, _ = data.distinct_sizes()
-    if len(counts) == 1:
+    if len(counts) == 1:  # without `sizes`, whose cost grows with N
         return {int(counts[0]): 0}
     sizes, clients = np.unique(data.sizes(), return_index=True)
     return dict(zip(sizes.tolist(), clients.tolist(), strict=True))
@@ -64,7 +64,7 @@ def find_first_clients(data: ClientData) -> dict[int, int]:
 class StepTrial:
     """Training steps at the initial model, on a copy of the task.
 
-    The examples of `sample` serve for batch sizes that no client has, and for clients whose data is generated.
+    The examples of `sample` are used for the sizes that `has_working_size` tries, and for clients with generated examples.
     """
 
     def __init__(self, task: LearningTask, train: ClientData, sample: Examples, seed: int) -> None:
@@ -111,7 +111,8 @@ def check_training_steps(
 ) -> None:
     """Try training steps at the clients' batch sizes: see `select_sizes_to_try` and `StepTrial`.
 
-    For a step that fails, ModelError has the number of clients with such a batch, and settings that avoid such batches.
+    ModelError names the smallest size at which a step fails, the number of clients with such a batch, and settings that avoid
+    such batches; or it states that every size fails.
     """
     trial, uses = StepTrial(task, train, sample, seed), collect_batch_size_uses(train, local_training)
     results = {

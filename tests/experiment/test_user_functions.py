@@ -86,7 +86,7 @@ def test_squared_error_that_broadcasts_is_refused_without_a_warning() -> None:
 
 @pytest.mark.parametrize("name", ["", "  ", "a\nb"])
 def test_metric_with_an_unprintable_name_is_refused(name: str) -> None:
-    assert "expected a word, such as accuracy" in run_error(LABELS, 2, 2, metrics={name: lambda o, t: o[:, 0]})
+    assert "expected printable text, such as accuracy" in run_error(LABELS, 2, 2, metrics={name: lambda o, t: o[:, 0]})
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_accuracy_of_sequence_is_share_of_correct_positions() -> None:
     [
         ("cnn", make_images(8), r"expected images .*, the examples have shape \[8\]"),
         ("resnet-20", make_images(8), r"expected images"),
-        ("lenet", make_images(3, 8, 8), "^lenet: images of 8×8 are too small for its pooling"),
+        ("lenet", make_images(3, 8, 8), "^lenet: images of 8×8 are too small for its convolutions and pooling"),
         ("char-lstm", make_images(28, 28), r"expected sequences of characters"),
     ],
 )

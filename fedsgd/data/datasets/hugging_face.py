@@ -35,10 +35,10 @@ class HuggingFace(DatasetSource):
             .parquet. A relative path is searched in the data folder (`--data DIR` or FEDSGD_DATA), then in the current folder.
         config: name of the dataset's configuration; None: the default configuration.
         train, test: splits of the training and test examples, or parts of a split, such as "train[:80%]" and "train[80%:]".
-        x: column of the examples; or a list of columns of numbers, or "*" for all columns but `y` and `owner`, which
-            become a vector [features] of float32.
+        x: column of the examples; or a list of columns of numbers, or "*" for all columns but `y` and `owner`. A list or "*"
+            gives each row a vector [features] of float32.
         y: column of the targets. A ClassLabel column, integers and texts are class labels; texts are numbered in sorted
-            order, and `fedsgd partition` shows the names. The loss ignores the label -100.
+            order, and `fedsgd partition` shows the names. Floats are regression targets. The loss ignores the label -100.
         owner: column of the owners (writers, speakers or users), for the partitioner "natural"; None: no owners.
         test_share: share of the examples that are drawn for testing, independently of the scenario's seed, if there is only
             one split and `test` has its default.

@@ -32,7 +32,7 @@ class Npz(DatasetSource):
 
     Attributes:
         path: file; a relative path is searched in the data folder (`--data DIR` or FEDSGD_DATA), then in the current folder.
-        classes: number of classes; None: the largest label + 1.
+        classes: number of classes; None: the largest label + 1, or the number of different texts.
         test_share: share of the examples that are drawn for testing, independently of the scenario's seed, if the file has no
             test examples.
     """

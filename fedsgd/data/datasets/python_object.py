@@ -17,7 +17,7 @@ class PythonObjectDataset(DatasetSource):
 
     Attributes:
         description: number of examples, and dtype and shape of the inputs.
-        sha256: fingerprint of all arrays; equal datasets have equal fingerprints.
+        sha256: fingerprint of all arrays and the number of classes; equal datasets have equal fingerprints.
     """
 
     name: ClassVar[str] = PYTHON_OBJECT_NAME
@@ -30,7 +30,7 @@ class PythonObjectDataset(DatasetSource):
         """Return the marker of a dataset.
 
         Args:
-            dataset: dataset whose arrays the fingerprint covers.
+            dataset: dataset that the user passed.
         """
         train, test = dataset.train, dataset.test
         kind = f"{train.x.dtype} {list(train.x.shape[1:])}"

@@ -42,14 +42,14 @@ class Synthetic(ClientGenerator):
     clients have equally many examples. Inputs x are [n, d] float32. A client's examples are generated from the seed and the
     client's number when the client takes part, so any number of clients is possible.
 
-    Traps: u adds u·(Σ x_j + 1) to the score of every class, so `alpha` changes no label. Apart from u, and unless `iid`, the
-    clients' models are independent. The test examples belong to further clients, so the accuracy on them stays near chance.
+    Traps: u adds u·(Σ x_j + 1) to the score of every class, so `alpha` changes no label. Unless `iid`, the clients' models are
+    independent. The test examples belong to further clients, so the accuracy on them stays near chance.
     The paper tests clients on their own examples: set `[data] held_out` and `[evaluation] clients`. One linear model fits
     dozens of clients well, but not thousands.
 
     Attributes:
-        alpha: variance of u, the difference between the clients' models.
-        beta: variance of B, the difference between the clients' examples.
+        alpha: variance of u, the mean of a client's W and b.
+        beta: variance of B, the mean of a client's v.
         dimensions: d, features of an example.
         classes: K, number of classes.
         iid: True for one W and b with entries ~ N(0, 1) for all clients, and v = 0; `alpha` and `beta` have no effect.

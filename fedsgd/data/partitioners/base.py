@@ -1,6 +1,7 @@
 """Partition of the training examples over clients.
 
-A partitioner returns one client for each example, so no example can be at two clients. An example without a client is explicit.
+A partitioner returns one client for each example, so no example can be at two clients. The number −1 marks an example without
+a client.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ class Partitioner(Component, ABC):
     """Rule that assigns n examples to clients.
 
     Laws: every example has one client in [0, N), or no client if the partitioner's documentation allows it. No client is empty.
-    The partition depends on the examples and the seed only. A partitioner may reject a number of clients that does not fit.
+    The partition depends only on the settings, the examples and the seed. A partitioner may reject a number of clients that
+    does not fit.
 
     Attributes:
         clients: N, number of clients; None, if a partitioner allows it: the number follows from the data.
@@ -88,7 +90,7 @@ def partition_examples(partitioner: Partitioner, examples: Examples, seed: int) 
     """Partition examples, which have no `rows`, and give an example to each empty client.
 
     Raises:
-        DataError: there are more clients than examples, or the partitioner needs class labels and there are none.
+        DataError: there are more clients than assigned examples, a client is not below N, or class labels are missing.
         ScenarioError: a user's partitioner returns an array of another type or shape.
 
     >>> from fedsgd.data.partitioners.iid import Iid

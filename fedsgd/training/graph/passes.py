@@ -1,4 +1,4 @@
-"""Passes that rewrite a recorded step without changing its results.
+"""Passes that rewrite a recorded step. Only `fuse_update` changes results, by rounding.
 
 Operators' schemas show which tensors share memory. Tensors that an operation writes to are neither removed nor folded into
 constants.
@@ -204,8 +204,8 @@ def fuse_update(
 ) -> None:
     """End the step with t ← beta·t + alpha·gradient for each destination t.
 
-    A matrix product is added while it is computed, with one rounding less than if the gradient were stored first. All other
-    destinations change after all gradients are computed.
+    A matrix product of inputs that do not change is added while it is computed, with one rounding less than if the gradient
+    were stored first. All other destinations change after all gradients are computed.
     """
     rest: list[tuple[Node, Node]] = []
     for gradient, target in zip(gradients, destinations, strict=True):

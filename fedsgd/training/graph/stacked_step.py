@@ -1,8 +1,8 @@
 """Recording of a step for a stack of clients: the step of one client with a leading axis of clients.
 
 torch.func.vmap turns each recorded operation of one client into a batched operation, which is recorded for two numbers of
-clients. An integer that differs between the two recordings is a multiple of the number of clients k; a constant that differs
-has k blocks. So one graph serves any number of clients.
+clients. An integer that differs between the two recordings must be a multiple of the number of clients k; a constant that
+differs must have k blocks. So one graph serves any number of clients up to the larger recording's.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def _interpret(graph: Graph, results: Sequence[Node], inputs: Mapping[str, Tenso
 
 
 class _RecordingMerger:
-    """Function that merges the recordings of two numbers of clients into a graph for any number."""
+    """Function that merges recordings of `n_few` and `n_many` clients into a graph for any number up to `n_many`."""
 
     def __init__(self, n_few: int, n_many: int) -> None:
         self.n_few, self.n_many = n_few, n_many

@@ -61,11 +61,11 @@ def fusable_update(local_training: LocalTraining) -> FusedUpdate | None:
 
 
 class StepBuffers:
-    """Tensors of an engine's steps, which are never replaced: parameters w [P], gradient g [P], buffers.
+    """Tensors of an engine's steps, which are never replaced: w [P], gradient g [P], buffers of optimizer, module and loss.
 
     Attributes:
         tensor_format: order of the parameters in all vectors [P].
-        leaves: views of w, one for each tensor of the layout, with gradients.
+        leaves: views of w that require gradients, one for each tensor of the layout.
         module_buffers: copies of the buffers of module and loss by name.
     """
 
@@ -244,7 +244,7 @@ def append_update(
 
 
 def _compile_step(graph: Graph) -> Callable[..., None]:
-    """Compile a step; enable gradients for torch's fused RNN, whose backward pass needs tensors that are else not stored."""
+    """Compile a step; enable gradients for torch's fused RNN, whose backward pass needs tensors that torch stores only then."""
     needs_grad = any("mkldnn_rnn_layer" in str(node.target) for node in graph.nodes)
     step = compile_graph(graph)
     return torch.enable_grad()(step) if needs_grad else step
