@@ -22,13 +22,13 @@ from fedsgd.wire import Frame, FrameKind, Header, SectionKind, encode_frame, fra
 
 MIN_CONTEXTS, MAX_CONTEXTS = 8, 64
 MAX_COORDINATES = 2**26
-"""Maximum of contexts times P. Long vectors are encoded in fewer contexts, but in at least MIN_CONTEXTS."""
+"""A vector is encoded in MAX_COORDINATES / P contexts, but at least MIN_CONTEXTS and at most MAX_CONTEXTS."""
 SECTION_NAMES = {SectionKind.INDEX: "index", SectionKind.VALUE: "value"}
 """Names of two kinds of sections. All others count as "side", as in the ledger."""
 
 
 def measure_traffic(compressor: CompressorLike, sample: UpdateSample, rounds: Sequence[SimulatedRound]) -> CompressorTraffic:
-    """Count the bytes of the rounds' messages in their frames."""
+    """Compute bytes, ratios and entropies of all replies in the rounds that were simulated with the sample."""
     replies = [reply for simulated in rounds for reply in simulated.replies]
     size, n = sample.layout.size, len(replies)
     breakdowns = [frame_breakdown(reply.frame) for reply in replies]
@@ -61,12 +61,12 @@ def dense_frame_bytes(layout: ParameterLayout) -> int:
 
 
 def log2_choose(n: int, k: int) -> float:
-    """Return log₂ of the number of subsets with k of n elements."""
+    """Return log₂C(n, k), the bits of a choice of k out of n elements."""
     return (math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)) / math.log(2)
 
 
 def _measure_entropies(replies: Sequence[SimulatedReply]) -> dict[str, float]:
-    """Return the entropy of each part of all replies in bits: number of bytes times the zeroth-order entropy of a byte."""
+    """Return for each part (index, value, side) the bits of an ideal code of single bytes, over all replies."""
     counts = {name: np.zeros(256, dtype=np.int64) for name in ("index", "value", "side")}
     for reply in replies:
         for section in reply.sections:
@@ -80,18 +80,18 @@ def _entropy_bits(counts: F64) -> float:
 
 
 def decode_message(compressor: CompressorLike, reply: SimulatedReply) -> F32:
-    """Decode a reply to a vector [P] and check it.
+    """Decode a reply to a vector [P]; check the vector and the size of the sections.
 
     Raises:
-        LawError: the vector does not have P finite coordinates, or the reply has more than `max_bytes` bytes.
+        LawError: the vector does not have P finite coordinates, or the sections have more than `max_bytes` bytes.
     """
     layout = reply.ctx.layout
     dense = compressor.decode(reply.sections, reply.ctx).to_dense()
     if dense.shape != (layout.size,) or not np.isfinite(dense).all():
-        raise LawError(f"a message decodes to {dense.shape} coordinates, expected {layout.size}, all finite")
+        raise LawError(f"a message decodes to shape {dense.shape}, {np.isfinite(dense).sum()} finite, expected {layout.size}")
     n_bytes, limit = sum(len(section.data) for section in reply.sections), compressor.max_bytes(layout)
     if n_bytes > limit:
-        raise LawError(f"a message has {n_bytes} bytes, but max_bytes is {limit}")
+        raise LawError(f"the sections of a message have {n_bytes} bytes, expected at most max_bytes = {limit}")
     return dense
 
 
@@ -99,7 +99,7 @@ def decode_message(compressor: CompressorLike, reply: SimulatedReply) -> F32:
 
 
 def measure_operator_errors(op: CompressionOperator, sample: UpdateSample, rounds: Sequence[SimulatedRound]) -> OperatorErrors:
-    """Measure the errors of an operator on each vector, and on the first vector in several contexts."""
+    """Measure the error of an operator on each nonzero vector; on the first vector, bias and variance over several contexts."""
     contractions = []
     for updates, simulated in zip(sample.updates, rounds, strict=True):
         for x, reply in zip(updates, simulated.replies, strict=True):
@@ -146,7 +146,7 @@ def _squared_norm(x: F32 | F64) -> float:
 
 
 def measure_scheme_errors(scheme: CompressionScheme, sample: UpdateSample, rounds: Sequence[SimulatedRound]) -> SchemeErrors:
-    """Compare a scheme's aggregates with the mean updates over all rounds, and measure the undelivered updates."""
+    """Compare aggregates with the clients' mean updates, each summed over the rounds, and measure the undelivered updates."""
     update_sum, aggregate_sum = np.zeros((2, sample.layout.size))
     energies: list[list[float]] = []
     for updates, simulated in zip(sample.updates, rounds, strict=True):

@@ -1,7 +1,7 @@
-"""Times of encoding and decoding, as multiples of the time of copying the dense vector in memory.
+"""Seconds of encoding, decoding and copying a dense vector in memory.
 
 Encoding, decoding and copying are timed in turn, so that a change in the machine's speed affects all three times. Vectors are
-read from a pool that is larger than the processor's caches: a copy within a cache is faster than a copy in memory.
+read from a pool that is larger than the caches, if the limits below allow it: a copy within a cache is faster.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from fedsgd.numerics.arrays import F32
 from fedsgd.wire import decode_frame
 
 MIN_POOL_BYTES, MAX_POOL_BYTES = 2**26, 2**29
-"""Limits of the pool's size, which is twice the size of the largest cache. A pool has at least two vectors."""
+"""Limits in bytes of the intended pool size, which is twice the largest cache. A pool has at least two vectors."""
 MAX_POOL_VECTORS = 512
 """Maximum number of vectors in the pool. A pool of short vectors may fit into the cache."""
 MEASUREMENT_SECONDS = 1.0
-"""Time after which a measurement ends, if it has MIN_REPEATS; it ends at MAX_REPEATS in any case."""
+"""Seconds after which a measurement ends. Its number of repeats is from MIN_REPEATS to MAX_REPEATS."""
 MIN_REPEATS, MAX_REPEATS = 7, 201
 
 
 def build_pool(sample: UpdateSample) -> F32:
-    """Return copies [n, P] of the sample's vectors, repeated until the pool has its size."""
+    """Return a pool [n, P] float32 of the sample's vectors, repeated or cut to n vectors."""
     vectors = sample.updates.reshape(-1, sample.layout.size)
     n_bytes = min(MAX_POOL_BYTES, max(MIN_POOL_BYTES, 2 * (read_cache_bytes() or 0)))
     n = max(2, min(MAX_POOL_VECTORS, -(-n_bytes // vectors[0].nbytes)))
@@ -39,7 +39,7 @@ def build_pool(sample: UpdateSample) -> F32:
 
 
 def read_cache_bytes() -> int | None:
-    """Return the size of the largest cache of processor 0 from Linux's sysfs, or None if it is unknown."""
+    """Return the bytes of the largest cache of processor 0 from Linux's sysfs, or None if unknown."""
     sizes = []
     for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         number, unit = path.read_text().strip()[:-1], path.read_text().strip()[-1:]
@@ -49,13 +49,13 @@ def read_cache_bytes() -> int | None:
 
 
 def measure_throughput(compressor: CompressorLike, sample: UpdateSample, pool: F32) -> Throughput:
-    """Measure the times of a copy, of encoding, and of decoding and adding, on vectors of a pool [n, P].
+    """Measure the seconds of a copy, of encoding to a frame, and of decoding a frame and adding, on vectors of a pool [n, P].
 
     Each time is a median; the first repeat does not count.
     """
     scheme = as_scheme(compressor)
     copies, total = np.empty_like(pool), np.zeros(sample.layout.size)
-    copies.fill(0)  # so that the system has mapped its pages
+    copies.fill(0)  # maps the pages, so that no timed copy includes page faults
     state: StateArrays = {}
     times: list[tuple[float, float, float]] = []
     begin = time.perf_counter()

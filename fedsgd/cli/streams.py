@@ -1,4 +1,4 @@
-"""Standard output and error in any encoding, and on a full disk."""
+"""Output to streams of any encoding, and the report of a full disk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 ERROR_HANDLER = "fedsgd-readable"
-"""Error handler of `codecs` that writes readable ASCII in place of characters that a stream cannot encode."""
+"""Name of the error handler of `codecs` that replaces characters, `make_readable`."""
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 ASCII_SUBSTITUTES = {
     "×": "x", "·": ".", "•": "*", "−": "-", "–": "-", "—": "-", "…": "...", "→": "->", "←": "<-", "≤": "<=", "≥": ">=",
@@ -24,7 +24,7 @@ ASCII_SUBSTITUTES = {
 
 
 def make_readable(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Replace characters that a stream cannot encode; bytes of a file name that is not text are unchanged."""
+    """Replace characters that a stream cannot encode by ASCII, or by the original bytes if all of them are escaped bytes."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     text = error.object[error.start : error.end]
@@ -34,7 +34,7 @@ def make_readable(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 def _to_ascii(character: str) -> str:
-    """Return the closest ASCII text: a substitute, the letter without its accent, the name of a Greek letter, or "?"."""
+    """Return an ASCII text of similar look or meaning for a character, or "?"."""
     if character in ASCII_SUBSTITUTES:
         return ASCII_SUBSTITUTES[character]
     plain = "".join(c for c in unicodedata.normalize("NFKD", character) if c.isascii())
@@ -52,7 +52,7 @@ codecs.register_error(ERROR_HANDLER, make_readable)
 
 
 def make_streams_safe() -> None:
-    """Let standard output and error replace characters that their encoding lacks, in place of an exception."""
+    """Let standard output and error replace characters outside their encoding, instead of raising an exception."""
     for stream in (sys.stdout, sys.stderr):
         if getattr(stream, "errors", None) in ("strict", "surrogateescape", "backslashreplace"):
             reconfigure = getattr(stream, "reconfigure", None)
@@ -61,7 +61,8 @@ def make_streams_safe() -> None:
 
 
 def echo(text: object = "", *, err: bool = False, nl: bool = True, **style: Any) -> None:
-    """Print a line in the stream's encoding (`click.echo` itself writes UTF-8 to an ASCII stream), styled in a terminal."""
+    """Print a text with the options `err` and `nl` of `click.echo`, and the arguments of `click.style`."""
+    # without `file`, `click.echo` writes UTF-8 to an ASCII stream
     click.echo(click.style(text, **style) if style else text, file=sys.stderr if err else sys.stdout, nl=nl)
 
 
@@ -80,7 +81,7 @@ def _escape_non_ascii(match: re.Match[str]) -> str:
 
 
 def drop_output() -> None:
-    """Discard the buffer of a standard output that cannot be written, so that Python does not fail again at exit."""
+    """Flush standard output; after an error, redirect it to the null device, so that Python does not fail again at exit."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -88,6 +89,6 @@ def drop_output() -> None:
 
 
 def report_disk_full(error: OSError) -> None:
-    """Print the file, or standard output, that a full disk affects; discard the buffer of standard output first."""
+    """Flush or discard standard output, then print an error with the name of the file that could not be written."""
     drop_output()
     echo(f"fedsgd: {error.filename or 'standard output'}: {os.strerror(error.errno or errno.ENOSPC)}", err=True)

@@ -1,7 +1,8 @@
 """Quantities with units, as text: rates, times, sizes, throughputs. No other module imports pint.
 
-"Mbit/s" (bits) and "MB/s" (bytes) are accepted. "Mb/s", "mbit/s" and numbers without a unit are ambiguous, and rejected. The
-unit registry has only the units below, because pint's own registry reads "b" as barn and "m" as milli before every unit.
+"Mbit/s" (bits) and "MB/s" (bytes) are accepted; the ambiguous "Mb/s" and "mbit/s", and numbers without a unit, are rejected.
+`parse_memory_size` alone ignores case and reads a number without a unit as bytes. The unit registry has only the units below,
+because pint's own registry reads "b" as barn and "m" as milli before every unit.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ FLOPS = FLOP / second
 """
 
 MIN_QUANTITY, MAX_QUANTITY = 1e-9, 1e18
-"""Bounds of a quantity other than 0 in its base unit, within which sums do not overflow."""
+"""Bounds of a quantity other than 0, in the unit that its parser returns. Sums of such quantities do not overflow."""
 
 _AMBIGUOUS = re.compile(
     r"(?<![A-Za-z])([kKmMgGtT]i?)(b|B|bit|byte|bps|Bps|bits|bytes)(?![A-Za-z])|(?<![A-Za-z])(b)(?![A-Za-z])"
@@ -64,8 +65,10 @@ def _parse_quantity(text: str, unit: str, example: str, positive: bool = False) 
     for match in _AMBIGUOUS.finditer(text):
         prefix, name = match[1] or "", match[2] or match[3]
         if name in ("b", "Bps") or (prefix and prefix[0] in "mKgt" and prefix != "Ki"):
-            si = {"m": "M", "K": "k", "g": "G", "t": "T"}.get(prefix, prefix)
-            raise ScenarioError(f'{problem}: "{match[0]}" is ambiguous, write "{si}bit" for bits or "{si}B" for bytes')
+            si = f"{prefix[0].upper()}i" if "i" in prefix else {"m": "M", "K": "k", "g": "G", "t": "T"}.get(prefix, prefix)
+            per = "/s" if name in ("bps", "Bps") else ""
+            advice = f'write "{si}bit{per}" for bits or "{si}B{per}" for bytes'
+            raise ScenarioError(f'{problem}: "{match[0]}" is ambiguous, {advice}')
     number = re.match(r"\s*([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*(.*)", text)
     if not number or not re.fullmatch(r"[A-Za-zµμ]+(\s*/\s*[A-Za-zµμ]+)?\s*", number[2]):
         hint = ", a number and its unit" if number and not number[2].strip() else ""
@@ -73,9 +76,9 @@ def _parse_quantity(text: str, unit: str, example: str, positive: bool = False) 
     try:
         value = float(_unit_registry().Quantity(float(number[1]), number[2]).to(unit).magnitude)
     except Exception:  # pint's errors have no common base class
-        raise ScenarioError(f'{problem}, got the unit "{number[2].strip()}"') from None
+        raise ScenarioError(f'{problem}: the unit "{number[2].strip()}" is unknown, or of another quantity') from None
     if value and not MIN_QUANTITY <= value <= MAX_QUANTITY:
-        raise ScenarioError(f"{problem}, between {MIN_QUANTITY:g} and {MAX_QUANTITY:g} {unit}, or 0")
+        raise ScenarioError(f"{problem}, between {MIN_QUANTITY:g} and {MAX_QUANTITY:g} {unit}{'' if positive else ', or 0'}")
     if positive and not value:
         raise ScenarioError(f"{problem}, above 0")
     return value
@@ -91,27 +94,27 @@ def parse_rate(text: str) -> float:
 
 
 def parse_seconds(text: str) -> float:
-    """Convert a time such as "50 ms" or "2 min" to seconds; ScenarioError for other texts."""
+    """Convert a time such as "50 ms" or "2 min" to seconds, at least 0; ScenarioError for other texts."""
     return _parse_quantity(text, "second", 'a time such as "50 ms" or "1.5 s"')
 
 
 def parse_flops(text: str) -> float:
-    """Convert a throughput such as "10 GFLOP/s" to floating-point operations per second; ScenarioError for other texts."""
+    """Convert a throughput such as "10 GFLOP/s" to FLOP per second, above 0; ScenarioError for other texts."""
     return _parse_quantity(text, "FLOP / second", 'a throughput such as "10 GFLOP/s"', positive=True)
 
 
 def parse_size(text: str) -> float:
-    """Convert a size such as "3 kB" to bytes; ScenarioError for other texts."""
+    """Convert a size such as "3 kB" to bytes, at least 0; ScenarioError for other texts."""
     return _parse_quantity(text, "byte", 'a size such as "3 kB"')
 
 
 def format_rate(bits_per_second: float) -> str:
-    """Return a rate with three significant figures: "1.6 Mbit/s"."""
+    """Return a rate with the digits of `format_significant`: "1.6 Mbit/s"."""
     return _format_with_prefix(bits_per_second, ("bit/s", "kbit/s", "Mbit/s", "Gbit/s", "Tbit/s"))
 
 
 def format_flops(flops_per_second: float) -> str:
-    """Return a throughput with three significant figures: "10 GFLOP/s"."""
+    """Return a throughput with the digits of `format_significant`: "10 GFLOP/s"."""
     return _format_with_prefix(flops_per_second, ("FLOP/s", "kFLOP/s", "MFLOP/s", "GFLOP/s", "TFLOP/s", "PFLOP/s"))
 
 
@@ -121,9 +124,10 @@ def _format_with_prefix(value: float, units: tuple[str, ...]) -> str:
 
 
 def format_significant(value: float) -> str:
-    """Return a number from 0 up with three significant figures, without trailing zeros: "0.0123", "1.5", "250", "1,240".
+    """Return a number from 0 up: "1.00e-04", "0.0123", "1.5", "250", "12,346".
 
-    The script of the report page does the same arithmetic, so that the page shows the same digits.
+    Numbers from 0.001 have at most three significant figures; from 999.5, all digits of the rounded number. The script of the
+    report page does the same arithmetic, so that the page shows the same digits.
     """
     if value >= 999.5:
         return f"{math.floor(value + 0.5):,}"
@@ -135,12 +139,12 @@ def format_significant(value: float) -> str:
 
 
 def format_ratio(ratio: float | None) -> str:
-    """Return a ratio with three significant figures, "76×"; an empty text for None."""
+    """Return a ratio with the digits of `format_significant`, "76×"; an empty text for None."""
     return "" if ratio is None else f"{format_significant(ratio)}×"
 
 
 def format_seconds(seconds: float) -> str:
-    """Return a duration in its largest units: "340 ms", "12.3 s", "4 min 10 s", "3 h 25 min", "2 d 4 h", "∞"."""
+    """Return a duration, from 1 min in at most two units: "340 ms", "12.3 s", "4 min 10 s", "3 h 25 min", "2 d 4 h", "∞"."""
     if math.isinf(seconds):
         return "∞"
     if seconds < 0.9995:
@@ -167,8 +171,9 @@ BYTES_PER_UNIT = {
     for base, units in ((1000, DECIMAL_BYTE_UNITS), (1024, BINARY_BYTE_UNITS))
     for power, unit in enumerate(units)
 }
+"""Bytes of each unit, by its name in lower case."""
 MAX_BYTES = 2**63 - 1
-"""Maximum size, so that byte counts fit into 64 bits."""
+"""Maximum size in bytes: the largest signed 64-bit integer."""
 
 
 def parse_memory_size(text: str) -> int:
@@ -177,7 +182,7 @@ def parse_memory_size(text: str) -> int:
     unit = match and BYTES_PER_UNIT.get(match[2].lower() or "b")
     if not match or not unit:
         units = ", ".join(DECIMAL_BYTE_UNITS + BINARY_BYTE_UNITS[1:])
-        raise ScenarioError(f'got {text[:50]!r}, expected a size such as "2 GiB" or "500 MB" ({units})')
+        raise ScenarioError(f'got {text[:50]!r}, expected a size such as "2 GiB", "500 MB" or "4096" ({units})')
     n = int(Fraction(match[1]) * unit)
     if n > MAX_BYTES:
         raise ScenarioError(f"got {text[:50]!r}, expected a size of at most {format_binary_bytes(2**63)}")
@@ -185,7 +190,7 @@ def parse_memory_size(text: str) -> int:
 
 
 def format_bytes(n_bytes: int) -> str:
-    """Return a size with three significant figures, in powers of 1000: "62.8 kB"."""
+    """Return a size in powers of 1000, up to 999 PB with at most three significant figures: "62.8 kB"."""
     last_power = len(DECIMAL_BYTE_UNITS) - 1
     power = next((power for power in range(last_power) if n_bytes < 999.5 * 1000**power), last_power)
     value = n_bytes / 1000**power
@@ -194,7 +199,7 @@ def format_bytes(n_bytes: int) -> str:
 
 
 def format_binary_bytes(n_bytes: int) -> str:
-    """Return a size in powers of 1024 where it is a whole number below 1024 ("2 GiB"), else as `format_bytes` does."""
+    """Return a size that is 1 to 1023 times a power of 1024 as "2 GiB", any other size as `format_bytes` does."""
     for power, unit in reversed(list(enumerate(BINARY_BYTE_UNITS))[1:]):
         if n_bytes and n_bytes % 1024**power == 0 and n_bytes // 1024**power < 1024:
             return f"{n_bytes // 1024**power} {unit}"
@@ -202,17 +207,17 @@ def format_binary_bytes(n_bytes: int) -> str:
 
 
 def compression_ratio(dense_bytes: float, sent_bytes: float) -> float | None:
-    """Return dense / sent, the bytes of dense float32 frames over the bytes that were sent; None if nothing was sent."""
+    """Return dense_bytes / sent_bytes; None if no bytes were sent."""
     return dense_bytes / sent_bytes if sent_bytes else None
 
 
 def compression_ratios(
     uplink_bytes: int, downlink_bytes: int, dense_uplink_bytes: int, dense_downlink_bytes: int
 ) -> dict[str, float | None]:
-    """Return the compression ratios of the uplink, of the downlink, and of both directions together.
+    """Return "uplink_ratio", "downlink_ratio" and "bidirectional_ratio", for both directions together.
 
-    A shared downlink frame counts for each client. `dense_*_bytes` are the bytes of dense float32 frames in place of the frames
-    that were sent.
+    A downlink frame that m clients share counts m times. `dense_*_bytes` are the bytes of dense float32 frames in place of
+    the frames that were sent.
     """
     return {
         "uplink_ratio": compression_ratio(dense_uplink_bytes, uplink_bytes),

@@ -1,4 +1,4 @@
-"""Clients whose examples are generated on demand and not stored, so that memory does not grow with their number."""
+"""Clients whose examples are generated on demand. Only `GeneratedData.all_examples` stores the examples."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from fedsgd.numerics.arrays import I64
 from fedsgd.numerics.rng import derive_generator
 
 N_SAMPLE_CLIENTS = 8
-"""Number of clients in the sample dataset, on which the model is checked and the engine's steps are traced."""
+"""Maximum number of training clients in the sample dataset, on which the model is checked and the engine records its steps."""
 MAX_MATERIALIZED_EXAMPLES = 10**6
-"""Maximum number of generated examples in memory at a time, per process."""
+"""Maximum number of examples that `GeneratedData.all_examples` generates and stores."""
 
 
 @dataclass(frozen=True)
 class ClientGenerator(DatasetSource, ABC):
-    """Source of clients with generated examples; there is no dataset to partition.
+    """Source that generates the examples of each client, so that no dataset is partitioned.
 
     Laws: a client's examples depend on the settings, the seed and the client's number only. No object of size N is stored.
 
     Attributes:
         clients: N, number of clients.
-        examples: n, examples of each client.
+        examples: n, number of examples of each client.
         test_clients: number of further clients, N, N + 1, ..., which never train. Their examples are the test examples.
     """
 
@@ -46,7 +46,7 @@ class ClientGenerator(DatasetSource, ABC):
 
     @abstractmethod
     def examples_of(self, client: int, seed: int) -> Examples:
-        """Generate the examples of a client, [n, ...] without `rows`.
+        """Generate the examples of a client: x [n, ...] and y [n, ...], with `rows` = None.
 
         Args:
             client: number of the client, any number from 0.
@@ -54,7 +54,7 @@ class ClientGenerator(DatasetSource, ABC):
         """
 
     def sample_dataset(self, seed: int) -> Dataset:
-        """Return a dataset of the first `N_SAMPLE_CLIENTS` clients' examples and of the test examples.
+        """Return a dataset: the first `N_SAMPLE_CLIENTS` clients' examples for training, all test clients' for testing.
 
         Args:
             seed: seed of the run.
@@ -67,7 +67,7 @@ class ClientGenerator(DatasetSource, ABC):
         return Dataset(train, test, self.n_classes)
 
     def load(self, folder: Path | None) -> Dataset:
-        """Return the sample dataset for seed 0; runs use their own seed."""
+        """Return the sample dataset for seed 0, without reading `folder`; runs use their own seed."""
         return self.sample_dataset(0)
 
 
@@ -84,7 +84,7 @@ def generate_clients(generator: ClientGenerator, held_out: float, seed: int) -> 
 
 
 def count_held_out(sizes: I64, share: float) -> I64:
-    """Return each client's number of held-out examples, [m] like `sizes`: at least 1 and not all, or 0 of a single example."""
+    """Return each client's number of held-out examples, [m]: a `share` above 0, at least 1 and not all; 0 of one example."""
     return np.where(sizes > 1, np.rint(share * sizes).clip(1, np.maximum(sizes - 1, 1)), 0).astype(np.int64)
 
 
@@ -92,7 +92,7 @@ def count_held_out(sizes: I64, share: float) -> I64:
 class GeneratedData(ClientData):
     """Generated examples of the generator's first `clients` clients, or a part of each client's examples.
 
-    The part has the positions from `start` to before `end`, or to the last position, in a random order of the examples.
+    The part is order[start:end], sorted, of a random order for (seed, client). `end` = None: to the last example.
     """
 
     generator: ClientGenerator
@@ -107,7 +107,7 @@ class GeneratedData(ClientData):
     def examples_of(self, client: int) -> Examples:
         """Generate the examples of one client; raise IndexError if the client does not exist."""
         if not 0 <= client < self.clients:
-            raise IndexError(f"client {client} of {self.clients}")
+            raise IndexError(f"client: got {client}, expected 0 to {self.clients - 1}")
         examples = self.generator.examples_of(client, self.seed)
         if self._examples_per_client == len(examples):
             return examples
@@ -127,7 +127,7 @@ class GeneratedData(ClientData):
         return self._all_examples
 
     def limit_clients(self, max_clients: int) -> GeneratedData:
-        """Return the first `max_clients` clients, or fewer, so that at most `MAX_MATERIALIZED_EXAMPLES` examples remain."""
+        """Return the first `max_clients` clients, or fewer, at least one, for at most `MAX_MATERIALIZED_EXAMPLES` examples."""
         affordable = max(1, MAX_MATERIALIZED_EXAMPLES // max(self._examples_per_client, 1))
         return replace(self, clients=min(self.clients, max_clients, affordable))
 
@@ -140,8 +140,8 @@ class GeneratedData(ClientData):
         n = self.clients * self._examples_per_client
         if n > MAX_MATERIALIZED_EXAMPLES:
             raise DataError(
-                f"{self.clients:,} clients with {self._examples_per_client:,} examples each would have to be held in memory: "
-                f"{n:,} examples, more than {MAX_MATERIALIZED_EXAMPLES:,}"
+                f"got {n:,} generated examples ({self.clients:,} clients with {self._examples_per_client:,} each), "
+                f"expected at most {MAX_MATERIALIZED_EXAMPLES:,} in memory"
             )
         return _concatenate(self.examples_of(client) for client in range(self.clients))
 

@@ -1,7 +1,7 @@
-"""Parameters, buffers and frozen parameters of a module and its loss, by name.
+"""Tensors of a task's module and loss by name: trainable parameters, frozen parameters and buffers.
 
-No optimizer and no compressor processes a tensor that training changes without a gradient. The running statistics of batch
-norm have their own policy (`fedsgd.models.batch_norm`); all other such tensors follow `[model] buffers`. Imports torch.
+Optimizers and compressors leave out the tensors that training changes without a gradient. Running statistics of batch norm
+have their own policy (`fedsgd.models.batch_norm`); all other such tensors follow `[model] buffers`. This module imports torch.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from fedsgd.errors import ModelError
 from fedsgd.numerics.arrays import F32
 
 MAX_EXACT_INTEGER = 2**24
-"""Maximum integer up to which float32 represents every integer."""
+"""Maximum n for which float32 represents every integer from −n to n."""
 _EXACT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.bool, torch.int8, torch.uint8, torch.int16)
 
 Parts = Sequence[tuple[str, nn.Module]]
-"""The module and, if the loss is a module, the loss, each with the prefix of its names."""
+"""Pairs (prefix of the names, module): the task's module, and the loss if it is a module."""
 
 
 def list_parts(module: nn.Module, loss: object) -> list[tuple[str, nn.Module]]:
@@ -50,7 +50,7 @@ def named_fixed_tensors(parts: Parts) -> dict[str, Tensor]:
 
 
 def check_no_shared_memory(parts: Parts) -> None:
-    """Raise ModelError for a parameter that shares memory with another tensor, or between entries: training breaks sharing."""
+    """Raise ModelError if a trainable parameter's memory range overlaps another tensor's, or if its entries share memory."""
     spans = []
     for name, tensor in {**named_parameters(parts), **named_buffers(parts)}.items():
         if is_lazy(tensor) or not tensor.numel():
@@ -73,18 +73,18 @@ def check_no_shared_memory(parts: Parts) -> None:
 
 
 def find_unused_counters(module: nn.Module, prefix: str = "") -> Iterator[str]:
-    """Yield the names of counters of batches that a norm layer has but does not use, because its momentum is a number."""
+    """Yield the names of each `num_batches_tracked` that a norm layer does not use, because the momentum is a number."""
     for name, child in module.named_modules():
         if isinstance(child, _NormBase) and child.momentum is not None and child.num_batches_tracked is not None:
             yield f"{prefix}{name}{'.' if name else ''}num_batches_tracked"
 
 
 def convert_to_float32(name: str, buffer: Tensor) -> F32:
-    """Convert a buffer to flat float32 without rounding. ModelError for a number that float32 cannot represent."""
+    """Convert a buffer to float32, [n], without rounding. ModelError for float64, complex numbers and integers beyond ±2²⁴."""
     if buffer.dtype not in _EXACT_DTYPES and not _is_exact_in_float32(buffer):
         raise ModelError(
-            f"{name} is {buffer.dtype}, which float32 cannot represent: expected torch.float32, "
-            f"or integers up to {MAX_EXACT_INTEGER:,}"
+            f"{name} is {buffer.dtype}, expected numbers that float32 represents exactly: torch.float32, torch.float16, "
+            f"torch.bfloat16, or integers up to {MAX_EXACT_INTEGER:,}"
         )
     values: F32 = buffer.detach().to(torch.float32).numpy().reshape(-1)
     return values

@@ -18,10 +18,11 @@ from fedsgd.storage.csv_reader import read_rows
 
 _CLIENTS_PER_BLOCK = 1024
 HEADER = ("client", "up_bits_per_second", "down_bits_per_second", "latency_seconds")
+"""Columns of a link trace."""
 
 
 class LinkFactors(NamedTuple):
-    """Factors of the rates and differences from the latency, each [n], of n clients relative to the median client's link."""
+    """Clients' links relative to the network's link: factors of the rates, and differences of the latency in seconds, [n]."""
 
     up: F64
     down: F64
@@ -30,7 +31,7 @@ class LinkFactors(NamedTuple):
 
 @dataclass(frozen=True)
 class LinkHeterogeneity(ValidatedConfig, ABC):
-    """Rule that gives the clients' links, relative to the link of the median client.
+    """Rule that computes the clients' links, relative to the network's link, which has the medians.
 
     Laws: factors are above 0 and finite. Latency differences are at least minus the network's latency. Factors and differences
     depend on (seed, client) only.
@@ -38,7 +39,12 @@ class LinkHeterogeneity(ValidatedConfig, ABC):
 
     @abstractmethod
     def compute_factors(self, seed: int, clients: I64) -> LinkFactors:
-        """Compute the factors of these clients, [n]."""
+        """Compute the links of n clients.
+
+        Args:
+            seed: seed of the run.
+            clients: [n] int64, numbers of the clients.
+        """
 
 
 @dataclass(frozen=True)
@@ -55,9 +61,9 @@ class HomogeneousLinks(LinkHeterogeneity):
 
 @dataclass(frozen=True)
 class LogNormalLinks(LinkHeterogeneity):
-    """Log-normal rates: both rates of a client have the factor exp(spread · z), with one z ~ N(0, 1) for both directions.
+    """Log-normal rates: uplink and downlink rate of a client have the same factor exp(spread · z), z ~ N(0, 1).
 
-    With a spread of 0.5, two thirds of the clients are within a factor 1.65 of the median.
+    `spread` is the standard deviation of the logarithm. With 0.5, two thirds of clients are within a factor 1.65 of the median.
 
     >>> factors = LogNormalLinks(spread=0.5).compute_factors(seed=0, clients=np.array([0, 1]))
     >>> bool((factors.up == factors.down).all())
@@ -75,7 +81,7 @@ class LogNormalLinks(LinkHeterogeneity):
 
 
 def draw_log_normal_factors(seed: int, purpose: str, clients: I64, spread: float) -> F64:
-    """Return exp(spread · z) of each client, [n], with z ~ N(0, 1) that depends on (seed, purpose, client) only."""
+    """Return exp(spread · z) of each client, [n], with z ~ N(0, 1) by (seed, purpose, client). DataError for 0 or infinity."""
     if not spread or not len(clients):
         return np.ones(len(clients))
     z = np.empty(len(clients))
@@ -87,16 +93,16 @@ def draw_log_normal_factors(seed: int, purpose: str, clients: I64, spread: float
     with np.errstate(over="ignore"):
         factors: F64 = np.exp(spread * z)
     if not np.all(np.isfinite(factors) & (factors > 0)):
-        raise DataError(f"spread {spread:g}: a client's speed exceeds the range of floats")
+        raise DataError(f"spread {spread:g}: the factor of a client is 0 or infinite, expected a smaller spread")
     return factors
 
 
 @dataclass(frozen=True)
 class TraceLinks(LinkHeterogeneity):
-    """Measured links, relative to their medians, which are the network's link (see `read_link_trace`).
+    """Measured links relative to the medians of their rates and latencies (see `read_link_trace`).
 
-    A client that is not in the file has the link of its number modulo the number of lines. `up` and `down` have a factor for
-    each line, and `latency` has a difference in seconds.
+    Client c has entry c mod m, for m clients in the file. `up` and `down` are factors of the rates, [m]; `latency` is the
+    difference in seconds, [m]. `file` is the file's name.
     """
 
     file: str
@@ -157,7 +163,7 @@ def _parse_line(cells: list[str]) -> tuple[int, tuple[float, float, float]]:
             raise ValueError(f"{key}: expected a number, got {cell!r}") from None
         allows_zero = key == "latency_seconds"
         if not 0 <= value <= MAX_QUANTITY or (value < MIN_QUANTITY and not allows_zero):
-            bound = "of at least 0" if allows_zero else "above 0"
-            raise ValueError(f"{key}: expected a number {bound}, got {cell.strip()}")
+            minimum = 0 if allows_zero else MIN_QUANTITY
+            raise ValueError(f"{key}: expected a number from {minimum:g} to {MAX_QUANTITY:g}, got {cell.strip()}")
         numbers.append(value)
     return int(cells[0]), (numbers[0], numbers[1], numbers[2])

@@ -223,8 +223,8 @@ def test_pathological_clients_get_random_examples_of_a_class() -> None:
 @pytest.mark.parametrize(
     ("clients", "classes", "message"),
     [
-        (10, 11, "each client needs 11 classes, but the dataset has 10"),
-        (3, 2, "3 clients × 2 classes cannot hold the 10 classes"),
+        (10, 11, "classes_per_client: got 11, expected at most 10"),
+        (3, 2, "data.partition.clients: got 3 clients with 2 classes each, expected at least the 10 classes"),
     ],
 )
 def test_pathological_impossible_settings_raise_error(clients: int, classes: int, message: str) -> None:

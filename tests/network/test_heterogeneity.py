@@ -24,11 +24,11 @@ from fedsgd.network.heterogeneity import draw_log_normal_factors, read_link_trac
         ),
         (
             "client,up_bits_per_second,down_bits_per_second,latency_seconds\n0,0,1,0\n",
-            "line 2: up_bits_per_second: expected a number above 0",
+            "line 2: up_bits_per_second: expected a number from 1e-09 to ",
         ),
         (
             "client,up_bits_per_second,down_bits_per_second,latency_seconds\n0,1,1,-1\n",
-            "latency_seconds: expected a number of at least 0",
+            "latency_seconds: expected a number from 0 to ",
         ),
         (
             "client,up_bits_per_second,down_bits_per_second,latency_seconds\n0,1,1,0\n0,1,1,0\n",
@@ -49,6 +49,6 @@ def test_link_trace_with_invalid_line_raises_error_with_the_line(tmp_path: Path,
 
 
 def test_log_normal_factors_beyond_floats_raise_error() -> None:
-    with pytest.raises(DataError, match="exceeds the range of floats"):
+    with pytest.raises(DataError, match="the factor of a client is 0 or infinite"):
         draw_log_normal_factors(0, "link", np.arange(2000), 400.0)
     assert math.isfinite(float(draw_log_normal_factors(0, "link", np.arange(2000), 5.0).max()))

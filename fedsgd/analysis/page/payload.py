@@ -1,6 +1,6 @@
 """Payload of the page: all data that its figures and prices need.
 
-Arrays are written as {"f8": base64 of little-endian float64}, so that the page computes with the same numbers as Python.
+Arrays are written as {"f8": base64 of little-endian float64}, without rounding; constant round times as one number.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ N_QUANTILES = 101
 """Number of quantiles of the clients' bytes: 0, 1, ..., 100 %."""
 BREAKDOWN_KEYS = ("header", "index", "value", "side")
 MAX_DRAWN_ROUNDS = 2000
-"""Maximum number of points of a curve over rounds."""
+"""Maximum number of points of the curves of residual norms and missed rounds."""
 TIME_COLUMNS = {
     **{name: name for name in ("offsets", *CANDIDATE_COLUMNS, "shared_down", "shared_up")},
     "serving": "server_seconds",
     "waiting": "lost_reply_wait",
     "due": "deadline",
 }
-"""Fields of `RoundTimeModel` by their keys in a payload."""
+"""Field of `RoundTimeModel` for each key of "timeline" in a payload, except "work"."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,11 @@ class ReportOptions:
     """Options of a report.
 
     Attributes:
-        target: target accuracy.
-        pricing_model: network, devices and deadline of the figures, and of the page when it opens.
-        price_per_gigabyte: price of 10⁹ bytes, in any currency; None without costs.
+        title: heading of the page.
+        target: target accuracy, from 0 to 1.
+        pricing_model: network, devices and deadline of the figures, and initial values of the controls on the page.
+        network_name: name of the network in the report.
+        price_per_gigabyte: price of 10⁹ bytes, in any currency; None: the report has no costs.
         measured_coding: True for coding times that each run's machine measured, False for those of the cost table.
     """
 
@@ -105,17 +107,17 @@ def build_payload(methods: Sequence[Method], options: ReportOptions) -> dict[str
 
 
 def _collect_notes(methods: Sequence[Method], options: ReportOptions) -> Iterator[str]:
-    """Yield remarks that hold for all figures and all positions of the sliders."""
+    """Yield notes on seeds, failed clients and coding times, which do not depend on the page's controls."""
     if len({tuple(run.seed for run in method.runs) for method in methods}) > 1:
         yield "the methods were not run with the same seeds"
     labels = [method.label for method in methods if any(run.summary.get("failures") for run in method.runs)]
     if labels and options.pricing_model.deadline_seconds is None:
-        yield f"some clients of {', '.join(labels)} failed; the time of a client that did not reply includes only the download"
+        yield f"some clients of {', '.join(labels)} failed; a client without a reply counts with download and decoding only"
     yield from collect_coding_notes(methods, options)
 
 
 def collect_coding_notes(methods: Sequence[Method], options: ReportOptions) -> Iterator[str]:
-    """Yield lines about coding times that a page or figures do not show: codecs without costs, and measured ranges."""
+    """Yield notes on coding times: codecs without costs in the table or, for measured times, their ranges."""
     priceable = [method for method in methods if not any(run.why_not_repriceable for run in method.runs)]
     if options.measured_coding and priceable:
         yield from collect_measured_coding_notes(
@@ -184,13 +186,13 @@ def _run_to_json(run: Run, options: ReportOptions) -> dict[str, Any]:
 
 
 def _describe_required_objects(run: Run) -> str | None:
-    """Return a sentence about the Python objects that another run of the scenario needs; None without such objects."""
+    """Return a predicate, "needs ...", about the Python objects that the scenario needs to run; None without such objects."""
     markers = dict(find_markers(tomllib.loads(run.scenario_text)))
     return describe_missing_objects(markers) if markers else None
 
 
 def _round_times_to_json(priced_run: PricedRun) -> dict[str, Any]:
-    """Return the columns of the round times. A constant column is one number."""
+    """Return `TIME_COLUMNS`, a constant column as one number (offsets: always an array), and the compute profile as "work"."""
     columns: dict[str, Any] = {}
     for name, field in TIME_COLUMNS.items():
         values = getattr(priced_run.round_time_model, field)
@@ -200,7 +202,7 @@ def _round_times_to_json(priced_run: PricedRun) -> dict[str, Any]:
 
 
 def _downsample_column(run: Run, column: str) -> dict[str, Any] | None:
-    """Return the finite values of a column with their rounds, at most MAX_DRAWN_ROUNDS; None without finite values."""
+    """Return every j-th finite value of a column, at most MAX_DRAWN_ROUNDS, with its round; None without finite values."""
     values = run.rounds[column]
     indices = np.flatnonzero(np.isfinite(values))
     if not len(indices):
@@ -210,7 +212,7 @@ def _downsample_column(run: Run, column: str) -> dict[str, Any] | None:
 
 
 def _breakdown_to_json(run: Run, ledger_stats: LedgerStats) -> dict[str, Any]:
-    """Return the bytes by part of a frame, and the bytes of positions with their lower bound."""
+    """Return bytes by direction and part of a frame; for the uplink, bytes of positions, their lower bound, and coordinates."""
     totals = {key: {part: run.summary[f"{key}link"][part] for part in BREAKDOWN_KEYS} for key in ("up", "down")}
     return {
         **totals,

@@ -1,4 +1,4 @@
-"""Columns of Hugging Face tables as arrays. A column is read from all tables together, so that its arrays have one form."""
+"""Columns of Hugging Face tables as arrays. The rows of a column have one shape in all tables, training and test."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _TEXT_TYPES = ("string", "large_string")
 def read_features(
     tables: Sequence[Any], columns: Sequence[str], is_single_column: bool, source_name: str
 ) -> list[NDArray[Any]]:
-    """Return each table's examples: rows of the single column, [n, ...], or the columns as vectors, [n, features] float32.
+    """Return each table's examples: the rows of a single column, [n, ...], or vectors of all columns, [n, features] float32.
 
-    DataError, with the dataset's `source_name`, for values that are missing, are no numbers, or have different shapes.
+    DataError, with `source_name`, for missing values, rows of different shapes or types, and texts in one of several columns.
     """
     if is_single_column:
         return _read_rows(tables, columns[0], source_name)
@@ -30,7 +30,7 @@ def read_features(
 
 
 def read_labels(tables: Sequence[Any], column: str, source_name: str) -> tuple[list[NDArray[Any]], tuple[str, ...] | None]:
-    """Return (each table's targets, the class names or None). Texts are numbered in sorted order."""
+    """Return (each table's targets, [n, ...]; class names or None). Texts are numbered in sorted order over all tables."""
     if any(getattr(table.features[column], "dtype", None) in _TEXT_TYPES for table in tables):
         texts = [list(table[column]) for table in tables]
         if not all(isinstance(label, str) for part in texts for label in part):
@@ -61,12 +61,12 @@ def _read_numbers(table: Any, column: str, source_name: str) -> NDArray[Any]:
     dtype = getattr(feature, "dtype", None) or type(feature).__name__
     kind = "texts" if dtype in _TEXT_TYPES else dtype
     raise DataError(
-        f"{source_name}: column {column} contains {kind}, expected one number in each row: name columns of numbers in data.x"
+        f"{source_name}: column {column} contains {kind}, expected one number in each row; set data.x to columns of numbers"
     )
 
 
 def _read_rows(tables: Sequence[Any], column: str, source_name: str) -> list[NDArray[Any]]:
-    """Return the rows of a column as arrays [n, ...], and images as their pixels."""
+    """Return for each table the rows of a column, [n, ...]; the row of an image is its pixels."""
     parts = [_read_table_rows(table, column, source_name) for table in tables]
     rows = [row for part in parts for row in part]
     if any(row.dtype.kind == "O" for row in rows):
@@ -75,8 +75,8 @@ def _read_rows(tables: Sequence[Any], column: str, source_name: str) -> list[NDA
         parts = [[row if row.ndim == 3 else np.repeat(row[None], 3, axis=0) for row in part] for part in parts]
         rows = [row for part in parts for row in part]
     if len({(row.shape, row.dtype.kind) for row in rows}) > 1:
-        shapes = ", ".join(sorted({str(list(row.shape)) for row in rows})[:3])
-        raise DataError(f"{source_name}: rows of column {column} have different shapes: {shapes}")
+        forms = ", ".join(sorted({f"{list(row.shape)} {row.dtype}" for row in rows})[:3])
+        raise DataError(f"{source_name}: rows of column {column} differ in shape or type: {forms}")
     return [np.stack(part) if part else np.empty((0, *rows[0].shape) if rows else 0) for part in parts]
 
 
@@ -103,5 +103,5 @@ def _convert_image(image: Any) -> NDArray[np.float32]:
     if image.mode in ("1", "L", "LA"):
         return scale_pixels(np.asarray(image.convert("L")))
     if image.mode not in ("RGB", "RGBA", "P", "CMYK", "YCbCr"):
-        raise ValueError(f"the image has mode {image.mode}, expected 8 bits in each channel")
+        raise ValueError(f"the image has mode {image.mode}, expected 1, L, LA, RGB, RGBA, P, CMYK or YCbCr")
     return scale_pixels(np.asarray(image.convert("RGB"))).transpose(2, 0, 1)

@@ -16,15 +16,15 @@ from fedsgd.numerics.arrays import I64
 
 @dataclass(frozen=True)
 class Pathological(Partitioner):
-    """Exactly `classes_per_client` classes for each client; a class is divided evenly over its clients.
+    """Partitioner that assigns `classes_per_client` classes to each client, and divides each class evenly among its clients.
 
-    Classes are assigned in turn from random permutations of all classes, so two classes differ by at most one client. Unlike
-    with "shards", a client's classes are distinct, and the classes determine the client's number of examples. A class with
-    fewer examples than clients is missing at some of its clients.
+    Source: quantity-based label imbalance in Li et al. 2022. Classes are assigned in turn from random permutations, so that the
+    numbers of clients of two classes differ by at most one. Unlike with "shards", a client's classes are distinct, and its
+    number of examples depends on their sizes. A class with fewer examples than clients is missing at some of its clients.
 
     Attributes:
         clients: N, number of clients.
-        classes_per_client: number of distinct classes of each client.
+        classes_per_client: number of distinct classes that each client is assigned.
     """
 
     name: ClassVar[str] = "pathological"
@@ -35,10 +35,11 @@ class Pathological(Partitioner):
     def assign_clients(self, examples: Examples, rng: np.random.Generator) -> I64:
         classes, labels = np.unique(examples.y, return_inverse=True)
         if self.classes_per_client > len(classes):
-            raise DataError(f"each client needs {self.classes_per_client} classes, but the dataset has {len(classes)}")
+            got = f"data.partition.classes_per_client: got {self.classes_per_client}"
+            raise DataError(f"{got}, expected at most {len(classes)}, the number of classes of the dataset")
         if self.clients * self.classes_per_client < len(classes):
-            places = f"{self.clients} clients × {self.classes_per_client} classes"
-            raise DataError(f"{places} cannot hold the {len(classes)} classes of the dataset")
+            got = f"{self.clients} clients with {self.classes_per_client} classes each"
+            raise DataError(f"data.partition.clients: got {got}, expected at least the {len(classes)} classes of the dataset")
         client_classes = self._assign_classes(len(classes), rng)
         assignment = np.empty(len(labels), dtype=np.int64)
         for label in range(len(classes)):

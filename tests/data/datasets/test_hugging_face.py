@@ -96,7 +96,7 @@ def test_hugging_face_invalid_rows_raise_error_with_column(tmp_path: Path) -> No
 @pytest.mark.usefixtures("offline")
 def test_hugging_face_unknown_columns_and_splits_raise_error_with_key(tmp_path: Path) -> None:
     source = write_table(tmp_path, features=[[0.5], [1.0, 2.0]], label=[0, 1])
-    with pytest.raises(DataError, match=r"rows of column features have different shapes: \[1\], \[2\]"):
+    with pytest.raises(DataError, match=r"rows of column features differ in shape or type: \[1\] float64, \[2\] float64"):
         source.load(tmp_path)
     for settings, message in (
         ({"x": "featurs"}, 'x: got "featurs", did you mean "features"'),
@@ -201,7 +201,7 @@ def test_hugging_face_csv_with_feature_columns_and_text_labels_loads(tmp_path: P
     assert all_columns.train.x.tolist() == data.train.x.tolist()
     assert HuggingFace(path="own.csv", x=("height",), y="kind").load(tmp_path).shape == (1,)
     for columns, message in (
-        ("*", r"column who contains texts, expected one number in each row: name columns of numbers in data.x"),
+        ("*", r"column who contains texts, expected one number in each row; set data.x to columns of numbers"),
         ((), "x: got no column, expected at least one of: width, height, kind, who"),
         ("widht", 'x: got "widht", did you mean "width".*give a list of columns of numbers, or "[*]"'),
         (("width", "hight"), 'x: got "hight", did you mean "height"'),
