@@ -143,7 +143,7 @@ def collect_notes(comparison: Comparison) -> Iterator[str]:
             yield f"{row.label}: warning: {text}"
         if row.unanswered_messages and any(model.deadline_seconds is None for model in comparison.pricing_models.values()):
             unanswered = f"{row.unanswered_messages} messages were not answered"
-            yield f"{row.label}: {unanswered}; the times of these clients include only the download"
+            yield f"{row.label}: {unanswered}; their clients count with download and decoding only"
         if row.unpriced_reason and comparison.pricing_models:
             yield f"{row.label} is not priced: {row.unpriced_reason}"
         yield from collect_uncosted_codec_notes(row.label, row.uncosted_codecs)

@@ -115,7 +115,7 @@ def test_unanswered_messages_are_reported(root: Path, tmp_path: Path) -> None:
     assert methods[0].runs[0].summary["timeouts"] == 0
     comparison = compare(methods, None, {"slow": PRICING_MODEL})
     assert comparison.rows[0].unanswered_messages == failures
-    assert f"{failures} messages were not answered; the times of these clients include only the download" in to_markdown(
+    assert f"{failures} messages were not answered; their clients count with download and decoding only" in to_markdown(
         comparison
     )
     with_timeouts = replace(methods[0].runs[0], summary={**methods[0].runs[0].summary, "timeouts": 2})
