@@ -41,7 +41,7 @@ def unpack(data: Bytes, widths: I64) -> I64:
     """Unpack the fields of `pack`, [n] int64.
 
     Args:
-        data: bytes of the fields; the caller has checked that their number fits the widths.
+        data: bytes of the fields, as many as the widths need; the caller checks the number.
         widths: [n] int64, 0 to 32 bits each.
     """
     n_bits = int(widths.sum())
@@ -61,7 +61,7 @@ def check_padding(data: Bytes, n_bits: int) -> None:
 
 
 def pack_unary(values: I64) -> bytes:
-    """Encode each value v as v 0 bits and a 1 bit.
+    """Encode each value v as v zero bits and a one bit.
 
     Args:
         values: [n] int64, non-negative.
@@ -107,7 +107,7 @@ def pack_varint(value: int) -> bytes:
     """Encode an integer as LEB128: seven bits a byte, lowest first, the high bit set on all bytes but the last.
 
     Args:
-        value: non-negative integer.
+        value: integer, at least 0; `unpack_varint` reads integers below 2³⁵.
     """
     out = bytearray()
     while value >= 0x80:
@@ -127,7 +127,7 @@ def unpack_varint(data: Bytes, offset: int) -> tuple[int, int]:
     value = 0
     for i in range(5):
         if offset + i >= len(data):
-            raise WireError(offset, "the section ends within a variable-length integer")
+            raise WireError(offset, "the data end within a variable-length integer")
         byte = data[offset + i]
         value |= (byte & 0x7F) << (7 * i)
         if byte < 0x80:
@@ -164,7 +164,7 @@ def _pack_reference(values: I64, widths: I64, n_bits: int) -> U8:
 
 @kernel(_pack_reference)
 def _pack(values: I64, widths: I64, n_bits: int) -> U8:
-    """Return the packed bytes, which up to nine unused bytes may follow."""
+    """Return the packed bytes. In the compiled form, eight or nine unused bytes follow."""
     out = np.empty((n_bits >> 3) + 9, dtype=np.uint8)
     buffer, n_buffered, position = np.uint64(0), np.uint64(0), 0
     for i in range(values.size):

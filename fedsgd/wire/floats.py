@@ -65,7 +65,7 @@ def decode_words(data: Bytes, k: int, width: int, entropy: bool) -> U32:
 def _decode_rotated(data: Bytes, k: int, width: int) -> U32:
     length, start = bits.unpack_varint(data, 1)
     if len(data) - start - length != k * (width - 1):
-        raise WireError(start, f"{len(data) - start} bytes for {k} values, of which {length} are symbols")
+        raise WireError(start, f"{len(data) - start} bytes of {k} values, expected {length} of symbols and {k * (width - 1)} others")
     with shift_offset(start):
         upper = rans.decode_symbols(data[start : start + length], k)
     return _join(upper, np.frombuffer(data, dtype=np.uint8, offset=start + length), 8 * width)
@@ -95,7 +95,7 @@ def from_bfloat16(words: U32) -> F32:
 def choose_scale_exponent(values: F32) -> int:
     """Return the e for which the largest magnitude is in [2¹⁴, 2¹⁵) · 2^e, or 0 if all values are zero.
 
-    No value then exceeds float16's maximum of 65504, and only values below 2⁻³⁹ of the largest become zero. Without a scale,
+    No value then exceeds float16's maximum of 65504, and only values up to 2⁻³⁹ of the largest become zero. Without a scale,
     float16 rounds small updates to zero.
 
     Args:
@@ -106,7 +106,7 @@ def choose_scale_exponent(values: F32) -> int:
 
 
 def to_float16(values: F32, exponent: int) -> U16:
-    """Round values · 2^−e to the nearest half, ties to even, but never to a half that is infinite as a float32.
+    """Round values · 2^−e to the nearest float16 h, ties to even, but never to an h for which h · 2^e exceeds float32.
 
     Args:
         values: [k] float32, finite, with magnitudes of at most 2¹⁵ · 2^e.
@@ -131,8 +131,8 @@ def from_float16(words: U32, exponent: int) -> F32:
 def round_to_powers_of_two(values: F32, key: int) -> U16:
     """Round each value stochastically to a power of two; return sign << 8 | exponent.
 
-    A value is rounded up with probability mantissa / 2²³, by 23 shared random bits. So the expected value is the value exactly.
-    Magnitudes from 2¹²⁷ on are always rounded down, and subnormal numbers to 0.
+    A magnitude is rounded up with probability mantissa / 2²³, by 23 shared random bits, so the expected value is exact. The
+    exceptions are magnitudes from 2¹²⁷ on, which are rounded down, and subnormal numbers, which become 0.
 
     Args:
         values: [k] float32, finite.

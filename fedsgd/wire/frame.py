@@ -98,11 +98,12 @@ class Header:
     Attributes:
         kind, round: purpose of the frame, and round from 1.
         codec: codec id of the compressor that encoded the sections; 0: none.
-        base: base round of the sections; 0: they are absolute. In a TASK, the base of the message's first MODEL. In a RESYNC,
-            the round of the client's model.
-        acknowledged: last round in which the server accepted a reply of this client, as the frame's sender knows it; 0: none.
+        base: base round of the sections; 0: none. In a TASK, the base of the message's first MODEL. In an UPDATE, the round. In a
+            RESYNC, the round of the client's model.
+        acknowledged: in a TASK, the last round in which the server accepted a reply of this client; in a RESYNC, the round of
+            the client's last reply; 0: none. 0 in all other frames.
         client: number of the client, or ALL_CLIENTS.
-        examples: training examples of the client; 0 on the downlink.
+        examples: training examples of the client in an UPDATE; 0 in all other frames.
     """
 
     kind: FrameKind
@@ -153,7 +154,7 @@ def frame_overhead(n_sections: int) -> int:
 
 @timed("encode")
 def encode_frame(frame: Frame) -> bytes:
-    """Encode a frame as bytes. Raise ValueError if it has more than 255 sections, or a header field outside [0, 2³²).
+    """Encode a frame as bytes. Raise ValueError for more than 255 sections, and for a round, client or count outside [0, 2³²).
 
     Args:
         frame: header and sections.
@@ -217,7 +218,7 @@ def require_header(header: Header, **fields: Sequence[int]) -> None:
 
 
 def peek_kind(data: bytes | memoryview) -> int:
-    """Return the kind byte of a frame without any other check, or 0 where the frame has no such byte.
+    """Return the kind byte of a frame without any other check; 0 if the frame is too short.
 
     Args:
         data: bytes of one frame.

@@ -3,8 +3,8 @@
 A gap is the number of positions skipped. Positions of sent coordinates are close to a Bernoulli process, whose gaps are
 geometric. Rice's code is optimal for a geometric source to within a few per cent (Golomb 1966; Rice 1979). Each block of 128
 gaps has its own parameter, because positions of real updates cluster by layer. Where positions cluster more, the bit lengths
-of the gaps are far from geometric. An entropy code of the bit lengths, "classes", is then shorter. It needs about a hundred
-gaps, because its frequency table is sent too.
+of the gaps are far from geometric. An entropy code of the bit lengths, "classes", is then shorter, usually from about
+a hundred gaps on, because its frequency table is sent too.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def decode_rice(body: Bytes, k: int) -> I64:
 
 
 def encode_classes(gaps: I64) -> bytes:
-    """Encode gaps by their bit lengths.
+    """Encode gaps: an entropy code of their bit lengths, then the bits below the highest bit of each gap.
 
     Args:
         gaps: [k] int64, non-negative, below 2³¹.
@@ -125,7 +125,7 @@ def _choose_rice_parameters_reference(gaps: I64) -> tuple[I64, int, int]:
 
 @kernel(_choose_rice_parameters_reference)
 def _choose_rice_parameters(gaps: I64) -> tuple[I64, int, int]:
-    """Return the parameters, the lowest of those with equal costs, the number of fixed bits and the number of unary bits.
+    """Return the parameters, the number of fixed bits and the number of unary bits. Ties go to the lowest parameter.
 
     Only four parameters need to be tried. A block of n gaps with mean m costs n(1 + b) + Σ⌊gap / 2^b⌋. With
     h(b) = b + m / 2^b, this cost is more than n·h and at most n(h + 1). The minimum of h is at 2^b = m ln 2. Where h is less

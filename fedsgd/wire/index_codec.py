@@ -1,6 +1,6 @@
-"""Codec of index sets: k ascending positions below P, in the shortest of five forms that `FORMAT.md` describes.
+"""Codec of index sets: k ascending positions below P, in one of five forms that `FORMAT.md` describes.
 
-Of forms with equal lengths, the lowest tag is used. Decoders reject every section that is longer than the bitmap.
+The encoder uses the shortest form that it tries, of equal lengths the lowest tag. Decoders reject every section that is longer than the bitmap.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fedsgd.wire.frame import Section
 
 RICE, BITMAP, RAW, COMPLEMENT, CLASSES = range(5)
 MIN_GAPS_FOR_CLASSES = 64
-"""Smallest k for which CLASSES is tried. With fewer gaps, its frequency table costs more than the code saves."""
+"""Smallest k for which CLASSES is tried. With fewer gaps, its frequency table usually costs more than the code saves."""
 
 
 def max_index_bytes(size: int) -> int:
@@ -67,8 +67,7 @@ def encode_indices(indices: I64, size: int) -> bytes:
 def decode_indices(section: Section, size: int, max_k: int | None = None) -> I64:
     """Decode the positions of `encode_indices`, [k] int64, strictly ascending.
 
-    Memory for the positions is allocated only after the section's length was compared with P, and k with `max_k` and with the
-    section's length.
+    Before memory for the positions is allocated, the section's length is compared with P, and k with `max_k`.
 
     Args:
         section: an INDEX section.
@@ -85,7 +84,7 @@ def _decode(data: Bytes, size: int, max_k: int) -> I64:
     if len(data) > max_index_bytes(size):
         raise WireError(0, f"an index section of {len(data)} bytes, expected at most {max_index_bytes(size)} for P = {size}")
     if data[0] > CLASSES:
-        raise WireError(0, f"index codec {data[0]} is unknown")
+        raise WireError(0, f"tag {data[0]} of the index section is unknown")
     count = count_indices(data, size)
     if not 0 <= count <= max_k:
         raise WireError(1, f"{count} indices, expected 0 to {max_k}")
@@ -107,7 +106,7 @@ def count_indices(data: Bytes, size: int) -> int:
     """Return k of an encoded index set without decoding the positions.
 
     Args:
-        data: data of an INDEX section.
+        data: data of an INDEX section, not empty.
         size: P.
     """
     if data[0] == BITMAP:

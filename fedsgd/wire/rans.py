@@ -7,7 +7,7 @@ state x decodes to the symbol whose cumulative-frequency range [c, c + f) contai
     x ← f · ⌊x / T⌋ + (x mod T) − c;   if x < 2¹⁵: x ← 2¹⁶ · x + the next word
 
 A stream is valid if, after n symbols, every state is 2¹⁵ and all words are read. The encoder uses the mode with the shortest
-result; ties go to the lowest mode. It tries mode 2 only if the compressor's setting `frequency_bits` is 15.
+result of those that it tries; ties go to the lowest mode. Mode 2 is tried only with `frequency_bits` = 15.
 
 Bits: within a fraction of a per cent of the entropy where no symbol is rarer than 1/T. A rarer symbol still has the frequency
 1/T, and the other symbols cost more. A million symbols, 99.9 % equal and forty others, take 1.6 times their entropy in mode 1.
@@ -34,7 +34,7 @@ LANES = 4
 MIN_SYMBOLS_TO_ESTIMATE = 4096
 """Smallest number of symbols for which the length of the code is estimated before it is computed."""
 MIN_SYMBOLS_TO_CODE = 32
-"""Smallest number of symbols for which rANS is tried. With fewer, table and states cost more than the code saves."""
+"""Smallest number of symbols for which rANS is tried. With fewer, table and states usually cost more than the code saves."""
 
 
 def max_symbol_bytes(n: int) -> int:
@@ -47,12 +47,12 @@ def max_symbol_bytes(n: int) -> int:
 
 
 def encode_symbols(symbols: U8, entropy: bool = True, frequency_bits: int = 12) -> bytes:
-    """Encode symbols in the mode with the shortest result; ties go to the lowest mode.
+    """Encode symbols in the mode with the shortest result; fewer than `MIN_SYMBOLS_TO_CODE` symbols stay plain.
 
     Args:
         symbols: [n] uint8.
         entropy: False to leave the symbols plain.
-        frequency_bits: maximum log₂ T to try, 12 or 15.
+        frequency_bits: maximum log₂ T of rANS to try, 12 or 15.
     """
     candidates = []
     if entropy and len(symbols) >= MIN_SYMBOLS_TO_CODE:

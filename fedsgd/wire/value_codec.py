@@ -62,7 +62,7 @@ def decode_values(sections: Sections, k: int, value_format: ValueFormat, entropy
 
 
 def max_value_bytes(k: int, value_format: ValueFormat) -> int:
-    """Return the maximum payload of k values in bytes, which includes their scale.
+    """Return the maximum payload of k values in bytes, scale included.
 
     Args:
         k: number of values.
@@ -72,9 +72,9 @@ def max_value_bytes(k: int, value_format: ValueFormat) -> int:
 
 
 def max_relative_squared_error(value_format: ValueFormat) -> float | None:
-    """Return the maximum of ‖decoded − values‖² / ‖values‖² over normal numbers; for "natural", of its expected value.
+    """Return a bound of ‖decoded − values‖² / ‖values‖² for normal numbers; for "natural", of its mean below 2¹²⁷.
 
-    None for int8, int4 and ternary, whose only bound is 1 − 1/k for k values.
+    None for int8, int4 and ternary: their bound depends on the number k of values, and is at most 1 − 1/k.
 
     Args:
         value_format: name of the format.
@@ -160,7 +160,7 @@ class _Float16Codec(_ValueCodec):
             raise WireError(sections[1].offset, f"an exponent of {exponent}, expected {limits}")
         words = _decode_words(sections[0], k, 2, entropy)
         if ((words & np.uint32(0x7C00)) == 0x7C00).any():
-            raise WireError(sections[0].offset, "a half is not finite")
+            raise WireError(sections[0].offset, "a float16 number is not finite")
         return _require_finite(floats.from_float16(words, exponent), sections[0])
 
     def max_bytes(self, k: int) -> int:
@@ -225,7 +225,7 @@ class _TernaryCodec(_ValueCodec):
         signs = np.unpackbits(decode_signs(sections[0], k, "ternary values"), count=k, bitorder="little")
         (scale,) = levels.decode_scales(sections[1], 1)
         if (scale > 0) != (k > 0):
-            raise WireError(sections[1].offset, f"the scale of {k} values is {scale}")
+            raise WireError(sections[1].offset, f"the scale of {k} values is {scale}, expected {'above 0' if k else 0}")
         values: F32 = np.where(signs == 1, -scale, scale).astype(np.float32)
         return values
 

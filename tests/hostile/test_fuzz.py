@@ -146,7 +146,7 @@ def test_truncated_manifest_error_has_the_offset_in_the_frame() -> None:
     member = PerLayer(Dense())
     sections = member.encode(next(vectors(SIZE)), context(SIZE))[0]
     truncated = Section(SectionKind.MANIFEST, bytes(sections[0].data)[:2], 28)
-    with pytest.raises(WireError, match="byte 30: the section ends within"):
+    with pytest.raises(WireError, match="byte 30: the data end within"):
         member.decode((truncated, *sections[1:]), context(SIZE))
 
 
