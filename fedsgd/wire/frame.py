@@ -98,8 +98,8 @@ class Header:
     Attributes:
         kind, round: purpose of the frame, and round from 1.
         codec: codec id of the compressor that encoded the sections; 0: none.
-        base: base round of the sections; 0: none. In a TASK, the base of the message's first MODEL. In an UPDATE, the round. In a
-            RESYNC, the round of the client's model.
+        base: base round of the sections; 0: none. In a TASK, the base of the message's first MODEL. In a RESYNC, the round of
+            the client's model. In an UPDATE, equal to `round`.
         acknowledged: in a TASK, the last round in which the server accepted a reply of this client; in a RESYNC, the round of
             the client's last reply; 0: none. 0 in all other frames.
         client: number of the client, or ALL_CLIENTS.

@@ -1,6 +1,7 @@
 """Codec of index sets: k ascending positions below P, in one of five forms that `FORMAT.md` describes.
 
-The encoder uses the shortest form that it tries, of equal lengths the lowest tag. Decoders reject every section that is longer than the bitmap.
+The encoder uses the shortest form that it tries, of equal lengths the lowest tag. Decoders reject every section that is longer
+than the bitmap.
 """
 
 from __future__ import annotations

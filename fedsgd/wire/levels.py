@@ -162,7 +162,8 @@ def decode_scales(section: Section, count: int) -> F32:
     if position < 0 and np.signbit(scales).any():
         position = int(np.signbit(scales).argmax())
     if position >= 0:
-        raise WireError(section.offset + 4 * position, f"scale {position} is {scales[position]}, expected a finite number without minus sign")
+        cause = f"scale {position} is {scales[position]}, expected a finite number without a minus sign"
+        raise WireError(section.offset + 4 * position, cause)
     return scales
 
 

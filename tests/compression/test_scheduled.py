@@ -20,5 +20,5 @@ def test_scheduled_operator_has_the_density_of_the_round() -> None:
     op = Scheduled(TopK(0.01), (0.5, 0.1), rounds=3)
     counts = [np.count_nonzero(encode_and_decode(op, draw_gaussian(1000), make_context(1000, r))) for r in range(1, 9)]
     assert counts == [500, 500, 500, 100, 100, 100, 10, 10]
-    with pytest.raises(ScenarioError, match=r"scheduled\.op: sign has no density"):
+    with pytest.raises(ScenarioError, match=r"scheduled\.op: got sign, expected an operator with a density"):
         Scheduled(Sign())

@@ -1,11 +1,11 @@
 """Random rotations in blocks: signs drawn from a shared key, then a Hadamard transform.
 
 A block x becomes H·D·x / √d with the signs D, the Hadamard matrix H and the size d. The map is orthogonal; its inverse is
-D·H·y / √d. A rotated block looks Gaussian whatever its values were, so one scale and fixed centroids suit it. Ailon and
-Chazelle 2009; Suresh et al. 2017.
+D·H·y / √d. A rotated block is close to Gaussian unless few values dominate it, so one scale and fixed centroids suit it. Ailon
+and Chazelle 2009; Suresh et al. 2017.
 
-The vector is cut into blocks of 4096, the remainder into smaller powers of two down to 64, and the last block is padded with
-zeros. Padding the whole vector to a power of two could double the bits.
+The vector is cut into blocks of 4096, the remainder into smaller powers of two down to 64. Zeros fill up the last block.
+Padding the whole vector to a power of two could double the bits.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Without its sign, the bits of a float order as its magnitude does. So all comparisons are of integers, and −0.0 is a zero. A
 sample gives a bound that slightly more than k coordinates reach. One pass collects these candidates, and only they are
 partitioned. The sample decides the duration and never the result: if fewer than k coordinates reach the bound, or far more,
-all coordinates are partitioned.
+all coordinates other than zero are partitioned.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from fedsgd.numerics.kernels import kernel
 from fedsgd.wire.bits import count_trailing_zeros
 
 SAMPLE_SIZE = 4096
-"""Approximate number of coordinates in the sample."""
+"""Approximate number of coordinates in the sample; P / 8 of a vector with less than 8 times this number."""
 MIN_SAMPLE_STRIDE = 8
 """Smallest distance between two coordinates of the sample."""
 
@@ -156,7 +156,7 @@ def _keep_with_ties_reference(positions: I64, words: U32, threshold: int, k: int
 
 @kernel(_keep_with_ties_reference)
 def _keep_with_ties(positions: I64, words: U32, threshold: int, k: int) -> tuple[I64, U32]:
-    """Return the candidates above the k-th largest magnitude, and the first of its equals until there are k."""
+    """Return the candidates above the k-th largest magnitude, and the first ones equal to it, k candidates in total."""
     limit = np.uint32(threshold)
     ties = k
     for i in range(positions.size):

@@ -17,7 +17,7 @@ from fedsgd.wire import Sections
 
 @dataclass(frozen=True)
 class Drive(DenseOperator):
-    """Random rotation of blocks of 4096, the sign of each coordinate, and a scale for each block.
+    """Random rotation of blocks of at most 4096, the sign of each coordinate, and a scale for each block.
 
     DRIVE (Vargaftik et al. 2021): y = R x; decoded R⁻¹ S sign(y). 1 bit a coordinate, and a float32 for each block.
 

@@ -18,15 +18,14 @@ from fedsgd.wire.levels import max_level_bytes
 
 @dataclass(frozen=True)
 class Integer(DenseOperator):
-    """Every coordinate as an integer of 8 or 4 bits times its bucket's scale.
+    """Every coordinate as an integer from −L to L, with L = 127 for 8 bits and 7 for 4 bits.
 
-    The largest magnitude of each bucket becomes 127 (7 with 4 bits). The levels are symmetric, so zero is a level.
+    An integer n decodes to n · s/L, with s the largest magnitude of its bucket. The levels are symmetric: zero is a level.
 
     Attributes:
         bits: 8 or 4 bits a coordinate, and 32 for each bucket.
-        rounding: "stochastic" is unbiased with variance Σ(s/L)² f(1 − f). "nearest" has half the error, but is biased. No
-            coordinate moves by more than itself and the largest of each bucket not at all, so δ is at least 1/bucket; it is far
-            larger on vectors that are not nearly all zeros.
+        rounding: "stochastic" is unbiased with variance Σ(s/L)² f(1 − f). "nearest" has half the squared error, but is biased. No coordinate moves by more than itself and the largest of each bucket not at all, so δ is at least
+            1/bucket. δ is far larger on vectors that are not nearly all zeros.
         bucket: coordinates that share a scale.
         entropy: code the integers by their frequencies, at several times the time. Gaussian values then take 7.2 bits of 8
             and 3.1 of 4.

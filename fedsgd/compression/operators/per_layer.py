@@ -65,14 +65,14 @@ class PerLayer(CompressionOperator):
     group's sections with their lengths, in about 5 bytes a group.
 
     Traps: a rule that matches no tensor of the model is an error. Published figures rarely say whether a density is a share of
-    each tensor or of all: the k largest of all gives most coordinates to the layers that change most.
+    each tensor or of all. The k largest coordinates of all tensors lie mostly in the layers that change most.
 
     Attributes:
         op: operator for all tensors without a rule, except those of `biases`.
         biases: operator for tensors with at most one dimension that no rule matches; if unset, `op` compresses them.
         rules: rules in order; the first one whose pattern matches a tensor's name decides.
         separate: compress each tensor as a vector with its own k and scale, as papers do that work per layer. Otherwise the
-            tensors of a rule are one vector, and a density is a share of all of them.
+            tensors of a rule, of `biases` and of `op` are one vector each, and a density is a share of this vector.
 
     >>> layout = ParameterLayout(("fc.weight", "fc.bias"), ((2, 2), (2,)))
     >>> x = np.array([5, 1, 2, 3, 0.5, 0.25], dtype=np.float32)

@@ -43,9 +43,9 @@ class RandK(CompressionOperator):
     Attributes:
         density: k / P.
         values: format of the values.
-        scaled: multiply the values by P/k. Then E[C(x)] = x with variance (P/k − 1)|x|², kind "unbiased"; with values that are
-            rounded to nearest the kind is "neither". Otherwise contractive in the mean, E|x − C(x)|² = (1 − k/P)|x|². Error
-            feedback needs scaled = false: with the scaled form the residual would grow without bound.
+        scaled: True to multiply the values by P/k. Then E[C(x)] = x, for float32 with variance (P/k − 1)|x|²: kind "unbiased";
+            with values that are rounded to nearest the kind is "neither". False: contractive in the mean, for float32
+            E|x − C(x)|² = (1 − k/P)|x|². Error feedback needs False: otherwise the residual would grow without bound.
     """
 
     name: ClassVar[str] = "rand-k"

@@ -25,8 +25,8 @@ def _has_density(operator: type[CompressionOperator]) -> bool:
 class Scheduled(CompressionOperator):
     """Any operator with a density: `densities` first, each for `rounds` rounds, then the operator's own density.
 
-    The default is the warm-up of Deep Gradient Compression (Lin et al. 2018): 25, 6.25, 1.5625, 0.4 %. Updates are dense while
-    the model changes fast, and sparse later. Laws and bounds are those of the operator, δ and A at their worst density.
+    The default is the warm-up of Deep Gradient Compression (Lin et al. 2018): 25, 6.25, 1.5625, 0.4 %. Updates are denser while
+    the model changes fast, and sparser later. Laws and bounds are those of the operator, δ and A at their worst density.
 
     Attributes:
         op: operator with a field `density`.
@@ -44,7 +44,7 @@ class Scheduled(CompressionOperator):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not _has_density(type(self.op)):
-            raise FieldError(self.name, "op", f"{self.op.name} has no density to schedule")
+            raise FieldError(self.name, "op", f"got {self.op.name}, expected an operator with a density")
 
     def select_operator(self, round: int) -> CompressionOperator:
         """Return the operator with the density of a round.

@@ -72,7 +72,7 @@ def decode_sparse(sections: Sections, value_format: ValueFormat, ctx: CodecConte
     size = ctx.layout.size
     if not sections or sections[0].kind != SectionKind.INDEX:
         offset = sections[0].offset if sections else 0
-        raise WireError(offset, "the first section of a sparse update is not its index section")
+        raise WireError(offset, "expected an INDEX section first in a sparse update")
     indices = decode_indices(sections[0], size, max_k)
     return SparseUpdate(indices, decode_values(sections[1:], len(indices), value_format), size)
 
@@ -88,6 +88,6 @@ def max_sparse_bytes(k: int, value_format: ValueFormat, size: int) -> int:
 
 
 def contraction_after_rounding(energy_share: float, value_format: ValueFormat, layout: ParameterLayout) -> float:
-    """Return δ if `energy_share` of the energy is left before the values are rounded; 1/P if rounding has no better bound."""
+    """Return δ after rounding, if at least `energy_share` of the energy is sent; 1/P for a format without a bound."""
     error = max_relative_squared_error(value_format)
     return 1 / layout.size if error is None else min(1.0, energy_share) * (1 - error)

@@ -31,7 +31,7 @@ class TernGrad(DenseOperator):
     Traps:
 
     * σ is taken about the mean: N(3, 1) is cut to ±2.5, and most coordinates become s. The root mean square cuts at 7.9,
-      which is above all of them.
+      which is above nearly all of them.
     * With σ = 0 (one coordinate, equal coordinates) nothing is clipped. The paper's rule would send zeros in every round.
     * s is the largest magnitude after clipping, as in the paper. The authors' code takes c·σ even if no coordinate is as large.
     * The paper's workers share their largest s. Here each client has its own s, because a round has one uplink phase.
