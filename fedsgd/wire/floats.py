@@ -65,7 +65,7 @@ def decode_words(data: Bytes, k: int, width: int, entropy: bool) -> U32:
 def _decode_rotated(data: Bytes, k: int, width: int) -> U32:
     length, start = bits.unpack_varint(data, 1)
     if len(data) - start - length != k * (width - 1):
-        raise WireError(start, f"{len(data) - start} bytes of values, expected {length} of symbols and {k * (width - 1)} others")
+        raise WireError(start, f"{len(data) - start} bytes of values, expected {length} of symbols and {k * (width - 1)} more")
     with shift_offset(start):
         upper = rans.decode_symbols(data[start : start + length], k)
     return _join(upper, np.frombuffer(data, dtype=np.uint8, offset=start + length), 8 * width)

@@ -24,8 +24,9 @@ class Integer(DenseOperator):
 
     Attributes:
         bits: 8 or 4 bits a coordinate, and 32 for each bucket.
-        rounding: "stochastic" is unbiased with variance Σ(s/L)² f(1 − f). "nearest" has half the squared error, but is biased. No coordinate moves by more than itself and the largest of each bucket not at all, so δ is at least
-            1/bucket. δ is far larger on vectors that are not nearly all zeros.
+        rounding: "stochastic" is unbiased with variance Σ(s/L)² f(1 − f). "nearest" has half the squared error, but is biased.
+            No coordinate moves by more than itself and the largest of each bucket not at all, so δ is at least 1/bucket. δ is
+            far larger on vectors that are not nearly all zeros.
         bucket: coordinates that share a scale.
         entropy: code the integers by their frequencies, at several times the time. Gaussian values then take 7.2 bits of 8
             and 3.1 of 4.
