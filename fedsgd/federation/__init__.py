@@ -2,7 +2,7 @@
 
     broadcast(plan, server, cohort)          → a message for each client of the cohort, and the server's state
     client_update(plan, engine, client, ...) → the client's reply to a message, and the client's next state
-    aggregate(plan, server, replies)         → the server's state of the next round
+    aggregate(plan, server, replies)         → the server's state of the next round, and the decoded replies
 
 FedAvg (McMahan et al. 2017, algorithm 1) is a loop over these three functions: `fedsgd.federation.round_loop`. FedSGD is FedAvg
 with one local step a round. A client that lost its model or its state replies with a RESYNC frame, and `rebroadcast` encodes a

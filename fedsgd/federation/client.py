@@ -70,7 +70,7 @@ def decode_task(
 ) -> ClientTask | ImmediateReply:
     """Decode a message, and commit or roll back the state of the client's last reply: the first step of `client_update`.
 
-    The result is a reply without training if the client cannot decode the message or has answered the message before. A damaged
+    The result is a reply without training if the client lacks the base model or its state, or replied to this message before. A damaged
     or outdated message raises a WireError. A lost state that the scheme mirrors at the server raises a RunError.
 
     Args:
@@ -109,7 +109,7 @@ def decode_task(
 def _decode_task_header(client: ClientId, message: Message, last_reply_round: int) -> Header:
     """Decode the TASK frame of a message. Raise a WireError if the frame is for another client or outdated."""
     if len(message) < 2:
-        raise WireError(0, f"the message has {len(message)} frames, expected TASK, MODEL and, for some schemes, REFERENCE")
+        raise WireError(0, f"the message has {len(message)} frames, expected at least a TASK and a MODEL")
     header = decode_frame(message[0], frame_overhead(0)).header
     if not header.round:
         raise WireError(HEADER_OFFSETS["round"], "round is 0, expected 1 or more")
@@ -148,7 +148,7 @@ def _reply_state_lost(plan: FederationPlan, client: ClientId, header: Header, st
     if plan.uplink.server_mirrors_clients:
         last_round = state.last_reply_round
         cause = f"the server accepted a reply of round {header.acknowledged}, this client's state ends at round {last_round}"
-        explanation = f"{plan.uplink.name} stores an estimate for each client, and the server only the sum over clients"
+        explanation = f"{plan.uplink.name} stores a vector at each client, and at the server only the sum of these vectors"
         raise RunError(header.round, client, f"{cause}; {explanation}: the state of this client cannot be restored")
     return ImmediateReply(_encode_resync(client, header.round, 0, 0), ClientState())
 

@@ -20,7 +20,7 @@ from fedsgd.numerics.arrays import F32, I32
 from fedsgd.wire.floats import from_bfloat16, to_bfloat16
 
 LOCAL = "own"
-"""Prefix of entries for personal parameters, which never leave the client and are never rounded."""
+"""Prefix of entries for the parameters and buffers that never leave the client; they are never rounded."""
 
 V = TypeVar("V")
 
@@ -48,7 +48,7 @@ class ClientState:
     """State of one client between two rounds.
 
     Attributes:
-        committed_state: arrays by "prefix/name", from before the last reply.
+        committed_state: arrays by "prefix/name" until the client replies; then empty.
         uncommitted_state: state after the last reply, until a later round's TASK frame arrives; None if there is none.
         model_round: round of the model that the client has stored; 0 for none.
     """
@@ -71,7 +71,7 @@ class ClientState:
         """Return the arrays of the client's state at the beginning of a round.
 
         Args:
-            round: current round. If the client has already replied in this round, the state before the reply is returned.
+            round: current round. If the client has already replied in this round, `committed_state` is returned.
             acknowledged_round: last round whose reply the server accepted; 0 for none. It is at most `last_reply_round`.
         """
         if self.uncommitted_state is None or self.uncommitted_state.round == round:
@@ -264,7 +264,7 @@ def to_bfloat16_state(state: ClientState) -> ClientState:
 
 
 def to_float32_state(state: ClientState) -> ClientState:
-    """Return the state with all bfloat16 arrays as float32: the inverse of `to_bfloat16_state`.
+    """Return the state with all bfloat16 arrays as float32: `to_bfloat16_state` inverted, up to rounding.
 
     Args:
         state: a state that `to_bfloat16_state` returned.

@@ -102,9 +102,9 @@ def _split_frames(plan: FederationPlan, frames: Message) -> tuple[Message, dict[
     }
     model_frames = frames[: len(frames) - len(extra_frames)]
     if kinds[len(model_frames) :] != sorted(extra_frames, reverse=True):
-        raise WireError(0, "the frames after MODEL are not at most one BUFFERS and then at most one REFERENCE")
+        raise WireError(0, "expected MODEL frames, then at most one BUFFERS, then at most one REFERENCE")
     if (FrameKind.BUFFERS in extra_frames) != (plan.buffers is not None and plan.buffers.n_averaged > 0):
-        raise WireError(0, f"the message has {'a' if FrameKind.BUFFERS in extra_frames else 'no'} BUFFERS frame")
+        raise WireError(0, f"expected {'no' if FrameKind.BUFFERS in extra_frames else 'a'} BUFFERS frame")
     return model_frames, extra_frames
 
 

@@ -58,10 +58,10 @@ class FrameEvent:
         direction: "down" from the server to the client, "up" from the client to the server.
         kind, frame: the frame's kind, and the frame's bytes.
         n_coordinates: coordinates of a MODEL or UPDATE frame; 0 for other kinds and for refused frames.
-        encode_seconds: seconds that encoding took. For a frame that clients share, only the first event has these seconds.
+        encode_seconds: seconds that encoding took; 0 for TASK, RESYNC, and events of a shared frame after its first event.
         decode_seconds: on the uplink, seconds that the scheme took to decode and add the update. On the downlink, seconds that
             the client took to decode the whole message, in the event of the first MODEL frame alone.
-        delivery: outcome of the delivery; "refused" for a frame that could not be read, and in a round that failed.
+        delivery: outcome of the delivery; "refused" for a frame that could not be read, or that a failed round had accepted.
         decoded: the decoded frame; None if the frame was not decoded.
         steps, examples_processed: of an UPDATE, local steps and examples in all their batches, as the client reports.
     """

@@ -28,7 +28,7 @@ class RoundRecord:
         downlink_broadcast_bytes: bytes of the downlink over a broadcast channel, where frames that clients share count once.
         dense_uplink_bytes, dense_downlink_bytes: bytes of one dense float32 frame for each reply, and for each message.
         residual_norm: mean Euclidean norm of residuals, over the clients that replied; None if there are no residuals.
-        rounds_missed: mean number of rounds since the last reply, over clients that replied before; None without such clients.
+        rounds_missed: mean number of rounds between a reply and the client's previous reply; None without a previous reply.
         metrics: "loss", the metrics of the task, and metrics that `[evaluation]` adds; None if the model was not evaluated.
         seconds: seconds of wall-clock time that the round took.
         failures: one line for each client that failed.
@@ -63,7 +63,7 @@ class RoundRecord:
 
 @dataclass
 class ResidualStatistics:
-    """Norms of the clients' residuals, and rounds that the residuals waited for.
+    """Norms of the clients' residuals, and rounds between the clients' replies.
 
     Attributes:
         norms: client → Euclidean norm of the client's residual after the client's last reply.
@@ -91,7 +91,7 @@ class ResidualStatistics:
         return _mean(list(norms.values())), _mean(rounds_missed)
 
     def summarize(self) -> dict[str, float | int | None] | None:
-        """Return medians and maxima over all clients; None if no client has a residual."""
+        """Return medians and maxima: of norms over clients, of missed rounds over replies; None if no client has a residual."""
         if not self.norms:
             return None
         norms = list(self.norms.values())

@@ -18,7 +18,7 @@ from fedsgd.training import TrainingEngine, TrainingResult
 def chunk_by_size(clients: Sequence[ClientId], sizes: I64, chunk_size: int) -> list[list[ClientId]]:
     """Split clients into chunks of `chunk_size`, the clients with the most examples first. `sizes` are numbers of examples.
 
-    Clients of a chunk train together, so their numbers of steps should be similar. The chunks dispatched last are short.
+    Clients of a chunk train together, so their numbers of steps should be similar. The last chunks take the least time.
 
     >>> import numpy as np
     >>> chunk_by_size([3, 5, 8], np.array([10, 40, 20]), chunk_size=2)
@@ -79,7 +79,7 @@ class ClientHost:
         self._downlink_cache.model_cache.move_reference(old_round, state.model_round)
 
     def _train(self, tasks: Mapping[ClientId, ClientTask]) -> Iterator[ClientOutcome]:
-        """Train clients and yield their outcomes. After an error, each client without a result trains again alone.
+        """Train clients and yield their outcomes. After an error, clients without a result train again, one at a time.
 
         Thus a faulty client does not make the other clients of its chunk fail.
         """

@@ -1,6 +1,6 @@
 """Participation: the clients of each round, and the durations of their replies.
 
-To add a sampler or a duration model, write a module and add a line to the registry here.
+To add a sampler or a duration model, write a module and add a line to SAMPLERS or DURATIONS below.
 """
 
 from fedsgd.config.component import Registry

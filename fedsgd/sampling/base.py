@@ -62,7 +62,7 @@ class Sampler(Component, ABC):
 
     Law (cohort): a cohort has distinct clients in [0, N), ascending: m clients, or at most m if `always_full` is False.
 
-    Law (determinism): a cohort depends on the pool, m, the seed and the round alone, and not on earlier draws.
+    Law (determinism): a cohort depends on the sampler's settings and files, the pool, m and the round, not on earlier draws.
 
     Law (cost): time and memory of a draw do not grow with N, except for the log N of a search.
 
@@ -94,7 +94,7 @@ def bind_with_checks(sampler: Sampler, pool: SamplingPool, key: str = "server.sa
     """Bind a sampler, and check each cohort against the laws of samplers. `key` is the sampler's dotted key, for messages.
 
     A ScenarioError is raised if a user's `bind` raises, or returns no function. The returned function raises a RunError if a
-    draw raises or breaks a law.
+    user's sampler raises, or a draw breaks a law. A FedsgdError of the sampler passes unchanged.
     """
     with wrap_user_errors(key, sampler):
         bound_sampler: Any = sampler.bind(pool)
@@ -130,7 +130,8 @@ def _find_broken_law(sampler: Sampler, sampled_cohort: Any, cohort_size: int, cl
             return f"drew client {next_client} {order}, expected distinct clients, ascending"
     if len(cohort) > cohort_size or (sampler.always_full and len(cohort) < cohort_size):
         hint = "; a sampler that may draw fewer has always_full: ClassVar[bool] = False" if len(cohort) < cohort_size else ""
-        return f"drew {len(cohort)} of {cohort_size} clients, expected {cohort_size}{hint}"
+        limit = cohort_size if sampler.always_full else f"at most {cohort_size}"
+        return f"drew {len(cohort)} of {cohort_size} clients, expected {limit}{hint}"
     return _find_probability_fault(sampler, sampled_cohort)
 
 
@@ -143,7 +144,7 @@ def _find_probability_fault(sampler: Sampler, sampled_cohort: SampledCohort) -> 
     has_floats = isinstance(probabilities, np.ndarray) and probabilities.dtype.kind == "f"
     is_valid = has_floats and probabilities.shape == (len(sampled_cohort.cohort),)
     if not is_valid or not ((probabilities > 0) & (probabilities <= 1)).all():
-        return f"gave {describe_value(probabilities)}, expected an inclusion probability above 0 for each client of the cohort"
+        return f"gave {describe_value(probabilities)}, expected an array of floats in (0, 1], one for each client"
     return None
 
 

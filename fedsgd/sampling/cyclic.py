@@ -14,8 +14,8 @@ from fedsgd.sampling.base import CohortSampler, SampledCohort, Sampler, Sampling
 class Cyclic(Sampler):
     """Sampling in turn: each round has the next m clients of an order that is shuffled once and repeats from its start.
 
-    This is cyclic participation (Eichner et al. 2019; Cho et al. 2023). With the same m in all rounds, every client takes part
-    once before any client takes part twice.
+    This is cyclic participation (Eichner et al. 2019; Cho et al. 2023). With the same m in all rounds, the
+    numbers of rounds in which two clients take part differ by at most one.
     """
 
     name: ClassVar[str] = "cyclic"

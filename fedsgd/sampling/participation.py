@@ -19,7 +19,7 @@ from fedsgd.sampling.client_durations import DurationModel
 
 
 def first_within_deadline(seconds: Mapping[int, float], max_replies: int, deadline: float | None) -> list[int]:
-    """Return the clients whose replies are accepted, ascending: the first `max_replies` within `deadline` seconds.
+    """Return the clients whose replies are accepted, ascending: the first `max_replies` within `deadline` seconds (None: any).
 
     Over-selection accepts the first m of more than m invited clients (Bonawitz et al. 2019, section 2.2). Of clients with equal
     durations, the client with the lowest number is first.
@@ -37,7 +37,7 @@ def is_lost(seed: int, round: int, client: int, probability: float) -> bool:
 
 
 Delivery = Literal["received", "lost", "late", "refused"]
-"""Outcome of a frame's delivery, in this order: accepted; never arrived; arrived after the round's end; arrived unreadable."""
+"""Outcome of a frame's delivery, in this order: accepted; lost; after the round's end; unreadable, or of a failed round."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,9 +45,10 @@ class ParticipationModel:
     """Model of each round's clients and of the delivery of their replies. No clock is read.
 
     Attributes:
+        seed, cohort_sampler: seed of the scenario, and function that draws the cohorts.
         clients: N, number of registered clients.
         target_cohort: m, maximum number of replies that a round accepts.
-        over_selection: number of invited clients divided by m.
+        over_selection: number of invited clients divided by m; the number is rounded up, and at most N.
         dropout: probability that a reply is lost.
         deadline: simulated seconds that a round waits for replies; None for no deadline.
         durations: model of the time that clients take; None for 0 seconds.

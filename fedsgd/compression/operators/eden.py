@@ -40,7 +40,7 @@ SAFE_SCALE = 2.0**114
 
 @dataclass(frozen=True)
 class Eden(DenseOperator):
-    """Random rotation of blocks of at most 4096, then the nearest of 2^bits centroids for each coordinate, scaled by block.
+    """Random rotation of blocks of at most 4096, the nearest of 2^bits centroids for each coordinate, a scale for each block.
 
     EDEN (Vargaftik et al. 2022; at one bit DRIVE, 2021): y = R x, q the Lloyd–Max centroids nearest to √d·y/|x|, S = |x|²/⟨q,
     y⟩, decoded R⁻¹ S q. 1, 1.92, 2.83 or 3.77 bits a coordinate after rANS, which includes a float32 for each block.

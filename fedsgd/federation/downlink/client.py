@@ -34,8 +34,9 @@ def apply_model_frames(
         context: function of a round to the codec context.
     """
     round, base = round_and_base
-    if not 1 <= len(frames) <= max(1, round - base if base else 1):
-        raise WireError(0, f"got {len(frames)} MODEL frames from round {base} to round {round}")
+    max_frames = max(1, round - base if base else 1)
+    if not 1 <= len(frames) <= max_frames:
+        raise WireError(0, f"got {len(frames)} MODEL frames, expected 1 to {max_frames}, from round {base} to round {round}")
     model_round, out = client_model
     is_copy = False
     for data in frames:

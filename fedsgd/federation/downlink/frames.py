@@ -24,7 +24,7 @@ ContextFactory = Callable[[int], CodecContext]
 ASSIGN_CODEC = 40
 """Codec of a MODEL frame that assigns float32 values to the coordinates at given positions."""
 LOSSLESS_DENSE = Dense(entropy=True)
-"""Operator that sends the full model exactly, where other clients of the round are sent a difference."""
+"""Operator that encodes the full model exactly, under all policies but "model"."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class ModelBroadcast:
 
     Attributes:
         policy: policy of the public model, described in `fedsgd.federation.downlink`.
-        operator: operator C of the policy; under "model", the operator that encodes the full model.
+        operator: operator C of the policy, which encodes the full model under "model"; not used under "difference".
         history_rounds: rounds for which a stored model can be the base of differences; None for no limit.
 
     >>> ModelBroadcast("ef21-p").assumed_base_round(7, known_round=3)  # differences since round 3

@@ -1,8 +1,8 @@
 """Client states in a folder on disk, with one file for each client that took part.
 
 The folder is for hosts that process each message in a new process. A new file is written completely before it replaces the old
-file, so a killed process leaves the old state or the new state. Each file ends in a checksum. A file that cannot be read counts
-as lost: the file's client replies with a RESYNC frame and catches up.
+file, so a killed process leaves the old state or the new state. The file of a state or a model ends in a checksum. If it cannot
+be read, it counts as missing; `decode_task` handles a client without a state or a model.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _CHECKSUM = Struct("<I")
 """CRC-32 at the end of a file, little-endian."""
 
 SpaceReservation = Callable[[Path, int], AbstractContextManager[None]]
-"""Context manager for writing n bytes to a folder; entering the context raises an error if n bytes are too many."""
+"""Function of (folder, n) to a context for writing n bytes; entering the context raises an error if n bytes are too many."""
 
 
 def reserve_unlimited(folder: Path, n_bytes: int) -> AbstractContextManager[None]:
@@ -42,7 +42,7 @@ class FolderStore:
 
     Attributes:
         is_new: True if this store created the folder.
-        generation: number of calls of `commit` on this folder, over all processes.
+        generation: number of calls of `commit` since the folder was created or cleared, over all processes.
         unreadable_clients: clients whose files could not be read.
     """
 
@@ -70,8 +70,8 @@ class FolderStore:
         """Store the state of one client. After an error the old state is unchanged.
 
         Raises:
-            OSError: the disk is full, or the space reservation rejects the size.
-            RuntimeError: another process has committed since this store was opened, because this process was considered dead.
+            OSError: the file cannot be written. The space reservation may raise other errors.
+            RuntimeError: another process has committed since this store was opened.
         """
         generation = _read_generation(self.folder / GENERATION_FILE)
         if generation != self.generation:
@@ -81,7 +81,7 @@ class FolderStore:
         self.write(f"{CLIENT_PREFIX}{client}", state)
 
     def write(self, name: str, state: ClientState) -> None:
-        """Write a state to a file of the folder completely, or not at all. The errors are the OSErrors of `save`."""
+        """Write a state to a file of the folder completely, or not at all. Errors as in `save`, without RuntimeError."""
         parts = _serialize_with_checksum(state)
         with self._space_reservation(self.folder, sum(map(len, parts))):
             _write_atomically(self.folder / name, parts)
@@ -155,7 +155,7 @@ class FolderModelCache(ModelCache):
 
 
 def _read_state(path: Path) -> ClientState | None:
-    """Return the state in a file; None if the file is missing or its checksum is wrong."""
+    """Return the state in a file; None if the file cannot be read or its checksum is wrong."""
     try:
         data = np.fromfile(path, dtype=np.uint8)
     except OSError:

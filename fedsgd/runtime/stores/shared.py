@@ -5,7 +5,7 @@
     slots of 2^n bytes each: used bytes u64, length of the description u32, description (JSON), arrays
 
 Slots begin at multiples of 64, so that an entry has room for offset and size. Pages that were never written take no memory, so
-neither the rest of a slot nor a client that never takes part costs memory. Loading and saving take O(1) for any N.
+neither the rest of a slot nor clients that never take part cost much memory. Loading and saving take O(1) for any N.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class SlotStore:
         self._write_number(0, end)
 
     def load(self, client: ClientId) -> ClientState:
-        """Return the state of one client."""
+        """Return the state of one client, empty if none is stored."""
         offset, size = self._find_slot(client)
         if not size:
             return ClientState()
@@ -93,7 +93,7 @@ class SlotStore:
 
     def _locate_entry(self, client: ClientId) -> int:
         if not 0 <= client < self.n_clients:
-            raise IndexError(f"client {client} of {self.n_clients}")
+            raise IndexError(f"client: got {client}, expected 0 to {self.n_clients - 1}")
         return _INDEX_BYTES + _NUMBER.size * client
 
     def _find_slot(self, client: ClientId) -> tuple[int, int]:

@@ -16,9 +16,9 @@ from fedsgd.runtime.workers.shared_memory import SharedFile
 MIN_SHARED_FRAME_BYTES = 1 << 16
 """Minimum bytes of a frame that is written to the shared file, once for all messages that contain the frame."""
 MAX_INLINE_MESSAGE_BYTES = 1 << 12
-"""Maximum bytes of a message in the pipe. The shared file takes larger messages, lest a full pipe block the sender."""
+"""Maximum bytes of a body in the pipe. The shared file takes larger bodies, so that a full pipe does not block the sender."""
 _NOTICE = struct.Struct("<QqQ")
-"""Content of a pipe message: number of flips, offset of the body or `_INLINE`, length of the body."""
+"""Beginning of a pipe message: number of flips, offset of the body or `_INLINE` if the body follows, length of the body."""
 _COUNTS = struct.Struct("<II")
 """Beginning of a body: length of the head, number of frames."""
 _FRAME = struct.Struct("<qQ")
@@ -34,7 +34,7 @@ class Channel(Protocol):
         """Return the file descriptor that becomes readable when there is a message to receive."""
 
     def send(self, head: bytes, frames: Sequence[bytes] = ()) -> None:
-        """Send a message. OSError if the other end is closed.
+        """Send a message; raise an OSError if the other end is closed.
 
         Args:
             head: packed description of the message.
@@ -42,7 +42,7 @@ class Channel(Protocol):
         """
 
     def receive(self) -> tuple[bytes, list[bytes]]:
-        """Return head and frames of the next message. EOFError or OSError if the other end is closed."""
+        """Return head and frames of the next message; raise EOFError or OSError if the other end is closed."""
 
     def close(self) -> None:
         """Close this end, which the other end notices."""
@@ -90,7 +90,7 @@ class PipeChannel:
         return self.pipe.fileno()
 
     def send(self, head: bytes, frames: Sequence[bytes] = ()) -> None:
-        """Send a message. OSError if the other end is closed."""
+        """Send a message; raise an OSError if the other end is closed."""
         offsets = [self.outbox.write_once(f) if len(f) >= MIN_SHARED_FRAME_BYTES else _INLINE for f in frames]
         parts = [_COUNTS.pack(len(head), len(frames))]
         parts += [_FRAME.pack(offset, len(frame)) for offset, frame in zip(offsets, frames, strict=True)]
@@ -99,7 +99,7 @@ class PipeChannel:
         self.pipe.send_bytes(_NOTICE.pack(self.outbox.n_flips, offset, len(body)) + (body if offset == _INLINE else b""))
 
     def receive(self) -> tuple[bytes, list[bytes]]:
-        """Return head and frames of the next message. EOFError or OSError if the other end is closed."""
+        """Return head and frames of the next message; raise EOFError or OSError if the other end is closed."""
         notice = self.pipe.recv_bytes()
         n_flips, offset, length = _NOTICE.unpack_from(notice)
         body = notice[_NOTICE.size :] if offset == _INLINE else self.inbox.read(offset, length)

@@ -46,6 +46,7 @@ class SharedInputs:
     Attributes:
         worker_config: a pickled `WorkerConfig`.
         data: pickled (dataset, clients' training examples, clients' held-out examples).
+        store, model_cache: states and models of all clients.
         profile_file: file to which each worker writes its seconds by phase; None if no profile is measured.
     """
 
@@ -70,8 +71,8 @@ class SharedInputs:
 def start_workers(n_workers: int, inputs: SharedInputs, outbox: SharedOutbox) -> Iterator[list[WorkerHandle]]:
     """Return a context with `n_workers` ready workers.
 
-    Workers end by themselves at the end of the context and when this process dies. After an error, the workers are killed. A
-    worker's end before it is ready raises a RunError here, and a script without a main guard raises a ScenarioError.
+    Workers end at the end of the context and when this process dies. After an error, the workers are killed. A worker that is
+    not ready raises its error, or a RunError if it died. A script without a main guard raises a ScenarioError.
     """
     preload_workers(n_workers)
     context = mp.get_context("forkserver") if choose_start_method() == "forkserver" else mp.get_context("spawn")

@@ -5,8 +5,8 @@ server  TRAIN      clients and their messages
 worker  READY      or FAILED, once, at its start
         REPLY      client, seconds, steps and other measurements; frames: frames of the reply
         FAILED     client; frames: the error
-        EVALUATED  number of examples; frames: losses of the slices, their weights, then for each metric its values
-                   by example and their weights; an empty frame means no weights
+        EVALUATED  number of examples, True for a sum of losses; frames: losses of the slices, their weights, then for
+                   each metric its values by example and their weights; an empty frame means no weights
         DONE       the oldest unfinished message is processed
 """
 

@@ -142,7 +142,7 @@ def test_state_with_only_a_round_takes_64_bytes() -> None:
 def test_unknown_client_and_object_array_raise_errors() -> None:
     store = SlotStore(3)
     for client in (-1, 3):
-        with pytest.raises(IndexError, match=f"client {client} of 3"):
+        with pytest.raises(IndexError, match=f"client: got {client}, expected 0 to 2"):
             store.load(client)
     with pytest.raises(TypeError, match=r"the client state entry words is object"):
         store.save(0, ClientState({"words": np.array(["a", None], dtype=object)}))
