@@ -70,8 +70,8 @@ def decode_task(
 ) -> ClientTask | ImmediateReply:
     """Decode a message, and commit or roll back the state of the client's last reply: the first step of `client_update`.
 
-    The result is a reply without training if the client lacks the base model or its state, or replied to this message before. A damaged
-    or outdated message raises a WireError. A lost state that the scheme mirrors at the server raises a RunError.
+    The result is a reply without training if the client lacks the base model or its state, or replied to this message before.
+    A damaged or outdated message raises a WireError. A lost state that the scheme mirrors at the server raises a RunError.
 
     Args:
         plan: settings of the federation.

@@ -62,7 +62,7 @@ class Sampler(Component, ABC):
 
     Law (cohort): a cohort has distinct clients in [0, N), ascending: m clients, or at most m if `always_full` is False.
 
-    Law (determinism): a cohort depends on the sampler's settings and files, the pool, m and the round, not on earlier draws.
+    Law (determinism): a cohort depends on the sampler's settings and files, the pool, m and the round alone.
 
     Law (cost): time and memory of a draw do not grow with N, except for the log N of a search.
 

@@ -79,7 +79,7 @@ class WorkerPool:
 
     def exchange(self, messages: Mapping[ClientId, Message], timeout: float | None) -> Iterator[ClientOutcome]:
         """Yield one outcome for each client, in any order. The unfinished clients of a worker that ends have failed."""
-        clients_per_worker = -(-len(messages) // max(len(self.workers), 1))  # rounded up
+        clients_per_worker = -(-len(messages) // max(len(self.workers), 1))
         clients, part_size = list(messages), max(1, min(self.engine.preferred_batch_of_clients, clients_per_worker))
         parts = chunk_by_size(clients, self.data.sizes_of(clients), part_size)
         jobs = [protocol.encode_train_request({client: messages[client] for client in part}) for part in parts]

@@ -71,8 +71,8 @@ class SharedInputs:
 def start_workers(n_workers: int, inputs: SharedInputs, outbox: SharedOutbox) -> Iterator[list[WorkerHandle]]:
     """Return a context with `n_workers` ready workers.
 
-    Workers end at the end of the context and when this process dies. After an error, the workers are killed. A worker that is
-    not ready raises its error, or a RunError if it died. A script without a main guard raises a ScenarioError.
+    Workers end at the end of the context and when this process dies. After an error, workers are killed. A worker that cannot
+    start raises its error, or a RunError if it died. A script without a main guard raises a ScenarioError.
     """
     preload_workers(n_workers)
     context = mp.get_context("forkserver") if choose_start_method() == "forkserver" else mp.get_context("spawn")
