@@ -23,6 +23,7 @@ class NetworkCost:
 
     Attributes:
         seconds: time to the target; without a target, to the end of the run.
+        mean_round_seconds: mean time of all rounds of a finished run.
         n_bytes: bytes over the network in `seconds`, with the overhead of the transport.
         cost: price of these bytes; None without a price per gigabyte.
         coding_share: share of encoding and decoding in the time of all rounds, maximum over seeds.
@@ -50,8 +51,8 @@ class ComparisonRow:
         rounds: rounds to the target; without a target, to the end of the run.
         up_bytes, down_bytes, all_bytes: bytes in these rounds, of the uplink, of the downlink and in both directions.
         network_costs: times and costs by the name of the network.
-        unpriced_reason: reason why the method has no times; None if it has times.
-        unanswered_messages: messages to clients that never replied, maximum over runs.
+        unpriced_reason: reason why the method cannot be priced; None if it can be priced.
+        unanswered_messages: messages without a reply, maximum over priced runs.
         uncosted_codecs: compressors whose coding is priced as zero.
         warnings: lines about settings that a component does not suit.
     """

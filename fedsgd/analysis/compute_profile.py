@@ -87,7 +87,7 @@ def _resolve_codecs(run: Run) -> tuple[Mapping[str, Any], Mapping[str, Mapping[s
 def build_profiles_from_clock(run: Run, ledger_stats: LedgerStats) -> list[ComputeProfile]:
     """Build a compute profile for each of CLOCK_QUANTILES, from the coding times that the run's machine measured.
 
-    A time becomes a multiple of the time of a memory copy on the same machine, rounded to two digits.
+    A time becomes a multiple of the time of a memory copy on the same machine, rounded to two significant digits.
     """
     seconds = ledger_stats.coding_seconds
     assert seconds is not None

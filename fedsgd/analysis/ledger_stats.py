@@ -61,7 +61,7 @@ class LedgerStats:
     Attributes:
         uplink_bytes_by_client, downlink_bytes_by_client: [N] bytes.
         up_messages, down_messages: [R + 1] messages of each round; entry 0 is 0.
-        unanswered_messages: messages to clients that never replied.
+        unanswered_messages: messages without a reply.
         index_bytes: bytes of positions in UPDATE frames.
         bound_bytes: lower bound of `index_bytes`, from log₂C(P, k) bits for each UPDATE frame with positions.
         update_frames: UPDATE frames that could be decoded, including lost and late frames.

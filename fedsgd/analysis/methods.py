@@ -19,7 +19,7 @@ from fedsgd.system.user_files import expand_user_path, read_text
 IGNORED_KEYS = ("seed", "name")
 """Settings that do not distinguish methods."""
 IGNORED_SECTIONS = ("engine", "report", "state", "stop")
-"""Sections that do not distinguish methods: no bytes depend on [engine] and [state]."""
+"""Sections that do not distinguish methods."""
 INITIAL_PARAMETERS_KEY = "model.initial_sha256"
 """Setting with the digest of a Python module's initial parameters. Runs that differ only in this digest may be repetitions, or
 a trained and an untrained module; the runs are one method if they have the same label."""
@@ -91,7 +91,7 @@ class Method:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Lines about settings that a component does not suit, from the summaries of all runs, each once."""
+        """Lines about settings that a component does not suit, from the summaries of the best variant's runs, each once."""
         return tuple(dict.fromkeys(text for run in self.runs for text in run.summary.get("warnings", ())))
 
 
@@ -118,12 +118,13 @@ def load_methods(
 ) -> list[Method]:
     """Read finished runs and group them into methods, in the order of their first runs.
 
-    Runs that differ only in the seed, and in settings that affect no bytes, are one method. Runs with equal labels, and cells
-    of a sweep with equal labels, are also one method.
+    Runs that differ only in `IGNORED_KEYS`, `IGNORED_SECTIONS` and tuned settings are one method. Runs with equal labels, and
+    cells of a sweep with equal labels, are also one method.
 
     Args:
         run_specs: run folders, folders of run folders, and sweeps.
-        target: accuracy; the best tuned value has the fewest rounds to it (median over seeds), without it the highest accuracy.
+        target: accuracy, which the best tuned value reaches in the fewest rounds (median over seeds). Without a target, and for
+            equal rounds, the fewest failed seeds decide, then the highest accuracy.
         tuned: settings to treat as tuned, as dotted keys, in addition to those of sweeps.
         on_notice: called with a line for each run or method that is ignored.
 

@@ -166,7 +166,7 @@ class MethodTiming:
     coding_deciles: tuple[MethodTiming, MethodTiming] | None = None
 
     def compute_median_seconds(self, up_bps: float, down_bps: float, latency_seconds: float) -> float:
-        """Return the median over seeds of the seconds to the target; infinite if half of the seeds do not reach the target."""
+        """Return the median over seeds of the seconds to the target; infinite if at least half do not reach it."""
         seconds = (
             None if time is None else time.compute_seconds(up_bps, down_bps, latency_seconds) for time in self.times_to_target
         )

@@ -33,9 +33,9 @@ def write_report(
 ) -> list[Path]:
     """Write a report to `out`, the file of a page ("html") or the folder of figures, and return the paths of the files.
 
-    Without a target, `choose_default_target` chooses a target; without a title, the scenarios' names are the title. `tuned` has
-    the dotted keys of tuned settings. The other options are those of `ReportOptions`. `on_notice` gets lines about ignored
-    runs, about other differences between methods, and about coding times that figures do not show.
+    Without a target, `choose_default_target` chooses a target; without a title, the first three scenarios' names are the title.
+    `tuned` has the dotted keys of tuned settings. The other options are those of `ReportOptions`. `on_notice` gets lines about
+    ignored runs and other differences between methods; with figures, also about coding times.
     """
     target = choose_default_target(load_methods(run_specs, None, tuned)) if target is None else target
     methods = load_methods(run_specs, target, tuned, on_notice)

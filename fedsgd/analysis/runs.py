@@ -29,9 +29,9 @@ REQUIRED_KEYS = {
     "downlink": dict,
     "versions": dict,
 }
-"""Keys of summary.json that are read, with their types."""
+"""Keys that summary.json must have, with their types."""
 REQUIRED_TRAFFIC_KEYS = ("header", "index", "value", "side", "kept")
-"""Keys of `uplink` and `downlink` in summary.json that are read."""
+"""Keys that `uplink` and `downlink` in summary.json must have."""
 REQUIRED_FILES = ("scenario.toml", "rounds.parquet", "ledger.parquet", "summary.json")
 
 
@@ -58,7 +58,7 @@ class Run:
 
     @property
     def seed(self) -> int:
-        """Seed of all random numbers."""
+        """Seed of the scenario."""
         return int(self.settings["seed"])
 
     @property

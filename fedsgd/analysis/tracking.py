@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class PricedTracker:
-    """Wrapper of a tracker that adds each round's end on each network to the outcome, from the ledger in the run folder."""
+    """Wrapper of a tracker that adds the time to each round's end on each network, priced from the ledger in the run folder."""
 
     def __init__(self, tracker: Tracker, pricing_models: Mapping[str, PricingModel]) -> None:
         self._tracker = tracker

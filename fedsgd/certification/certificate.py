@@ -1,4 +1,4 @@
-"""Certificates as data. All fields but `throughput` are equal whenever the certificate is computed again from equal vectors.
+"""Certificates as data. With one version of fedsgd, all fields but `throughput` are equal for equal compressors and vectors.
 
 P: parameters; k: coordinates that a message sends. Figures are means over the messages unless stated otherwise.
 """
@@ -83,13 +83,13 @@ class OperatorErrors:
     """Errors of an operator.
 
     Attributes:
-        error: mean of |x − C(x)|²/|x|² over the vectors.
+        error: mean of |x − C(x)|²/|x|² over the vectors other than zero.
         contexts: number of contexts in which one vector x is encoded, for bias and variance.
         bias: ‖mean of C(x) − x‖/‖x‖ over these contexts.
         chance_bias: expected `bias` of an unbiased operator with this variance.
         variance, variance_standard_error: mean of |C(x) − x|²/|x|² over these contexts, and its standard error.
         stated_variance: variance that the operator states for x, over |x|²; None if the operator states none.
-        least_contraction, median_contraction: minimum and median of 1 − |x − C(x)|²/|x|² over the vectors.
+        least_contraction, median_contraction: minimum and median of 1 − |x − C(x)|²/|x|² over these vectors.
         stated_contraction: δ that the operator states; None if the operator is not contractive.
         stated_floor: absolute error A that the operator states.
     """

@@ -1,6 +1,6 @@
 """Laws of operators (`fedsgd.compression.base`) as functions that raise LawError with the numbers that violate the law.
 
-INPUT_LAWS take any finite vector as argument. The other laws use fixed pseudo-random vectors. Laws of statistics and of extreme
+INPUT_LAWS take any finite vector as argument. The other laws use fixed vectors. Laws of statistics and of extreme
 magnitudes are in `statistical_laws`, `independence_law` and `scale_law`. `law_suite` checks all laws of a compressor.
 """
 

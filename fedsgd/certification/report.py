@@ -79,9 +79,11 @@ def _build_comparison_row(certificate: Certificate) -> tuple[str, ...]:
 
 
 def format_title(certificate: Certificate) -> str:
-    """Return the compressor's label and kind, and the number of broken laws."""
+    """Return the compressor's label and kind, and the number of laws that are broken, or that were not tried."""
     n_laws, n_broken = len(certificate.laws), sum(result.passed is False for result in certificate.laws)
-    outcome = f"all {n_laws} laws hold" if certificate.passed else f"{n_broken} of {n_laws} laws broken"
+    n_untried = sum(result.passed is None for result in certificate.laws)
+    outcome = f"{n_laws - n_untried} of {n_laws} laws hold, {n_untried} not tried" if n_untried else f"all {n_laws} laws hold"
+    outcome = outcome if certificate.passed else f"{n_broken} of {n_laws} laws broken"
     return f"{certificate.label} ({certificate.kind}): {outcome}"
 
 

@@ -1,6 +1,6 @@
 """Fresh interpreters: one decodes the frames of this process, another encodes the same vectors.
 
-A fresh interpreter gets this process's environment, import path and compressor fields, but nothing else. Hash seeds differ.
+Of this process's state, a fresh interpreter gets the environment, import path and compressor fields only. Hash seeds differ.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ def certify_all(*, data: str = "real", size: int | None = None, laws: bool = Tru
     Args:
         data: as for `certify`.
         size: as for `certify`.
-        laws: True to check the law suite, which takes most of the time.
+        laws: True to check the law suite, which takes most of the time; False for three laws of the measured vectors only.
 
     Returns:
         Certificates by ascending bits per parameter.

@@ -27,7 +27,7 @@ SampleKind = Literal["real", "gaussian", "laplace"]
 DEFAULT_SIZE = 200_000
 ROUNDS, CLIENTS = 8, 4
 MAX_SAMPLE_BYTES = 2**28
-"""Maximum size of a random sample. A sample of long vectors has fewer rounds."""
+"""Maximum bytes of a random sample of several rounds. A sample of long vectors has fewer rounds, and at least one."""
 HIDDEN_SIZES = (512, 320)
 LR, BATCH_SIZE = 0.1, 10
 """Network and settings of the training for real updates."""

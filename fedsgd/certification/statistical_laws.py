@@ -135,7 +135,7 @@ def check_mean_error(op: CompressionOperator, x: F32, n_draws: int) -> None:
         limit = (1 - op.contraction(layout)) * squared_norm(x) + op.absolute_error(layout)
         excess = np.array([squared_error(op, x, ctx) - limit for ctx, _ in draw_contexts("mean", len(x), n_draws)])
         score = _compute_score(excess)
-        figures = f"E|x − C(x)|² exceeds (1 − δ)|x|² by {excess.mean():.4g} ({score:.1f} σ) at P = {len(x):,}"
+        figures = f"E|x − C(x)|² exceeds (1 − δ)|x|² + A by {excess.mean():.4g} ({score:.1f} σ) at P = {len(x):,}"
         require(score < MAX_STANDARD_ERRORS or excess.mean() <= _compute_tolerance(limit, x), "mean_error", op, figures)
 
 

@@ -30,11 +30,11 @@ FractionBelowOne = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 ClosedFraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 PositiveInt = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 BucketSize = Annotated[int, msgspec.Meta(ge=16, le=2**31 - 1)]
-"""Number of coordinates that share a scale; with fewer than 16, the scales take more bytes than the values."""
+"""Number of coordinates that share a scale; with fewer than 16, a float32 scale would take over 2 bits per coordinate."""
 QuantizationLevel = Annotated[int, msgspec.Meta(ge=1, le=127)]
 NonNegativeInt = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Seed = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
-"""Seed of a run, an integer below 2⁶³ as in TOML. All other integers have 32 bits, as in frames."""
+"""Seed of a run, an integer below 2⁶³ as in TOML. The other integers are below 2³¹."""
 
 
 class FieldError(ScenarioError):
@@ -253,6 +253,7 @@ class Registry(Generic[C]):
     a class that is not registered.
 
     Args:
+        family: noun for a member, in messages and listings.
         base: base class of the members.
         members: name → "module:Class".
         implied_names: key → name of a table that has this key and no `name`.

@@ -65,13 +65,13 @@ def get_path_or_marker(value: Any) -> str:
 
 
 def describe_object(value: Any) -> str:
-    """Return a function's, class's or instance's name in one line."""
+    """Return the name and module of a function or class, or of an instance's class, in one line."""
     owner = value if isinstance(getattr(value, "__qualname__", None), str) else type(value)
     return format_one_line(f"{owner.__qualname__} of {owner.__module__}")
 
 
 def format_one_line(text: str) -> str:
-    """Return a text in one line of at most 160 characters."""
+    """Return a text in one line, cut after 160 characters."""
     line = " ".join(text.split())
     return line if len(line) <= _MAX_LINE_LENGTH else f"{line[:_MAX_LINE_LENGTH]}..."
 

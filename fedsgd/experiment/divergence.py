@@ -15,7 +15,7 @@ MIN_EVALUATIONS_FOR_TIGHT_MARGIN = 8
 MIN_EVALUATIONS = 3
 """Minimum number of evaluations for a verdict on a loss below twice its start."""
 MIN_ROUNDS_FOR_RESIDUALS = 16
-"""Minimum number of rounds for a verdict on residuals, which grow in the first rounds of every run."""
+"""Minimum number of rounds with residuals for a verdict on the residuals, which grow in the first rounds of every run."""
 PRETRAINED_ACCURACY = 0.6
 """Minimum accuracy of an initial model that counts as pretrained: any rise of its accuracy is learning."""
 LEARNING_RATE_HINT = "try a smaller client.optimizer.lr"
@@ -28,7 +28,8 @@ def detect_divergence(
     """Return the evidence that a run diverged, None without evidence.
 
     A level is the median over the last quarter of the evaluations, at least one. The start is the initial model, or the first
-    evaluation where the initial model's metrics are unknown. A run diverged if one of these rules holds:
+    evaluation where the initial model's metrics are unknown. If the loss at the start is not finite, rules 2 and 3 do not hold.
+    A run diverged if one of these rules holds:
 
     1. The last test loss is not finite.
     2. The level of the test loss and the last test loss are above the start: by more than 1 % with at least
@@ -39,7 +40,7 @@ def detect_divergence(
        addition the median of all losses is above the start by more than the start itself, so that a late dip does not hide the
        divergence. A margin of 1 % suffices, for median and last loss, with `MIN_EVALUATIONS` or more evaluations, fewer than
        `MIN_EVALUATIONS_FOR_TIGHT_MARGIN`, and an accuracy below the start.
-    4. Residual norms grow faster than in proportion to the rounds, over at least `MIN_ROUNDS_FOR_RESIDUALS` rounds and four
+    4. Residual norms grow faster than in proportion to the rounds, over at least `MIN_ROUNDS_FOR_RESIDUALS` norms and four
        evaluations: the median of the last quarter is more than 7/3 of the second quarter's, and more than 7/5 of the third
        quarter's, which are the ratios of proportional growth. At the same time the level of the test loss is not below the
        median of the losses' second quarter. Residuals that grow to a plateau, as with a low density, do not count.

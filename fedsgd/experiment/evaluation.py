@@ -40,7 +40,7 @@ class SupportsEvaluate(Protocol):
 
 Mask = NDArray[np.bool_]
 LocalModelOf = Callable[[int, F32 | None], tuple[F32, F32 | None]]
-"""Function from a client and the averaged buffers to (the client's local parameters [L], all its buffers [S])."""
+"""Function from a client and the averaged buffers to (the client's local parameters [L], averaged and then local buffers)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,9 +90,9 @@ class Evaluator:
     ) -> tuple[dict[str, float], F64]:
         """Evaluate each client's model on the client's examples, and return (figures of all clients, accuracy by client [N]).
 
-        A metric is the mean over all examples. The loss is the mean of the clients' losses, weighted by the client's examples
-        (for PyTorch's cross-entropy, by the targets that are not ignored). A loss that is a sum over examples is the sum of the
-        clients' losses.
+        A metric is the mean over all examples; accuracy, over all targets that are not ignored. The loss is the mean of the
+        clients' losses, weighted by the client's examples (for PyTorch's cross-entropy, by the targets that are not ignored).
+        A loss that is a sum over examples is the sum of the clients' losses.
         """
         accuracy, is_counted = np.full(len(data), np.nan), np.zeros(len(data), dtype=bool)
         totals, shares = (dict.fromkeys(("loss", *self.metrics), 0.0) for _ in range(2))
@@ -133,7 +133,7 @@ def check_accuracy(scenario: Scenario, task: LearningTask) -> None:
 def select_evaluation_sets(
     scenario: Scenario, task: LearningTask, dataset: Dataset, train: ClientData, held_out: ClientData | None
 ) -> EvaluationSets:
-    """Return the examples on which models will be evaluated, or raise a ScenarioError if there are none or too many."""
+    """Return the examples on which models will be evaluated, or raise a ScenarioError if [evaluation] does not fit them."""
     config = scenario.evaluation
     has_local_models = task.n_local_parameters + task.n_local_buffers > 0
     if has_local_models and (config.training or not config.clients):
@@ -148,9 +148,7 @@ def select_evaluation_sets(
             if data is not None:
                 sets[key] = data.all_examples()
         except DataError as error:
-            raise ScenarioError(
-                f"evaluation.{key}: {error}; the test examples are those of clients that never train"
-            ) from error
+            raise ScenarioError(f"evaluation.{key}: {error}; use fewer clients, or leave this key out") from error
     if has_local_models and held_out is not None:
         return EvaluationSets({}, {"clients": (sets["clients"], *held_out.distinct_sizes())})
     return EvaluationSets(sets, {})

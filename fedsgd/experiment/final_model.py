@@ -1,4 +1,4 @@
-"""Models at the end of a run as complete state dicts, from which the evaluated model can be restored.
+"""Models at the end of a run as state dicts, from which the evaluated model can be restored.
 
 M is the number of clients that have test examples of their own.
 """
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class FinalModel:
-    """State dicts of a run's models, each for `module.load_state_dict(state, strict=True)`.
+    """State dicts of a run's models. All but `clients` are complete, for `load_state_dict(state, strict=True)`.
 
     Attributes:
         server_model: state of the server's final model, with the averaged buffers.

@@ -12,13 +12,13 @@
 | index_bytes | int | positions |
 | value_bytes | int | values |
 | side_bytes | int | scales and all other sections |
-| kept | int | coordinates that the frame carries |
-| fate | str | "received"; "lost": not delivered; "late": delivered after the deadline; "refused": not decodable |
+| kept | int | coordinates of a MODEL or UPDATE frame; 0 for other kinds and for refused frames |
+| fate | str | of a reply: "received"; "lost"; "late": after the deadline; "refused": not decodable, or the round failed |
 | frame_hash | str | BLAKE2b of the frame, 16 bytes in hexadecimal |
 | steps | int | local steps of an UPDATE |
 | examples | int | examples in the batches of these steps, counted with repetition |
-| encode_seconds | float | time to encode; a shared frame has the time in its first row of a round |
-| decode_seconds | float | time to decode, and to add an UPDATE; a downlink message has the time in its first MODEL |
+| encode_seconds | float | time to encode; a shared frame has the time in its first row, and 0 in its other rows |
+| decode_seconds | float | time to decode, and to add an UPDATE; a downlink message has the time in its first shared frame |
 
 The digest, ledger_sha256 in summary.json, covers the columns up to frame_hash.
 """
@@ -185,13 +185,13 @@ class Ledger:
 
     @property
     def sha256(self) -> str:
-        """SHA-256 over the canonical rows so far."""
+        """SHA-256 over the names of the deterministic columns and the canonical rows so far."""
         return self._digest.hexdigest()
 
     def flush(self) -> bool:
         """Write the rows of finished rounds to disk, unless the last write is recent, and return True if rows were written.
 
-        The rows of a run that is killed stay readable.
+        Rows on disk stay readable if the run is killed.
         """
         return self._writer.flush()
 

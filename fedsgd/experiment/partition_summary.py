@@ -41,11 +41,11 @@ class PartitionSummary:
     """Sizes and classes of the clients' data.
 
     Attributes:
-        class_names: [K] names of the classes.
+        class_names: [K] names of the classes; empty if targets are not class labels.
         counts: [N, K] int64, targets of each class in a client's training examples; None where targets are not class labels. A
             sequence has one target for each position. `IGNORED_CLASS_NAME` is a last class of ignored targets (-100).
         sizes, held_out_sizes: [N] int64, training and test examples by client; `held_out_sizes` is None without test data.
-        n_unassigned: training examples that no client has.
+        n_unassigned: stored training examples that no client trains or tests on.
         n_registered: number of registered clients if the summary covers only the first N clients, else None.
     """
 
@@ -151,11 +151,11 @@ def check_class_labels(scenario: Scenario, dataset: Dataset) -> None:
         if "astype" in hint and source.name == "hugging-face":
             hint = "; write them as whole numbers, 0 in place of 0.0"
         problem = f"the dataset's targets are not class labels{place}{hint}"
-        raise ModelError(f"{scenario.model.name}: this model classifies, and {problem}; or pass your own module")
+        raise ModelError(f"{scenario.model.name}: this model needs class labels, but {problem}; your own module may need none")
 
 
 def summarize_partition(scenario: Scenario, data: str | Path | None = None, dataset: Dataset | None = None) -> PartitionSummary:
-    """Summarize the partition of a scenario; of generated data, only the first `MAX_GENERATED_CLIENTS` clients."""
+    """Summarize the partition of a scenario; of generated data, at most the first `MAX_GENERATED_CLIENTS` clients."""
     dataset, all_clients, held_out = load_client_data(scenario, data, dataset)
     train = all_clients.limit_clients(MAX_GENERATED_CLIENTS)
     n_registered = None if len(train) == len(all_clients) else len(all_clients)

@@ -54,8 +54,8 @@ class Result:
         ledger: table of all frames.
         parameters: [P] float32, the server's final model, in the order of `layout`.
         layout: names and shapes of the parameters.
-        client_accuracy: [N] float64, accuracy of the final model on each client's test examples, NaN for a client without test
-            examples; None without `[evaluation] clients`.
+        client_accuracy: [N] float64, accuracy of the final model (or of the client's own model) on each client's test examples.
+            NaN for a client without test examples; None without `[evaluation] clients`.
         summary: contents of summary.json; peak_memory_bytes excludes workers, and is None where the system does not report it.
         out: run directory, None if nothing was written.
         state_dict: complete state of the model that was evaluated last, for `module.load_state_dict(..., strict=True)`;
@@ -116,10 +116,10 @@ def run(
         on_state_budget: called with the location and size of the client states before the first round.
         on_round: called after each round.
         trackers: objects that receive the run's events; a tracker that raises causes a TrackerWarning and gets no more events.
-        workers: processes that train clients, with one thread each; their number does not change results. With more than one,
-            a script must call `run` under `if __name__ == "__main__":`.
+        workers: number of processes that train clients, with one thread each; 1 is this process. The number does not change
+            results. With more than one, a script must call `run` under `if __name__ == "__main__":`.
         profile: add the time of a round by phase to the summary.
-        runtime_factory: makes the runtime, in place of this process or workers; client states are then where the clients are.
+        runtime_factory: function that returns the runtime, in place of this process or workers; clients then keep their states.
 
     Raises:
         ScenarioError: a setting is wrong, or does not fit the data or the model.
@@ -130,6 +130,7 @@ def run(
 
     Warns:
         ScenarioWarning: a component is not made for a setting; the summary has the same lines.
+        ModelWarning: without `on_engine`, the module has state that clients do not carry from round to round.
     """
     preload_workers(workers)
     check_callbacks(trackers, {"on_engine": on_engine, "on_state_budget": on_state_budget, "on_round": on_round})
@@ -163,7 +164,7 @@ def _execute(
     profile: bool,
     runtime_factory: RuntimeFactory | None,
 ) -> Result:
-    """Run a scenario with torch as in a fresh process; arguments as for `run`."""
+    """Run a scenario; arguments as for `run`, which has isolated the global state."""
     located_errors, scenario = open_scenario(scenario)
     check_paths(out=out, data=data)
     start = time.perf_counter()

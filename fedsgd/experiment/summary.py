@@ -46,7 +46,10 @@ def build_summary(
     parameters: F32,
     seconds: float,
 ) -> dict[str, Any]:
-    """Return the figures of summary.json, from the server's final `parameters` [P] and the duration of the run in seconds."""
+    """Return the figures of summary.json, without those that the runner adds.
+
+    `parameters` [P] is the server's final model, and `seconds` is the duration of the run.
+    """
     scenario, last, target = experiment.scenario, history[-1], experiment.target_accuracy
     policy = scenario.model.batch_norm
     up, down = ledger.totals["up"], ledger.totals["down"]
@@ -111,7 +114,7 @@ def _summarize_states(budget: StateBudget) -> dict[str, Any]:
 
 
 def _count_buffers(experiment: Experiment) -> dict[str, int] | None:
-    """Return the numbers of buffer entries in a message ("sent") and of entries that stay at a client ("local"), or None."""
+    """Return the number of buffer entries in a message ("sent") and of buffer and parameter entries of a client ("local")."""
     buffer_plan = experiment.plan.buffers
     if buffer_plan is None:
         return None
@@ -154,7 +157,7 @@ def _find_best_accuracy(history: Sequence[RoundRecord]) -> float | None:
 
 
 def _cost_to_target(history: Sequence[RoundRecord], target: float | None) -> dict[str, float | None]:
-    """Return rounds and bytes to the target, by the rule of `time_to_target`; all are None if it is unset or not reached."""
+    """Return rounds and bytes to the target, by the rule of `time_to_target`; None if the target is unset or not reached."""
     measurements = [(r.round, r.accuracy) for r in history if r.accuracy is not None]
     point = None if target is None else find_first_reached(measurements, target)
     axes = {
@@ -180,7 +183,7 @@ def compute_profile(experiment: Experiment) -> dict[str, float | str]:
 
 
 def json_safe(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values with None in place of infinities and NaN, which JSON does not have."""
+    """Return the values with None in place of infinities and NaN, which JSON lacks. Nested values stay unchanged."""
     return {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}
 
 
@@ -198,7 +201,7 @@ def _collect_versions() -> dict[str, str]:
 
 
 def save_clients(path: Path, train: ClientData, held_out: ClientData, accuracy: F64) -> None:
-    """Write clients.parquet: sizes of the clients' data, and accuracy [N] on each client's test examples, null for NaN."""
+    """Write clients.parquet: sizes of the clients' data, and accuracy [N] on their test examples, null if not finite."""
     table = TableWriter(path, CLIENT_COLUMNS)
     sizes = (data.sizes().tolist() for data in (train, held_out))
     accuracies = (value if math.isfinite(value) else None for value in accuracy.tolist())

@@ -2,7 +2,7 @@
 
 There are two kinds:
 
-* `derive_generator` returns a numpy Generator for randomness of one side only (cohorts, batch order, partitions). Equal
+* `derive_generator` and `derive_torch_seed` are for randomness of one side only (cohorts, batch order, partitions). Equal
   arguments give equal streams. No global random state is read or set.
 * `shared_key` and `counter_hash` are for randomness that client and server derive independently (the positions of rand-k).
   They do not use numpy's Generator, whose stream may change between versions of numpy, while the wire format may not.

@@ -1,7 +1,7 @@
 """Parquet tables that are written during a run, and stay readable if the run is killed.
 
-During the run `ledger.parquet` is a folder of complete segments, which pandas and pyarrow open like a file. After the run the
-segments are merged into one file of the same name.
+During the run a table such as `ledger.parquet` is a folder of complete segments, which pandas and pyarrow open like a file.
+After the run the segments are merged into one file of the same name.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _TYPES = {int: pa.int64(), float: pa.float64(), str: pa.string()}
 class TableWriter:
     """Writer of rows to a Parquet file, or to memory without a path; each column accepts None.
 
-    Each method raises OutputError if the file system refuses the rows. The rows stay in memory, and the next call that succeeds
-    writes them.
+    `flush`, `close` and `to_table` raise OutputError if rows cannot be written. The rows stay in memory, and the next call that
+    succeeds writes the rows.
     """
 
     def __init__(self, path: Path | None, columns: Mapping[str, type]) -> None:
@@ -51,7 +51,7 @@ class TableWriter:
                 raise make_write_error(path, error) from None
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Add a row, which the next `flush` writes."""
+        """Add a row, which stays in memory until a call writes all rows."""
         self._rows.append(row)
 
     def flush(self, force: bool = False) -> bool:

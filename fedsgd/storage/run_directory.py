@@ -7,10 +7,10 @@
 | ledger.parquet | one row for each frame |
 | params.safetensors | complete state dict of the server's model |
 | summary.json | figures of the run |
-| clients.parquet | accuracy by client, with `[evaluation] clients` |
+| clients.parquet | numbers of examples and accuracy by client, with `[evaluation] clients` |
 | transport.parquet | traffic of a deployment by round, node and direction |
 | evaluated.safetensors | model as clients decode it, if it differs from the server's |
-| clients.safetensors | tensors that stay at the clients, if there are any |
+| clients.safetensors | tensors that stay at the clients, of each client with test examples, if there are any |
 | loss.safetensors | state of a loss that training changes |
 
 "reported_model" in summary.json names the file of the model that was evaluated. The compression ratios uplink_ratio,

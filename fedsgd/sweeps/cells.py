@@ -20,7 +20,7 @@ from fedsgd.system.user_files import read_text
 SWEEP_FILE = "sweep.json"
 FORMAT_VERSION = 1
 DETERMINISTIC_ERRORS = ("RunError", "NonFiniteError")
-"""Names of errors that a repeated run raises again."""
+"""Names of errors that count as a cell's result, because a repeated run is expected to raise them again."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def plan_cells(
     for label in labels:
         if labels.count(label) > 1:
             raise ScenarioError(
-                f'{message_prefix}two pairs of method and grid values have the same label, "{label}": rename the method'
+                f'{message_prefix}two pairs of method and grid values are called "{label}": rename a method or change a value'
             )
     columns = list(_expand_grid(tune))
     folders = assign_unique_slugs(labels, reserved=(SWEEP_FILE,))

@@ -20,7 +20,7 @@ from fedsgd.sweeps.cells import DETERMINISTIC_ERRORS, SWEEP_FILE, Cell, PlannedC
 
 @contextmanager
 def locked_directory(out: Path) -> Iterator[None]:
-    """Create the folder if necessary, and lock it against other sweeps while the context is open.
+    """Create the folder if necessary, and lock it against other sweeps in the context, if the system supports locks.
 
     A folder that another sweep has locked, and a folder with other files but no sweep.json, raise an OutputError.
     """
@@ -81,7 +81,7 @@ def _is_finished(folder: Path) -> bool:
 
 
 def _is_truncated(folder: Path) -> bool:
-    """Return True if the disk was full at the end of the run: the parameters or rows of a table are missing."""
+    """Return True if the parameters or rows of a table are missing, as after a full disk; False if a table was removed."""
     tables = [folder / name for name in ("rounds.parquet", "ledger.parquet")]
     if not all(path.exists() for path in tables):
         return False

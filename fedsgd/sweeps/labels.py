@@ -14,7 +14,7 @@ from fedsgd.config.python_objects import COMPONENT_DIGEST_PREFIX, PYTHON_OBJECT_
 FINGERPRINT_DIGITS = 6
 """Hexadecimal digits of a fingerprint in a label."""
 MARKER_KEYS = ("description", "sha256", "initial_sha256")
-"""Keys of the table that replaces a Python object."""
+"""Keys of the table that replaces a Python object, in addition to `name`."""
 MAX_SLUG_LENGTH = 80
 """Maximum number of characters of a folder's name, without the suffix that makes it unique."""
 

@@ -36,11 +36,12 @@ def sweep(
     on_round: RoundCallback | None = None,
     on_cell: Callable[[Sweep, Cell, float], None] | None = None,
 ) -> Sweep:
-    """Run a scenario with every method, grid value, tuned value and seed, each into a run folder.
+    """Run a scenario with every combination of method, grid values, tuned values and seed, each into a run folder.
 
     All scenarios are checked before the first run. Finished cells do not run again. A RunError is a cell's result: the cell
-    runs again only with `retry_failed`. Any other error of fedsgd, for example for missing data, ends the sweep if no cell has
-    ended before. Otherwise the error counts as the cell's failure, and the cell runs again in the next call.
+    runs again only with `retry_failed`. An OutputError ends the sweep. Any other error of fedsgd, for example for missing data,
+    ends the sweep if no cell of this call has ended before. Otherwise the error counts as the cell's failure, and the cell runs
+    again in the next call.
 
     A cell reports the peak memory of its process, which includes earlier cells in the process. A ScenarioWarning of several
     cells is issued once, with the label of the first cell.
@@ -53,7 +54,7 @@ def sweep(
         seeds: number of seeds, from the scenario's seed on.
         jobs: number of processes; with more than one, a script must start the sweep under `if __name__ == "__main__":`.
         out: folder of the sweep, by default runs/NAME-sweep.
-        data: folder of the data files.
+        data: folder of the data files; None for the folder that FEDSGD_DATA names.
         overwrite: run cells again that are finished with another scenario.
         retry_failed: run cells again that failed with a RunError.
         on_begin: called with the sweep before the first run.
@@ -62,8 +63,8 @@ def sweep(
 
     Raises:
         ScenarioError: a setting is wrong, or the script starts the sweep without `if __name__ == "__main__":`.
-        OutputError: the folder belongs to no sweep or is in use; or a cell is finished with another scenario.
-        FedsgdError: the first cell failed with an error other than a RunError, or a process was killed.
+        OutputError: the folder is not a sweep's, is in use or cannot be written; or a cell is finished with another scenario.
+        FedsgdError: the first cell that ended raised an error other than a RunError, or a process was killed.
     """
     if getattr(mp.current_process(), "_inheriting", False):
         os._exit(EXIT_MISSING_MAIN_GUARD)  # this process was started for a cell, and imports a main script without a guard

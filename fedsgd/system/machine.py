@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 _POOL_BYTES = 2**25
-"""Bytes of all arrays of a measurement: more than the caches of most machines."""
+"""Intended bytes of all arrays of a measurement; two arrays of more than 16 MiB each are larger."""
 _N_COPIES = 15
 """Number of copies in a measurement, whose median is the result."""
 
@@ -35,7 +35,7 @@ def measure_peak_memory(status_file: Path = Path("/proc/self/status")) -> int | 
 
 
 def memcpy_seconds(size: int) -> float:
-    """Return the median seconds of copying `size` float32 numbers from and to memory outside caches of at most 32 MB.
+    """Return the median seconds of copying `size` float32 numbers, in turn between arrays of at least 22 MB together.
 
     Encoding and decoding times are given as multiples of this time, so that results of different machines are comparable.
     """

@@ -6,7 +6,7 @@
     encode     numbers to bytes, at client and server
     decode     bytes to numbers, at client and server
     aggregate  aggregation of updates, and the server's step
-    evaluate   evaluation of models on test examples
+    evaluate   evaluation of models, on test and training examples
     ledger     ledger of frames, and progress
     other      all else, and waiting for workers
 

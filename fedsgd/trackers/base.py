@@ -33,7 +33,7 @@ class RunStarted:
 
     @property
     def shared_folder(self) -> Path:
-        """Folder for files that several runs share: the parent of the run folder, by default `runs`."""
+        """Folder for files that several runs share: the parent of the run folder; without a run folder, `runs`."""
         return Path("runs").absolute() if self.folder is None else self.folder.absolute().parent
 
     @property
@@ -87,7 +87,7 @@ class Tracker(Protocol):
         """
 
     def end(self, outcome: RunFinished) -> None:
-        """Receive the end of a run, once, also after an error; the run folder is then complete.
+        """Receive the end of a run, once, also after an error. The run folder of a run without an error is then complete.
 
         Args:
             outcome: summary of the run, or its error.
@@ -105,7 +105,7 @@ def check_callbacks(trackers: object, callbacks: Mapping[str, object]) -> None:
 
 
 class TrackerWarning(RuntimeWarning):
-    """Error that a tracker raised, with the tracker's class and method."""
+    """Error that a tracker raised, with the tracker's class and method, or a note on prices that a tracker receives."""
 
 
 class TrackerGroup:

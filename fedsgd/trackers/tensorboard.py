@@ -48,6 +48,7 @@ TAGS = {
 class TensorBoard:
     """Tracker that writes event files to FOLDER/NAME, where NAME is the name of the run folder.
 
+    Without a run folder, the files are in FOLDER/NAME-1, FOLDER/NAME-2, ..., with the name of the scenario.
     TensorBoard's horizontal axis is the step, so each metric is written once for each axis. The tags are "accuracy/by round",
     "accuracy/by uplink bytes", "accuracy/by all bytes" and, for each network, "accuracy/by milliseconds on ...". Steps are
     exact. Values are float32, as in all event files.

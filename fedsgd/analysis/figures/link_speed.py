@@ -38,7 +38,7 @@ FASTEST_MARK_STYLE = dict[str, Any](marker="o", markersize=3.5, color="black", m
 
 @dataclass(frozen=True)
 class BreakEvenMark:
-    """Marker of a break-even. `series` is the method that is not the baseline; its colour is the marker's."""
+    """Marker of a break-even. `series` is the method that is compared with the baseline, or the new fastest method."""
 
     up_bits_per_second: float
     seconds: float
