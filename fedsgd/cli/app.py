@@ -20,7 +20,7 @@ class _CommandGroup(click.Group):
     """Group of commands that prints an error of the package as one line and exits with a status."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the command line, on streams that can encode every character."""
+        """Run the command line, on streams that replace characters outside their encoding."""
         make_streams_safe()
         try:
             return super().main(*args, **kwargs)

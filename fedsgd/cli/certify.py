@@ -39,8 +39,8 @@ def certify_command(
 ) -> None:
     """Test COMPRESSOR against the laws of its family, and measure its bytes, errors and times.
 
-    COMPRESSOR is a registered name (see `fedsgd list compressors`) or my_package.my_module:MyCompressor. Real vectors are
-    updates of a small federation. The command first trains this federation, in seconds, on data that come with scikit-learn.
+    COMPRESSOR is a registered name (see `fedsgd list compressors`) or my_package.my_module:MyCompressor. With
+    --data real, the vectors are updates of a small federation, which is first trained on data that come with scikit-learn.
 
     Exit status 1 if a law is broken.
     """

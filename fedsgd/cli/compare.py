@@ -25,10 +25,11 @@ from fedsgd.cli.streams import echo, echo_json
 def compare_command(options: AnalysisOptions, outs: tuple[Path, ...], as_json: bool) -> None:
     """Compare methods by the rounds and bytes to a target, and by time and cost on networks.
 
-    Times need --network, or --up and --down. RUN is a run folder, a folder of run folders, a sweep, or LABEL=RUN. LABEL may
-    contain "=": the longest label for which RUN exists is used. Runs that differ only in their seed are one method, reported by
-    the median. Without --target, all figures are for whole runs. A method with tuned settings (of a sweep, or by --tune) is
-    reported at the value that reaches the target in the fewest rounds; without --target, at the value with the best accuracy.
+    Times need --network, --trace, or --up and --down. RUN is a run folder, a folder of run folders, a sweep, or LABEL=RUN.
+    LABEL may contain "=": the longest label for which RUN exists is used. Runs that differ only in their seed are one method,
+    reported by the median. Without --target, all figures are for whole runs. A method with tuned settings (of a sweep, or by
+    --tune) is reported at the value that reaches the target in the fewest rounds; without --target, at the value with the best
+    accuracy.
     """
     from fedsgd.analysis import tables
     from fedsgd.cli import terminal

@@ -37,9 +37,13 @@ if TYPE_CHECKING:
 @click.option("--keep-logs", type=UserPath(), metavar="DIR", help="Folder for the logs of the processes.")
 @click.option("--cold", is_flag=True, help="Start a new Python process for every app, as Flower does, instead of a fork.")
 @click.option(
-    "--start-seconds", type=FiniteFloat(min=1), default=120.0, show_default=True, help="Time limit for the start of all nodes."
+    "--start-seconds",
+    type=FiniteFloat(min=1),
+    default=120.0,
+    show_default=True,
+    help="Time limit for the start of the server, and again for the start of all nodes.",
 )
-@click.option("--round-seconds", type=FiniteFloat(min=1), default=600.0, show_default=True, help="Time limit of a round.")
+@click.option("--round-seconds", type=FiniteFloat(min=1), default=600.0, show_default=True, help="Time limit of each reply.")
 @click.option("--out", type=UserPath(), help="Run folder.  [default: runs/NAME-N, the next free N]")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier run in the folder.")
 @tracker_options

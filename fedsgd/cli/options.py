@@ -97,7 +97,7 @@ def scenario_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--data", type=UserPath(), envvar="FEDSGD_DATA", show_envvar=True, help="Folder of data files."),
         click.option("--seed", type=int, help="Override the scenario's seed."),
         click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output, and nothing else there."),
-        click.option("--quiet", is_flag=True, help="Show no progress."),
+        click.option("--quiet", is_flag=True, help="Show no progress; warnings about settings stand only in the results."),
     ]
     for decorate in reversed(decorators):
         wrapper = decorate(wrapper)
@@ -274,7 +274,7 @@ def print_note(text: str) -> None:
 
 
 def mention_shared_cores(n_processes: int, noun: str, quiet: bool) -> None:
-    """Print a line if there are more processes than cores."""
+    """Print a line if there are more processes than cores, unless `quiet`."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if n_processes > cores and not quiet:
         load = f"{n_processes} {noun} share {cores} core{'s' * (cores > 1)}"
@@ -283,7 +283,7 @@ def mention_shared_cores(n_processes: int, noun: str, quiet: bool) -> None:
 
 @contextmanager
 def mention_partial_ledger(out: Path) -> Iterator[None]:
-    """Print the path of the ledger if the run is interrupted and a ledger exists."""
+    """Print the path of the ledger if the run is interrupted or fails, and a ledger exists."""
     try:
         yield
     except (RunError, WireError, DeploymentError, KeyboardInterrupt):
@@ -295,7 +295,7 @@ def mention_partial_ledger(out: Path) -> Iterator[None]:
 
 @contextmanager
 def claim_numbered_folder(name: str) -> Iterator[Path]:
-    """Create runs/NAME-N with the lowest free N, and remove it afterwards if it is empty."""
+    """Create runs/NAME-N with the lowest free N. Afterwards, remove this folder and `runs` if they are empty."""
     runs = Path("runs")
     for n in itertools.count(1):
         folder = runs / f"{name}-{n}"

@@ -17,14 +17,14 @@ def price_command(options: AnalysisOptions, as_json: bool) -> None:
 
     RUN is a run folder, a folder of run folders, a sweep, or LABEL=RUN. LABEL may contain "=": the longest label for which
     RUN exists is used. Runs that differ only in their seed are one method. A round ends when its slowest client has downloaded,
-    trained, encoded and uploaded, and the server has decoded. Coding times follow a table of codec costs, so that runs with
-    equal digests have equal prices.
+    trained, encoded and uploaded, and the server has decoded. Without --measured-coding, coding times follow a table of codec
+    costs, so that runs with equal digests have equal prices.
 
-    A break-even is the uplink speed below which one method reaches the target before the other. The ratio of downlink to uplink
-    speed and the latency are constant.
+    A break-even is an uplink speed at which the faster of two methods changes. The ratio of downlink to uplink speed and the
+    latency are constant.
 
-    Runs whose participation depended on time (by a deadline or over-selection) are refused: on another network, other clients
-    would have taken part.
+    Runs whose participation depended on time (by a deadline, over-selection or a timeout) are refused: on another network,
+    other clients would have taken part.
     """
     from fedsgd.analysis import tables
     from fedsgd.analysis.pricing import require_time_independent

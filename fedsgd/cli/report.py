@@ -28,7 +28,7 @@ from fedsgd.errors import OutputError
     show_default=True,
     help="An interactive page, or figures for a paper, each in a file.",
 )
-@click.option("--title", help="Title of the page.  [default: the scenario's name]")
+@click.option("--title", help="Title of the page.  [default: the scenarios' names]")
 def report_command(
     options: AnalysisOptions, out: Path | None, file_format: Literal["html", "pdf", "svg", "png"], title: str | None
 ) -> None:
@@ -37,8 +37,8 @@ def report_command(
     The page is one file that works offline. Its sliders for uplink, downlink and latency reprice the runs.
 
     RUN is a run folder, a folder of run folders, a sweep, or LABEL=RUN. LABEL may contain "=": the longest label for which
-    RUN exists is used. The page starts with the network of the options (default: 4g) and with --target. Without --target, the
-    page starts with the target of the runs' scenarios, or with the highest target that all methods reach.
+    RUN exists is used. Figures are for the network of the options (default: 4g) and for --target, with which the page starts.
+    Without --target, the target of the runs' scenarios is used if they agree, else the highest percent that all methods reach.
     """
     from fedsgd.analysis.report import write_report
     from fedsgd.cli import terminal

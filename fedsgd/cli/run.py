@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     help="Train and evaluate in K processes, each with one thread. Results do not depend on K.",
 )
 @tracker_options
-@click.option("--profile", is_flag=True, help="Also print the time of each phase of a round.")
+@click.option("--profile", is_flag=True, help="Also print the mean time of each phase of a round.")
 def run_command(
     options: ScenarioOptions, out: Path | None, overwrite: bool, workers: int, profile: bool, **tracking: Any
 ) -> None:

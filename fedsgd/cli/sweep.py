@@ -57,7 +57,7 @@ METHODS_EXAMPLE = """Example of a methods file:
 )
 @click.option("--out", type=UserPath(), help="Folder of the sweep.  [default: runs/NAME-sweep]")
 @click.option("--overwrite", is_flag=True, help="Run cells again that were finished with another scenario.")
-@click.option("--retry-failed", is_flag=True, help="Run cells again that failed.")
+@click.option("--retry-failed", is_flag=True, help="Run cells again that diverged or failed in a round.")
 def sweep_command(
     options: ScenarioOptions,
     methods: Path | None,
@@ -76,7 +76,7 @@ def sweep_command(
 
     The same command resumes a sweep and runs only unfinished cells. More seeds, values or methods add cells. Finished cells
     that a command no longer includes stay in sweep.json. A cell that was finished with another scenario is refused, unless
-    --overwrite is set. A run that diverges is a result and is not repeated.
+    --overwrite is set. A run that diverges is a result and is repeated only with --retry-failed.
 
     Exit status 1 if a cell failed for another reason than divergence.
     """
@@ -117,7 +117,7 @@ def sweep_command(
 
 @contextmanager
 def _mention_finished_cells(out: Path) -> Iterator[None]:
-    """Print the number of finished cells if the sweep is interrupted."""
+    """Print the number of cells that finished or failed, if the sweep is interrupted or ends with an error."""
     from fedsgd.errors import FedsgdError, OutputError, ScenarioError
     from fedsgd.sweeps import SWEEP_FILE, Sweep
 

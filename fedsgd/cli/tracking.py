@@ -26,8 +26,8 @@ _track_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option
     type=click.Choice([*TRACKERS]),
     multiple=True,
     help="Also record the run with this tracker, over rounds, bytes and the time on networks. Repeatable. tensorboard: event "
-    "files in tensorboard/RUN, next to the run folder; `tensorboard --logdir runs/tensorboard` shows all runs. mlflow: the "
-    "store of MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME, by default mlflow.db next to the run folder. Trackers are "
+    "files in tensorboard/RUN, next to the run folder; `tensorboard --logdir runs/tensorboard` shows runs in `runs`. mlflow: "
+    "the store of MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME, by default mlflow.db next to the run folder. Trackers are "
     "extras: install 'fedsgd[tensorboard]' or 'fedsgd[mlflow]'.",
 )
 _network_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(

@@ -80,7 +80,7 @@ def count_message_bytes(message: Message, content: RecordDict | None = None, cac
     Args:
         message: message with a content or with an error.
         content: content to count instead of the message's own content.
-        cache: sizes of records, extended by this call, to read a shared record once. Records must not change between calls.
+        cache: sizes of records, extended by this call; unused for several ArrayRecords. Records must not change between calls.
     """
     objects = _ObjectCounter()
     if message.has_content():

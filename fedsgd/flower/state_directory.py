@@ -6,7 +6,7 @@ that wrote nothing for a week.
 
 - FEDSGD_STATE: root folder of all runs, by default `fedsgd` in Flower's home. The root also stores compiled loops if numba
   has no folder for them.
-- FEDSGD_STATE_BUDGET: maximum number of bytes of all runs under the root, like "2 GiB"; by default the space on the disk.
+- FEDSGD_STATE_BUDGET: maximum number of bytes of all runs under the root, like "2 GiB"; by default no limit but the disk.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def open_state_store(context: Context, name: str = "", session: int | None = Non
         context: Flower's context of the node.
         name: name of the federation, for a run with several federations.
         session: number of the federation's session; folders of earlier sessions of this name are removed.
-        expected_bytes: maximum size of the folder, which must fit on the disk before the first state is stored; 0: no check.
+        expected_bytes: maximum size of the folder, for which space is checked before the first state is stored; 0: no check.
     """
     set_fallback_cache(_get_root() / _KERNEL_FOLDER)
     node = context.node_config.get("partition-id", context.node_id)
@@ -78,7 +78,7 @@ def commit_state(context: Context, store: FolderStore) -> None:
 
 @contextmanager
 def hide_record(context: Context) -> Iterator[None]:
-    """Hide fedsgd's record from the app that runs in this context. ModelError if the app stores a record of the same name."""
+    """Hide fedsgd's record, if any, from the app in this context. ModelError if the app stores another record in its place."""
     state = context.state
     record = state.pop(RECORD_KEY) if _has_fedsgd_record(state) else None
     try:
@@ -188,7 +188,7 @@ def _count_folder_bytes(folder: Path) -> int:
 
 @contextmanager
 def _lock_root(root: Path, is_needed: bool) -> Iterator[None]:
-    """Lock the root folder, if needed. The system releases the lock if the process dies."""
+    """Lock the root folder, if needed and on POSIX systems only. The system releases the lock if the process dies."""
     if not is_needed or os.name != "posix":
         yield
         return

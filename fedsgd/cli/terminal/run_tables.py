@@ -32,7 +32,7 @@ def print_result(result: Result | DeploymentResult) -> None:
 
 
 def _build_profile_table(profile: Mapping[str, Mapping[str, float]]) -> Table:
-    """Return the milliseconds and the share of each phase of a round."""
+    """Return the mean milliseconds and the share of each phase of a round."""
     table = Table(title="a round, in milliseconds", title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     table.add_column("")
     for process in profile:
@@ -82,7 +82,7 @@ TRANSPORT_ROWS = {
 
 
 def _build_transport_table(summary: Mapping[str, Any]) -> Table:
-    """Return the bytes of a deployment as frames, messages and on sockets, each with its ratio to the row before."""
+    """Return the bytes of a deployment as frames, messages and on sockets. In rounds, each has its ratio to the row before."""
     flower = summary["flower"]
     title = f"over Flower {flower['version']}: {flower['nodes']} node{'s' * (flower['nodes'] > 1)}{', TLS' * flower['tls']}"
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)

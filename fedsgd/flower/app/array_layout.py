@@ -112,7 +112,7 @@ class ArrayLayout:
         return zip(self.names, self.shapes, self.exact, strict=True)
 
     def find_mismatch(self, arrays: Mapping[str, Array]) -> str | None:
-        """Return the first difference from the model in names, shapes or kinds, as "got ..., expected ..."; None if all agree.
+        """Return the first difference from the model in names, shapes or kinds, as "got ..."; None if all agree.
 
         Types of floats may differ, and so may types of exact arrays.
         """
@@ -192,8 +192,8 @@ class ReplyArrays:
     """Arrays of a reply. Flower's strategies accept replies with fewer or more arrays than the model, or with other shapes.
 
     Attributes:
-        model_arrays: arrays with a name, shape and packing of the model; these are compressed.
-        other_arrays: arrays with a name, shape or packing that the model does not have; these are sent uncompressed.
+        model_arrays: arrays with a name, shape and packing of the model; arrays that are not exact are compressed.
+        other_arrays: arrays with another name, shape or packing, or outside float32's range; these are sent uncompressed.
         missing_names: names of the model's arrays that are not in `model_arrays`, in the model's order.
     """
 
@@ -221,7 +221,7 @@ class ReplyArrays:
 
 
 def _is_model_array(array_layout: ArrayLayout, name: str, array: Array, exact_array: Array | None) -> bool:
-    """Return True if a reply's array has the shape and packing of the model's array of this name.
+    """Return True if an array has the shape and packing of the model's array, and is in float32's range if not exact.
 
     `exact_array` is the model's array if the array is exact, None otherwise.
     """

@@ -49,12 +49,12 @@ def compression_mod() -> Mod:
     - State: a scheme's state is stored on the node's disk (see `fedsgd.flower.state_directory`), with the last reply if a
       repeated message must get the same reply. The log states once how many bytes a client stores.
     - Context: `context.state` has one ConfigRecord "fedsgd", which is hidden from the app while the app runs.
-    - Not compressed: messages of other strategies, replies with an error, and replies without an array of the model. A reply is
-      also sent uncompressed if the reply contradicts the server's tied names.
+    - Not compressed: messages of other strategies, replies to evaluations, replies with an error, and replies without an array
+      of the model. A reply is also sent uncompressed if the reply contradicts the server's tied names.
     - Arrays that the model does not have are sent as they are.
     - Errors: Flower reports a `ClientAppError`, which the server explains in its log. The cause is an error of the app or of
-      the mod: ModelError (two arrays share memory), NonFiniteError (the update), ScenarioError (secure aggregation behind the
-      mod), WireError (the message), or OutputError (the disk or the budget).
+      the mod: ModelError (two arrays share memory, or a record's name), NonFiniteError (the update), ScenarioError (secure
+      aggregation behind the mod, or FEDSGD_STATE_BUDGET), WireError (the message), or OutputError (no space for the state).
 
     >>> from flwr.clientapp import ClientApp
     >>> from fedsgd.flower import compression_mod

@@ -73,7 +73,8 @@ def describe_state(settings: CompressionSettings, folder: Path | None = None) ->
 def open_store(context: Context, settings: CompressionSettings, is_training: bool) -> FolderStore:
     """Open the folder of a session on this node. For a new folder, log a line and remove folders of earlier sessions.
 
-    Before training, the state must fit on the disk. An evaluation stores at most the model, which is checked at its write.
+    Before training, disk and budget must have space for the state. An evaluation stores at most the model, for which space is
+    checked at its write.
     """
     store = open_state_store(
         context, f"app-{settings.first}", settings.session, 2 * _compute_stored_bytes(settings) * is_training

@@ -1,6 +1,7 @@
 """Failures of a user's ClientApp: the error that a node reports, and the server's explanation.
 
-`compression_mod` marks the reason of each error that passes the mod. So a marked error proves that the ClientApp has the mod.
+`compression_mod` marks the reason of each error in reply to a compressed message. A marked error proves that the ClientApp has
+the mod.
 """
 
 from __future__ import annotations

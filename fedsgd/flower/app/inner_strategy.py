@@ -195,7 +195,7 @@ def _split_arguments(
     flower_positions = [position for position in matches if position is not None]
     if len(flower_positions) < len(matches):
         got, expected = ", ".join(positions) or "no arguments", ", ".join(HOOK_ARGUMENTS[name])
-        raise ScenarioError(f"{name}: got {got} from start(), expected {expected}; otherwise nothing is compressed")
+        raise ScenarioError(f"{name}: got {got} from start(), expected {expected}, so that messages can be compressed")
     values = [args[position] if isinstance(position, int) else kwargs[position] for position in flower_positions]
     return values, _ExtraArguments(
         [None if index in flower_positions else value for index, value in enumerate(args)],

@@ -55,7 +55,7 @@ def build_compressed_content(content: RecordDict, key: str, record: Record, task
 
 
 def check_names(source: str, content: RecordDict) -> None:
-    """Raise ModelError for a content with a record under a name of fedsgd's records, which would replace it."""
+    """Raise ModelError if a content has a record with a name of fedsgd's records, because fedsgd would replace this record."""
     for name in (RECORD_KEY, TASK_KEY):
         if name in content:
             raise ModelError(f'{source} has a record "{name}", but fedsgd uses this name: rename the record')
@@ -116,7 +116,7 @@ class CompressedReply:
     """Reply of a node, as far as the reply can be decoded without the plan.
 
     Attributes:
-        key: name of the record that the frames replace; empty for a reply without a record of the model.
+        key: name of the record that the frames replace, or that is sent uncompressed; empty for a reply without such a record.
         frames: UPDATE or RESYNC frame; empty for a record that is sent uncompressed.
         side_packet: encoded exact arrays; for a reply without frames, the tied names.
         missing_names: names of the model's arrays that the record lacks.
@@ -171,7 +171,7 @@ def replace_records(content: RecordDict, key: str, replacements: Mapping[str, Re
 def _unpack_parts(data: bytes, max_parts: int = 2) -> Sequence[Packet]:
     parts = list(protocol.unpack_packets(data))
     if not 2 <= len(parts) <= max_parts:
-        raise WireError(0, f"the record has {len(parts)} parts, expected 2: the frames and the exact arrays")
+        raise WireError(0, f"the record has {len(parts)} parts, expected {' or '.join(map(str, range(2, max_parts + 1)))}")
     return parts
 
 
@@ -221,7 +221,7 @@ def decode_exact_arrays(
 
 
 def payload_bytes(content: RecordDict) -> int:
-    """Return the number of bytes in fedsgd's records of a content. WireError for a content without these records."""
+    """Return the number of bytes in fedsgd's records of a content. WireError for a content without the record "fedsgd"."""
     task = content.get(TASK_KEY)
     frame = task.get(_FRAME_KEY) if isinstance(task, ConfigRecord) else None
     return len(read_payload(content)) + (len(frame) if isinstance(frame, bytes) else 0)

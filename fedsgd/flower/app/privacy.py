@@ -64,7 +64,7 @@ class ClippingNorm:
             Norm of the update before clipping, divided by the clipping norm.
 
         Raises:
-            ModelError: the update has no norm.
+            ModelError: the update cannot be clipped: it has no norm, or the reply has several ArrayRecords.
         """
         keys = list(content.array_records)
         if not keys:
@@ -130,7 +130,7 @@ def clip_replies(
         return clipped_replies, reasons, None
     is_expansive = compressor not in NON_EXPANSIVE_COMPRESSORS
     cause = f'"{compressor}" increases the norm of updates, or ' if is_expansive else ""
-    remedy = f"; the compressors {_NON_EXPANSIVE_NAMES} do not increase the norm" if is_expansive else ""
+    remedy = f"; the compressors {_NON_EXPANSIVE_NAMES} do not increase the norm without error feedback" if is_expansive else ""
     problem = f"{n_large} of {len(ratios)} decoded updates had norms of up to {max(ratios):.3g} times the clipping norm"
     action = "put Flower's clipping mods behind compression_mod()"
     line = f"{problem} and were clipped on the server: {cause}clients do not clip ({action}){remedy}"

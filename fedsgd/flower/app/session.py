@@ -83,7 +83,7 @@ class CompressionSession:
         return self.ties.groups != self.initial_groups
 
     def matches(self, arrays: ArrayRecord) -> bool:
-        """Return True if these arrays are bit for bit the server's model of the current round."""
+        """Return True if these arrays, except exact arrays, are bit for bit the server's model of the current round."""
         if (
             self.array_layout.find_mismatch(arrays) is not None
             or self.array_layout.find_unequal_groups(arrays)
@@ -217,7 +217,7 @@ class CompressionSession:
         return replace_records(reply.content, RECORD_KEY, {})
 
     def find_irregularities(self) -> dict[str, str]:
-        """Return one warning for each kind of replies in this round with other arrays than the model's."""
+        """Return one warning for each difference of this round's replies from the model: arrays, or tied names."""
         warnings = dict(self._irregularities)
         for node, problem in self.uncompressed_replies.items():
             if problem:
@@ -230,7 +230,7 @@ class CompressionSession:
     def _note_irregularities(self, missing_names: Sequence[str], other_arrays: ArrayRecord) -> None:
         """Record a warning about a compressed reply with missing or additional arrays."""
         if missing_names:
-            names = f'"{missing_names[0]}"' + f" and {len(missing_names) - 1} other arrays" * (len(missing_names) > 1)
+            names = f'"{missing_names[0]}"' + f" and other arrays ({len(missing_names)} in all)" * (len(missing_names) > 1)
             text = f"replies lack {names} of the model: the strategy gets these replies without the missing arrays"
             self._irregularities.setdefault("missing", text)
         if other_arrays:
@@ -256,8 +256,8 @@ class CompressionSession:
         """End the round with the strategy's model, or with None for no model, and return the model of the next round.
 
         Returns:
-            The strategy's own record, because the strategy may continue to use the record. The downlink policies "unbiased" and
-            "error-feedback" change the record's arrays. Without a model: a new record, or None if the model did not change.
+            The strategy's own record, because the strategy may continue to use the record, with the arrays of the server's new
+            model. Without a model of the strategy: a new record, or None if the server's model did not change.
         """
         if arrays is not None:
             self._adopt_dtypes(arrays)
@@ -282,7 +282,7 @@ class CompressionSession:
         return arrays
 
     def check_finite(self, arrays: ArrayRecord) -> None:
-        """Raise NonFiniteError if a round ends with a model that is not finite."""
+        """Raise NonFiniteError if the strategy's model is not finite."""
         advance_with_external_model(self.plan, self.server, self.array_layout.to_vector(arrays), ())
 
     def measure_overlap(self, n_replies: int) -> float:

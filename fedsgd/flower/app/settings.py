@@ -27,7 +27,7 @@ def parse_uplink(compressor: str | Mapping[str, object] | Compressor, error_feed
     """Return the settings of the uplink.
 
     Raises:
-        ScenarioError: a setting is wrong, or the compressor does not give the strategy each client's arrays.
+        ScenarioError: a setting is wrong, or the compressor's server does more than decode updates.
     """
     table = dump_table(compressor, use_import_paths=False) if isinstance(compressor, Compressor) else compressor
     name = table.get("name") if isinstance(table, Mapping) else table
@@ -38,7 +38,7 @@ def parse_uplink(compressor: str | Mapping[str, object] | Compressor, error_feed
         raise ScenarioError(f"compressor: got {compressor!r}, expected a compressor that clients can create from its name")
     if not _is_decoded_per_client(uplink.build_scheme()):
         name = uplink.compressor.name
-        problem = f'got "{name}", which decodes the updates of the whole cohort at once; a strategy needs each client\'s arrays'
+        problem = f'got "{name}", whose server does more than decode updates; a strategy needs each client\'s arrays'
         raise ScenarioError(f"compressor.name: {problem}{suggest_name('', _list_supported_compressors())}")
     return uplink
 

@@ -54,11 +54,11 @@ class CompressedStrategy(WrappingStrategy):
     `strategy.name` is `inner.name` unless this class has the name. Each reply that `inner` gets is the sent model plus the
     decoded update. A subclass sets its own attributes before `super().__init__()`; later assignments set attributes of `inner`.
 
-    **Tied weights.** A tensor with several names is sent once and restored under all names. Initial arrays that are equal and
-    not constant are assumed to be one tensor. A reply that contradicts this assumption is sent uncompressed, and the next round
-    starts a new session, with a warning. To avoid both, set `tied` to the result of `fedsgd.flower.tied_names`, or to [] for
-    none. A reply in which one array is the transpose or a range of rows of another array is refused. Other views of the same
-    memory are not detected. Put the names of such arrays into `exact`.
+    **Tied weights.** A tensor with several names is sent once and restored under all names. Without `tied`, initial arrays that
+    are equal and not constant are assumed to be one tensor. A reply that contradicts the groups is sent uncompressed, and the
+    next round starts a new session, with a warning. To avoid a wrong assumption, set `tied` to the result of
+    `fedsgd.flower.tied_names`, or to [] for none. A reply in which one array is the transpose or a range of rows of another
+    array is refused. Other views of the same memory are not detected. Put the names of such arrays into `exact`.
 
     **Differential privacy.**
 
@@ -112,16 +112,16 @@ class CompressedStrategy(WrappingStrategy):
 
         Args:
             inner: strategy of `flwr.serverapp.strategy`, or of a subclass.
-            compressor: name as in a scenario's `[uplink]`, table with its settings, or `Compressor`.
+            compressor: name as in a scenario's `[uplink.compressor]`, table with the name and settings, or `Compressor`.
             error_feedback: "none", "persist", "decay" or "reset".
             downlink: policy as in `[downlink]`, or a table; by default the whole model is sent, uncompressed.
             seed: seed of the randomness that server and clients share, at least 0.
-            exact: name patterns of arrays that are sent bit for bit, in addition to integers and arrays that are not finite.
+            exact: name patterns of arrays that are sent bit for bit, in addition to all arrays that are not finite floats.
             tied: groups of names that are one tensor each, like `[("embed.weight", "head.weight")]`; None to detect them.
             dp_error_feedback: True to allow error feedback and compressors with memory under differential privacy.
 
         Raises:
-            ScenarioError: a setting is wrong, or the compressor does not give the strategy each client's arrays.
+            ScenarioError: a setting is wrong, or the compressor's server does more than decode updates.
         """
         if not isinstance(inner, Strategy):
             raise ScenarioError(f"inner: got {inner!r}, expected a strategy of flwr.serverapp.strategy, like FedAvg()")
@@ -192,8 +192,9 @@ class CompressedStrategy(WrappingStrategy):
 
         Raises:
             NonFiniteError: the model is not finite.
-            ScenarioError: a wrapper for differential privacy is around this strategy. Or the inner strategy sends a clipping
-                norm, and the settings have error feedback or a compressor with memory.
+            ModelError: a message of the inner strategy has a record with a name that fedsgd uses.
+            ScenarioError: a wrapper for differential privacy is around this strategy, or `tied` or a compressor does not fit
+                the model. Or, without `dp_error_feedback`, `inner` sends a clipping norm and the compressor has memory.
         """
         self._check_outer_strategies()
         self._grid, self._train_round = grid, None

@@ -29,7 +29,7 @@ class WarningLog:
 
     Attributes:
         warned_kinds: kinds of warnings that were logged.
-        responsive_nodes: (phase, Flower's id) of each node that replied to a compressed message of the phase.
+        responsive_nodes: (phase, Flower's id) of each node whose reply showed that its handler of the phase has the mod.
     """
 
     warned_kinds: set[str] = field(default_factory=set)
@@ -100,7 +100,7 @@ class StrategyRound:
         Nodes that replied with a RESYNC frame are sent a second message. Failures are logged, and all bytes are counted.
 
         Args:
-            session: session that compressed the messages; None if no message was compressed.
+            session: present session, which compressed the messages if any are compressed; None without a session.
             replies: replies of the nodes.
             grid: Flower's grid, for second messages.
             timeout: seconds, waiting time for replies to second messages; None for no limit.

@@ -1,7 +1,8 @@
 """Deployments of scenarios over Flower: a SuperLink and SuperNodes as processes on this machine.
 
-`fedsgd.flower` runs inside Flower's processes. This package starts, monitors, measures and stops these processes. The launching
-process does not import Flower. Names are imported on first use, because the guard process needs no large module.
+All other modules of `fedsgd.flower` run inside Flower's processes. This package starts, monitors, measures and stops these
+processes. The launching process does not import Flower. Names are imported on first use, because the guard process needs no
+large module.
 """
 
 from __future__ import annotations

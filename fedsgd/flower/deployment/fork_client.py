@@ -2,8 +2,8 @@
 
     python -I -S fork_client.py SOCKET COMMAND ARGUMENTS...
 
-If no fork server answers, this process executes COMMAND itself. It delays the start of each ClientApp, so it imports only a few
-modules of the standard library.
+If no fork server answers, this process executes COMMAND itself. This module delays the start of each ClientApp, so it imports
+only a few modules of the standard library.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
     python -m fedsgd.flower.deployment.fork_server SOCKET SCENARIO DATA
 
 Flower starts a process for each message to a ClientApp, so that messages cannot affect each other. A forked process is as
-isolated as a new process: it has its own id, environment, output and exit status. It only omits the imports.
+isolated as a new process: it has its own id, environment, output and exit status. It only
+omits the imports and, at a node, the construction of the experiment.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ class DeploymentMonitor:
         self._stop_probing = threading.Event()
 
     def wait(self) -> ServerAppProgress:
-        """Wait until the run is complete. Raise the ServerApp's error, or DeploymentError if a process dies or hangs."""
+        """Wait until the run ends. Raise the ServerApp's error, or DeploymentError if a required process dies or hangs."""
         threading.Thread(target=self._probe_superlink, name="probe", daemon=True).start()
         try:
             return self._follow_events()

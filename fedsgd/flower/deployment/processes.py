@@ -40,8 +40,8 @@ _DECORATION = re.compile(r"\x1b\[[0-9;]*m|^(INFO|WARNING) *: *$")
 def build_environment(home: Path, launcher_folder: Path | None) -> dict[str, str]:
     """Return the environment of a deployment's processes, with this FLWR_HOME.
 
-    Flower sends no telemetry and installs nothing. Addresses of this machine are used without a proxy. Each process has one
-    thread. The user's modules are imported from the current folder. Commands in `launcher_folder` replace Flower's own.
+    Flower sends no telemetry and installs nothing. Addresses of this machine are used without a proxy. Numerical libraries
+    use one thread. The user's modules are imported from the current folder. Commands in `launcher_folder` replace Flower's own.
     """
     launcher_path = [] if launcher_folder is None else [str(launcher_folder)]
     path = [*launcher_path, sysconfig.get_path("scripts"), str(Path(sys.executable).parent), os.environ.get("PATH", "")]

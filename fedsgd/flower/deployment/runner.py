@@ -83,7 +83,7 @@ def deploy(
 
     Raises:
         ScenarioError, OutputError, RunError: as in a simulation.
-        DeploymentError: a process that the run needs did not start, or died. The message names the process and its log.
+        DeploymentError: a process that the run needs did not start, died, or does not answer. The message names the process.
     """
     source, scenario = open_scenario(scenario)
     check_paths(out=out, data=data, logs=logs)
@@ -122,9 +122,11 @@ def _keep_logs_on_trouble(callbacks: DeploymentCallbacks, folders: _WorkingFolde
 
 
 def _check_nodes(nodes: int, n_clients: int | None) -> None:
-    """Raise a ScenarioError for fewer than one SuperNode, or for more SuperNodes than clients."""
+    """Raise a ScenarioError for fewer than one SuperNode, or for more SuperNodes than clients or `MAX_PROCESSES`."""
     if not 1 <= nodes <= MAX_PROCESSES or (n_clients is not None and nodes > n_clients):
-        limit = f"or more, at most {MAX_PROCESSES}" if n_clients is None else f"to {n_clients}, the number of clients"
+        limit = f"or more, at most {MAX_PROCESSES}"
+        if n_clients is not None and n_clients <= MAX_PROCESSES:
+            limit = f"to {n_clients}, the number of clients"
         raise ScenarioError(f"nodes: got {nodes}, expected 1 {limit}")
 
 

@@ -10,7 +10,7 @@
 | message_bytes | int | bytes of the messages as Flower stores and sends them |
 | socket_bytes | int | all bytes on the node's connections during the round; null if not measured |
 | process | int | id of the process that answered last; null without an answer |
-| seconds | float | time from the node's receipt of the message to its answer; null without an answer |
+| seconds | float | sum over messages of the time from the node's receipt to its answer; null without an answer |
 """
 
 from __future__ import annotations

@@ -58,7 +58,8 @@ class FlowerRuntime:
     Args:
         n_clients: N, number of registered clients.
         n_nodes: number of SuperNodes that the run needs.
-        timeout: seconds, time limit of a round; None for no limit.
+        grid: Flower's grid.
+        timeout: seconds, time limit for the replies to the messages of one `exchange`; None for no limit.
         on_message: called with each message that is sent or received.
         expected_engine: server's engine choice as text, which all nodes must select too; "" accepts any engine.
     """

@@ -67,7 +67,7 @@ def decode_reply(data: bytes, round: int, clients: Collection[ClientId]) -> Node
         (head, _), *rest = protocol.unpack_packets(data)
         process, seconds = _NODE_STRUCT.unpack(head)
         if process >= 2**31 or not 0 <= seconds < math.inf:
-            raise WireError(0, f"process {process} reports {seconds} s")
+            raise WireError(0, f"process {process} reports {seconds} s, expected an id below 2^31 and a time from 0 s on")
         outcomes = tuple(_decode_outcome(outcome_head, frames, round) for outcome_head, frames in rest)
     except (ValueError, IndexError, struct.error) as error:
         raise error if isinstance(error, WireError) else WireError(0, "the data is not the reply of a node") from None

@@ -89,7 +89,7 @@ def _build_and_cache(
 def _load_cached(path: Path, source: NodeSource) -> NodeExperiment | None:
     """Return the cached experiment of this source, None if there is none.
 
-    The file is unpickled, so it is not read if other users can write to its folder.
+    The file is unpickled, so it is not read if another user can access its folder or replace it.
     """
     try:
         if not is_private(path.parent):

@@ -32,7 +32,7 @@ _ERROR_ATTRIBUTES = {"round": "round", "client": "client", "cause": "cause", "of
 
 
 class EventLog:
-    """File of events. Each is a line of JSON, flushed at once, with the time in seconds of the machine's monotonic clock."""
+    """File of events, each a line of JSON, flushed at once, with the time in seconds of the machine's monotonic clock."""
 
     def __init__(self, file: IO[str]) -> None:
         self._file = file

@@ -47,7 +47,7 @@ _PURPOSE = (
 class ServerAppConfig(NamedTuple):
     """Run config of the ServerApp, in the order of `SERVER_FIELDS`.
 
-    `scenario` is TOML. `data` is "" for the default folder. The time limits are for all nodes to be ready, and for a round.
+    `scenario` is TOML. `data` is "" for the default folder. The limits are for the start of all nodes, and for a node's reply.
     """
 
     scenario: str

@@ -22,7 +22,7 @@ WRONG_SETTINGS = [
     ({"compressor": "topk"}, 'compressor.name: got "topk", did you mean "top-k"?'),
     ({"compressor": {"name": "top-k", "densty": 0.1}}, 'compressor.densty: unknown key, did you mean "density"?'),
     ({"compressor": {"name": "top-k", "density": 2.0}}, "compressor.density: expected a number above 0 and at most 1, got 2.0"),
-    ({"compressor": "cafe"}, 'compressor.name: got "cafe", which decodes the updates of the whole cohort at once'),
+    ({"compressor": "cafe"}, 'compressor.name: got "cafe", whose server does more than decode updates'),
     ({"compressor": "scafold"}, 'compressor.name: got "scafold", expected one of: "count-sketch", "dense", "dgc"'),
     ({"compressor": "scaffold"}, 'expected one of: "count-sketch", "dense", "dgc"'),
     ({"compressor": "ef21"}, 'compressor.name: got "ef21"'),
