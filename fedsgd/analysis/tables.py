@@ -282,7 +282,7 @@ def _flatten_row(comparison: Comparison, row: ComparisonRow) -> Iterator[tuple[s
 
 
 def to_markdown(comparison: Comparison) -> str:
-    """Return the table and its notes as Markdown."""
+    """Return the table, the break-evens and the notes as Markdown."""
     rows = [build_headings(comparison), *(format_row(comparison, row) for row in comparison.rows)]
     lines = [f"| {' | '.join(text.replace('|', chr(92) + '|') for text in row)} |" for row in rows]
     lines.insert(1, "|" + "---|" * len(rows[0]))
@@ -294,7 +294,7 @@ def to_markdown(comparison: Comparison) -> str:
 
 
 def to_latex(comparison: Comparison) -> str:
-    """Return a LaTeX tabular for the package booktabs, with the notes as comments."""
+    """Return a LaTeX tabular for the package booktabs, with the notes as comments and without break-evens."""
     rows = [build_headings(comparison), *(format_row(comparison, row) for row in comparison.rows)]
     head, *body = (" & ".join(_escape_latex(text) for text in row) + r" \\" for row in rows)
     lines = [f"% {note}" for note in collect_notes(comparison)]
