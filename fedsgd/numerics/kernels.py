@@ -1,15 +1,15 @@
-"""Kernels: functions of arrays in two forms with equal bytes, a reference in numpy and a loop that numba compiles.
+"""Kernels: array functions in two forms with bit-equal results, a reference in numpy and a loop that numba compiles.
 
 Tests compare the loop with the reference. The reference runs where numba is not installed or FEDSGD_KERNELS=numpy is set. No
 other module imports numba. A loop is compiled at its first call, so that importing fedsgd stays fast. Compiled loops are stored
-on disk, in numba's own cache or in the folder of `FALLBACK_CACHE_VARIABLE`. There is no fastmath: bytes must not depend on the
-width of the processor's registers.
+on disk if possible: in numba's own cache, else in the folder of `FALLBACK_CACHE_VARIABLE`. The loops do not use numba's
+`fastmath`: results must not depend on the width of the processor's registers.
 
 Numba's rules apply in a loop:
 
 - Arithmetic promotes integers of 32 bits to 64 bits; int64 and uint64 together become float64.
 - A loop does not check lengths and indices; the caller of a kernel has checked them.
-- Each access allows for a negative index, which prevents wide registers unless the compiler can exclude negative indices.
+- The test for a negative index at each access prevents vectorization, unless the compiler can exclude negative indices.
   Therefore inner loops run over slices, from 0.
 """
 
@@ -27,41 +27,41 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 FALLBACK_CACHE_VARIABLE = "FEDSGD_KERNEL_CACHE"
-"""Environment variable with a folder for compiled loops, which is used where numba's own folders cannot be written."""
+"""Environment variable with a folder for compiled loops. It is used if numba's own folders cannot be written."""
 _JIT_HELPERS: list[Callable[..., Any]] = []
 KERNELS: dict[str, Kernel[..., Any]] = {}
 """All kernels by `module.name`. A test compares each loop with its reference."""
 
 
 def jit_helper(function: Callable[P, R]) -> Callable[P, R]:
-    """Register a small function that loops may call; it is compiled with them."""
+    """Register a small function that compiled loops may call."""
     _JIT_HELPERS.append(function)
     return function
 
 
 class Kernel(Generic[P, R]):
-    """Function in two forms with equal parameters and results: a reference in numpy, and a loop that numba compiles."""
+    """Function in two forms with equal parameters and results: `reference` in numpy, and `loop`, which numba compiles."""
 
-    def __init__(self, reference: Callable[P, R], compiled_source: Callable[P, R]) -> None:
+    def __init__(self, reference: Callable[P, R], loop: Callable[P, R]) -> None:
         self.reference = reference
-        self.compiled_source = compiled_source
-        self.__doc__ = compiled_source.__doc__
+        self.loop = loop
+        self.__doc__ = loop.__doc__
         self._implementation: Callable[P, R] | None = None
-        KERNELS[f"{compiled_source.__module__}.{compiled_source.__name__}"] = self
+        KERNELS[f"{loop.__module__}.{loop.__name__}"] = self
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         if self._implementation is None:
             self._implementation = self.compile() or self.reference
         try:
             return self._implementation(*args, **kwargs)
-        except OSError:  # raised before the loop ran: numba could not store the compiled loop (full disk, deleted folder)
+        except OSError:  # numba could not store the compiled loop (full disk, deleted folder), and the loop has not run
             import numba
 
-            self._implementation = cast("Callable[P, R]", numba.njit(nogil=True)(self.compiled_source))
+            self._implementation = cast("Callable[P, R]", numba.njit(nogil=True)(self.loop))
             return self._implementation(*args, **kwargs)
 
     def compile(self) -> Callable[P, R] | None:
-        """Return the loop as numba compiles it, or None without numba."""
+        """Return the loop as a numba function; None if numba is not installed or FEDSGD_KERNELS=numpy is set."""
         if os.environ.get("FEDSGD_KERNELS", "numba") == "numpy":
             return None
         try:
@@ -74,24 +74,24 @@ class Kernel(Generic[P, R]):
         while _JIT_HELPERS:
             register_jitable(_JIT_HELPERS.pop())
         with suppress(RuntimeError):  # numba has no folder that it can write
-            return numba.njit(cache=True, nogil=True)(self.compiled_source)
+            return numba.njit(cache=True, nogil=True)(self.loop)
         folder, config = _create_fallback_cache(), cast("Any", numba.config)
         if folder is None:
-            return numba.njit(nogil=True)(self.compiled_source)
+            return numba.njit(nogil=True)(self.loop)
         previous_folder = config.CACHE_DIR
         try:
             config.CACHE_DIR = str(folder)  # numba reads the variable in `njit` only
-            return numba.njit(cache=True, nogil=True)(self.compiled_source)
+            return numba.njit(cache=True, nogil=True)(self.loop)
         except RuntimeError:
-            return numba.njit(nogil=True)(self.compiled_source)
+            return numba.njit(nogil=True)(self.loop)
         finally:
             config.CACHE_DIR = previous_folder
 
 
 def set_fallback_cache(folder: Path) -> None:
-    """Set the folder of compiled loops for this process and its children, where numba's own folders cannot be written.
+    """Set the folder for compiled loops of this process and its children, for use if numba's own folders cannot be written.
 
-    A folder that the environment already names, for example from the launcher of a deployment, stays in force. The folder, an
+    If the environment variable has a value, for example from the launcher of a deployment, the value is kept. The folder, an
     absolute path, is created at the first use with mode 0700. The folder is used only if no other user can write to it or
     replace it: numba unpickles the folder's contents.
     """

@@ -20,7 +20,7 @@ MAX_PARAMETERS = 2**31 - 1
 class ParameterLayout:
     """Names and shapes of the trainable tensors, in the order of the flat vector [P].
 
-    The vector has the parameters that are trained, and therefore sent. Frozen parameters are excluded, and tied parameters
+    A model's layout includes the L parameters that stay at each client. Frozen parameters are excluded, and tied parameters
     occur once.
 
     >>> layout = ParameterLayout(("weight", "bias"), ((2, 3), (2,)))
@@ -35,7 +35,8 @@ class ParameterLayout:
         if len(self.names) != len(self.shapes):
             raise ModelError(f"layout: {len(self.names)} names for {len(self.shapes)} shapes")
         if len(set(self.names)) != len(self.names):
-            raise ModelError("layout: two tensors have the same name")
+            name = next(name for name in self.names if self.names.count(name) > 1)
+            raise ModelError(f'layout: two tensors have the name "{name}"')
         if not 0 < self.size <= MAX_PARAMETERS:
             raise ModelError(f"layout: {self.size} trainable parameters, expected 1 to {MAX_PARAMETERS}")
 
@@ -63,7 +64,7 @@ class ParameterLayout:
         return [(n, slice(a, b), s) for n, (a, b), s in zip(self.names, bounds, self.shapes, strict=True)]
 
     def describe_position(self, position: int) -> str:
-        """Return a position of the flat vector as an entry of a tensor, `fc1.weight[3, 5]`."""
+        """Return the text for the tensor entry at a position of the flat vector: "fc1.weight[3, 5]"."""
         tensor = bisect_right(self.offsets, position) - 1
         indices = np.unravel_index(position - self.offsets[tensor], self.shapes[tensor] or (1,))
         return f"{self.names[tensor]}[{', '.join(str(int(i)) for i in indices)}]"

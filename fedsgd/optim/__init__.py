@@ -7,15 +7,15 @@
     momentum-pytorch  v ← βv + g;   w ← w − ηv          the velocity holds gradients (torch.optim.SGD)
     nesterov          v ← βv + g;   w ← w − η(g + βv)   torch.optim.SGD(nesterov=True)
 
-The two momentum forms make the same steps while η is constant: v of "momentum" is −η times v of "momentum-pytorch". They
-differ when η changes. The velocity of "momentum" keeps the old η in past steps; "momentum-pytorch" applies the new η to all
-past gradients at once.
+The two momentum forms make the same steps while η is constant: v of "momentum" is −η times v of "momentum-pytorch". After a
+change of η, "momentum" scales each past gradient by the η of its own step, and "momentum-pytorch" by the new η.
 
 On a client, optimizers run on flat torch vectors inside the engine. On the server, the same classes take the negative mean
-update as a gradient ("pseudo-gradient", Reddi et al. 2021). There "sgd" with lr = 1 is FedAvg and "momentum-pytorch" is
-FedAvgM (Hsu, Qi and Brown 2019): "fedavg" and "fedavgm" are aliases. FedAdam, FedYogi and FedAdagrad run on the server only.
+update as a gradient ("pseudo-gradient", Reddi et al. 2021). On the server, "sgd" with lr = 1 is FedAvg and "momentum-pytorch"
+is FedAvgM (Hsu, Qi and Brown 2019). The aliases "fedavg" and "fedavgm" do not change the default lr. FedAdam, FedYogi and
+FedAdagrad run on the server only.
 
-To add an optimizer or a schedule, write its module and add a line to the registry here.
+To add an optimizer or a schedule, write its class in a module and add a line to OPTIMIZERS or SCHEDULES.
 
     >>> OPTIMIZERS["fedavgm"](lr=0.5, schedule=SCHEDULES["step"](every=10)).learning_rate(round=11)
     0.05

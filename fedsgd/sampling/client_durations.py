@@ -13,9 +13,10 @@ from fedsgd.numerics.rng import derive_generator
 
 @dataclass(frozen=True)
 class DurationModel(Component, ABC):
-    """Base class of models of the simulated time that a client takes to reply. No clock is read.
+    """Base class of duration models. A duration is the simulated time that a client takes to reply.
 
-    Law: a duration is finite and at least 0, depends on the arguments alone, and does not decrease with the number of steps.
+    Law: a duration is finite and at least 0, and does not decrease with the number of steps. It depends only on the arguments
+    and the model's settings.
 
     >>> model = LogNormalDurations(fixed=1.0, per_step=0.5, spread=0.0)
     >>> model.reply_seconds(seed=0, round=1, client=3, steps=10)
@@ -41,7 +42,7 @@ class LogNormalDurations(DurationModel):
         (fixed + per_step · steps) · exp(spread · z_client + jitter · z_client,round), z standard normal
 
     The median client takes `fixed` + `per_step` · steps. With `spread` = 0.5, two thirds of the clients are within a factor of
-    1.65 of the median. The tail of the log-normal distribution gives the stragglers.
+    1.65 of the median. With a deadline, clients in the tail of the distribution become stragglers.
 
     Attributes:
         fixed: seconds of a reply without local steps.
@@ -60,7 +61,7 @@ class LogNormalDurations(DurationModel):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.fixed and not self.per_step:
-            problem = "got 0 for both fixed and per_step, expected at least one above 0: no client takes 0 seconds"
+            problem = "got 0 for both fixed and per_step, expected at least one above 0: all replies would take 0 seconds"
             raise FieldError(self.name, "per_step", problem)
 
     def reply_seconds(self, seed: int, round: int, client: int, steps: int) -> float:
@@ -72,6 +73,7 @@ class LogNormalDurations(DurationModel):
         except OverflowError:
             seconds = math.inf
         if not math.isfinite(seconds):
-            problem = f"got {self.spread}, with which the duration of client {client} overflows"
+            remedy = "reduce spread, jitter, fixed or per_step"
+            problem = f"got {self.spread}, with which the duration of client {client} overflows; {remedy}"
             raise FieldError(self.name, "spread", problem)
         return seconds

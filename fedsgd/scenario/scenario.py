@@ -1,7 +1,7 @@
-"""Scenario: everything that a run depends on except the data files, as frozen data, and its TOML form.
+"""Scenario: settings of a run as frozen dataclasses, and their TOML form.
 
-The sections of the file are the fields of `Scenario`; the keys of a section are the fields of its class. A wrong key, type or
-value raises a ScenarioError that begins with the file and the dotted key.
+Each field of `Scenario` is a key or a section of the file. The keys of a section are the fields of its class; [data] also has
+the keys of `data.source`. A wrong key, type or value raises a ScenarioError with the file, if there is one, and the dotted key.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Scenario(SettingsSection):
 
     Attributes:
         name: name of the scenario, also of its run directories.
-        seed: seed of all randomness.
+        seed: seed of generated data, partition, initial model, participation, local training and compression.
         rounds: maximum number of rounds.
         data: dataset and its partition.
         model: model, loss and metrics.
@@ -65,7 +65,7 @@ class Scenario(SettingsSection):
         uplink: compressor of the clients' updates.
         downlink: policy and compressor of the server's messages.
         state: location and precision of client states.
-        evaluation: rounds and examples of evaluations.
+        evaluation: interval of evaluations in rounds, and sets of examples that are evaluated.
         report: target accuracy whose cost is reported.
         stop: accuracy that ends the run.
     """
@@ -89,13 +89,13 @@ class Scenario(SettingsSection):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.name or any(c in self.name for c in "/\\\0"):
-            raise FieldError("scenario", "name", f"got {self.name!r}, expected a word that is valid as the name of a folder")
+            raise FieldError("scenario", "name", f'got {self.name!r}, expected a non-empty text without "/", "\\" and NUL')
         self._check_consistency(self.uplink.build_scheme())
         if self.data.n_clients is not None:
             self.compute_cohort_size(self.data.n_clients)
 
     def _check_consistency(self, scheme: CompressionScheme) -> None:
-        """Check settings that depend on more than one section."""
+        """Raise FieldError if settings of different sections contradict each other."""
         name, server, client = self.uplink.compressor.name, self.server, self.client
         if scheme.needs_uniform_weights and server.weighting != "uniform":
             problem = f'got "{server.weighting}", expected "uniform": {name} averages all clients with equal weights'
@@ -103,16 +103,16 @@ class Scenario(SettingsSection):
         if scheme.needs_normalized_weights and (
             server.sampler.yields_inclusion_probabilities or server.normalisation != "none"
         ):
-            key, value = (
-                ("sampler", server.sampler.name)
+            key, value, expected = (
+                ("sampler", server.sampler.name, "a sampler without inclusion probabilities")
                 if server.sampler.yields_inclusion_probabilities
-                else ("normalisation", server.normalisation)
+                else ("normalisation", server.normalisation, '"none"')
             )
-            problem = f'got "{value}", expected aggregation weights that sum to 1, as {name} needs'
+            problem = f'got "{value}", expected {expected}: {name} needs aggregation weights that sum to 1'
             raise FieldError("scenario", f"server.{key}", problem)
         is_plain = client.optimizer.name == "sgd" and client.optimizer.clip_norm is None and not client.optimizer.weight_decay
         if scheme.corrects_gradients and not (is_plain and not client.proximal):
-            problem = f"{name} needs the mean gradient, expected plain sgd: no momentum, clipping, decay or proximal"
+            problem = f'{name} needs the mean gradient, expected "sgd" without clip_norm, weight_decay and client.proximal'
             raise FieldError("scenario", "client.optimizer", problem)
         if scheme.server_mirrors_clients and self.state.precision != "float32":
             reason = f"the server of {name} stores the sum of the clients' states"
@@ -122,22 +122,22 @@ class Scenario(SettingsSection):
     def compute_cohort_size(self, n_clients: int) -> int:
         """Return the size of the cohort: `server.cohort`, or max(1, round(fraction · N)) (McMahan et al. 2017).
 
-        A cohort above N raises a FieldError.
-
         Args:
             n_clients: number of registered clients, N.
+
+        Raises:
+            FieldError: `server.cohort` is larger than N.
         """
         if self.server.cohort is None:
             return max(1, round((self.server.fraction or 0.0) * n_clients))
         if self.server.cohort > n_clients:
             key = "data.clients" if isinstance(self.data.source, ClientGenerator) else "data.partition"
-            raise FieldError(
-                "scenario", "server.cohort", f"got {self.server.cohort} clients a round, but {key} gives {n_clients}"
-            )
+            problem = f"got {self.server.cohort} clients a round, expected at most {n_clients}, the number that {key} gives"
+            raise FieldError("scenario", "server.cohort", problem)
         return self.server.cohort
 
     def to_toml(self) -> str:
-        """Return the scenario as TOML, with all keys that have a value. Loading the text gives an equal scenario."""
+        """Return the scenario as TOML. Loading the text gives an equal scenario if all its components can be imported."""
         import tomli_w
 
         return tomli_w.dumps(dump_table(self))
@@ -194,7 +194,7 @@ def errors_in_file(path: Path) -> Iterator[None]:
 
 
 def open_scenario(scenario: Scenario | str | Path) -> tuple[AbstractContextManager[None], Scenario]:
-    """Return (context that prefixes errors with the file, scenario), for a scenario or the path of its file."""
+    """Return (context, scenario). If `scenario` is a path, the context prefixes errors with the path."""
     if isinstance(scenario, Scenario):
         return nullcontext(), scenario
     if isinstance(scenario, str | Path):
@@ -212,17 +212,17 @@ def parse_scenario(toml_table: Mapping[str, Any]) -> Scenario:
 
 @dataclass(frozen=True, eq=False)
 class PythonObjects:
-    """Python objects that take the place of a scenario's components, as passed to `fedsgd.run`; None without an object."""
+    """Python objects that replace components of a scenario, as passed to `fedsgd.run`; None: the component is not replaced."""
 
     dataset: Dataset | None = None
-    module: Any = None
+    module: Any = None  # torch.nn.Module
     loss: Loss | None = None
     metrics: Mapping[str, Metric] | None = None
 
     def check(self, scenario: Scenario, require_importable: bool = False) -> None:
-        """Raise a ScenarioError if an object is missing, or differs from the object that its marker in the scenario describes.
+        """Raise an error if an object is missing, has a wrong type, or differs from the object that its marker describes.
 
-        With `require_importable`, all components must be importable, for a scenario that another process reads.
+        With `require_importable`, an error is raised also for a component that another process cannot import.
         """
         names = [name for name in ("dataset", "module", "loss") if getattr(self, name) is not None]
         missing_objects = find_missing_objects(
@@ -249,9 +249,9 @@ class PythonObjects:
                 _check_function_digest(f"metrics.{name}", model.metrics.get(name), metric, f'metric "{name}"')
 
     def insert_references(self, scenario: Scenario) -> Scenario:
-        """Return the scenario with a reference to each object: its import path, or a marker.
+        """Return the scenario with a reference to each object: a marker, or the import path of a loss or metric.
 
-        Markers that `check` has compared stay unchanged.
+        Markers of the dataset and the module that have fingerprints are not replaced.
         """
         data, model = scenario.data, scenario.model
         if self.dataset is not None and not (
@@ -278,9 +278,9 @@ def _check_dataset_digest(marker: PythonObjectDataset, dataset: Dataset) -> None
         raise ScenarioError(f"data.sha256: {describe_digest_mismatch('dataset', value, expected, remedy)}")
 
 
-def _check_function_digest(key: str, path: str | None, value: object, label: str) -> None:
+def _check_function_digest(key: str, path_or_marker: str | None, value: object, label: str) -> None:
     """Raise a FieldError for a key of [model] if a loss or metric differs from the function that its marker describes."""
     try:
-        check_marker(path or "", value, label)
+        check_marker(path_or_marker or "", value, label)
     except ValueError as error:
         raise FieldError("model", key, str(error)) from None

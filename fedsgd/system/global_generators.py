@@ -1,7 +1,7 @@
 """Global random generators of Python's `random`, numpy and torch: seed them, compare their states, record their calls.
 
-Results must not depend on these generators. This module does not import torch; torch's generator is included if other code has
-imported torch.
+Results must not depend on the states of these generators outside `isolate_generators`. This module does not import torch;
+torch's generator is included if other code has imported torch.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def read_generator_states() -> dict[str, object]:
 
 
 class _RecordedFunction:
-    """A function of a global generator that records each call from one thread."""
+    """Wrapper of a generator's function that records each call from the thread that created the wrapper."""
 
     def __init__(self, name: str, function: Callable[..., Any], calls: list[str]) -> None:
         update_wrapper(self, function)
@@ -114,10 +114,11 @@ class _RecordedFunction:
 
 @contextmanager
 def record_generator_calls() -> Iterator[list[str]]:
-    """Record calls of functions that draw from a global generator, or read or set its state; yield a growing list of names.
+    """Record calls of functions that use a global generator; yield a growing list of their names.
 
-    Functions are replaced in every module, including names from `from random import random`. Calls from other threads are not
-    recorded, nor calls of functions that a closure, a default argument or an instance refers to.
+    Of torch, only functions that read or set its generator's state are recorded, not draws. Functions are replaced in every
+    imported module, also where `from random import random` bound the name. Calls from other threads, and calls through a
+    closure, a default argument or an instance, are not recorded.
     """
     calls: list[str] = []
     pairs = [(function, _RecordedFunction(name, function, calls)) for name, function in _list_functions()]
@@ -131,7 +132,7 @@ def record_generator_calls() -> Iterator[list[str]]:
 
 
 def _list_functions() -> Iterator[tuple[str, Callable[..., Any]]]:
-    """Yield the names and functions in `random`, `numpy.random` and torch that use a global generator."""
+    """Yield names and functions of `random` and `numpy.random` that use a global generator, and of torch's for its state."""
     for prefix, module, owner, function_names in (
         ("random", random, PYTHON_GENERATOR, ()),
         ("numpy.random", numpy_random, NUMPY_GENERATOR, _OTHER_NUMPY_FUNCTIONS),

@@ -31,22 +31,25 @@ from fedsgd.training.loss_probes import check_metric, choose_reading, name_failu
 from fedsgd.training.slice_evaluation import allocate_outputs, check_loss, check_scores, list_leaves, map_tree
 
 MAX_LOSS_OUTPUT_BYTES = 2**30
-"""Maximum number of bytes of the outputs of a set whose loss is computed in one call."""
+"""Maximum bytes of the outputs that are joined from several slices to compute a loss in one call."""
 MAX_PROBED_EXAMPLES = 1000
-"""Maximum number of examples for the test if a loss is a mean or a sum over examples."""
+"""Maximum number of examples on which the trial tests if a loss is a mean or a sum over examples."""
 REMEDIES = {
     "test": "use another number of test examples",
     "clients": "set another data.held_out",
     "training": "set evaluation.training = false",
 }
-"""Advice by set of examples, for sets whose last slice has a failing size."""
+"""Advice by name of the set, for a last slice that cannot be evaluated because of its size."""
 
 
 def resolve_evaluation(task: LearningTask, dataset: Dataset, sets: EvaluationSets) -> LearningTask:
     """Evaluate the initial model, and return the task with the loss's reduction and with the accuracy that fits the outputs.
 
-    A built-in accuracy that is undefined for the outputs is removed; if no metric is left, ModelError is raised. ModelError is
-    also raised if a loss or metric has a wrong shape or fails on a slice of `sets`, or if the loss broadcasts its arguments.
+    The examples are a slice of the training examples of `dataset`, and slices of `sets`, the sets that the run evaluates. If
+    the dataset has class labels, a built-in accuracy that is undefined for the outputs is removed.
+
+    Raises:
+        ModelError: no metric is left, or the module, the loss or a metric fails, or has a shape or form that is not accepted.
     """
     initial_model = _InitialModel(task)
     with use_single_thread(), torch.no_grad(), _refuse_broadcast():
@@ -71,7 +74,7 @@ def resolve_evaluation(task: LearningTask, dataset: Dataset, sets: EvaluationSet
 
 
 class _InitialModel:
-    """The module of a task at its initial parameters."""
+    """Module of a task with the initial parameters."""
 
     def __init__(self, task: LearningTask) -> None:
         self._flat_module, self.task = FlatModule(task), task
@@ -85,7 +88,7 @@ class _InitialModel:
             return self.task.module(x), target
 
     def run_with_loss(self, examples: Examples) -> Any:
-        """Return the loss of examples right after the module ran, before buffers and generators are restored."""
+        """Return the loss of examples right after the module ran, before buffers and attributes are restored."""
         with isolate_generators(0), self._flat_module.isolated_buffers():
             x, target = batch_tensors(examples)
             output = self.task.module(x)
@@ -101,7 +104,7 @@ class _InitialModel:
 
 
 def _check_loss_needs_outputs_only(initial_model: _InitialModel, examples: Examples, output: Any, target: Tensor) -> None:
-    """Raise ModelError unless a loss needs only outputs and targets: the loss of a set is computed after all slices."""
+    """Raise ModelError if a loss needs more than outputs and targets, because it is computed after all slices have run."""
     expected = float(check_loss(initial_model.run_with_loss(examples)))
     try:
         loss = float(check_loss(initial_model.compute_loss(output, target)))
@@ -117,7 +120,7 @@ def _check_loss_needs_outputs_only(initial_model: _InitialModel, examples: Examp
 def _try_slice(
     initial_model: _InitialModel, metrics: Mapping[str, Metric], set_name: str, description: str, examples: Examples
 ) -> tuple[Any, Tensor]:
-    """Return outputs and targets of a slice; raise ModelError with advice if a full slice of its examples, repeated, works."""
+    """Return outputs and targets of a slice. If an error depends on the slice's size, raise ModelError with advice."""
     try:
         return _evaluate_slice(initial_model, metrics, examples)
     except Exception as error:  # the user's module, loss or metrics
@@ -131,10 +134,9 @@ def _try_slice(
         )
         hint = ', or another model.batch_norm than "batch"' if uses_batch_statistics else ""
         size = f"{n:,} example{'s' * (n != 1)}"
-        problem = (
-            f"evaluating {size} fails, and the last slice of {description} has {n:,} (slices have {EVALUATION_SLICE_SIZE})"
-        )
-        raise ModelError(f"{problem}: {describe_error(error)}; {REMEDIES[set_name]}{hint}") from error
+        problem = f"the last slice of {description} has {n:,} (slices have {EVALUATION_SLICE_SIZE})"
+        cause = f"evaluating {size} fails: {describe_error(error)}"
+        raise ModelError(f"{problem}, and {cause}; {REMEDIES[set_name]}{hint}") from error
 
 
 def _evaluate_slice(initial_model: _InitialModel, metrics: Mapping[str, Metric], examples: Examples) -> tuple[Any, Tensor]:
@@ -167,7 +169,7 @@ def _refuse_broadcast() -> Iterator[None]:
 
 
 def cover_labels(targets: Any, max_rows: int) -> I64:
-    """Return rows of targets [n, ...] with each distinct label, filled up with the first rows to at most `max_rows`."""
+    """Return at most `max_rows` ascending rows of targets [n, ...]: the first of each distinct label, then the first others."""
     rows = np.arange(min(max_rows, len(targets)), dtype=np.int64)
     if targets.dtype.kind in "iub" and targets.size:
         _, positions = np.unique(targets.reshape(-1), return_index=True)
@@ -177,7 +179,7 @@ def cover_labels(targets: Any, max_rows: int) -> I64:
 
 
 def _select_probe(examples: Examples) -> Examples:
-    """Return one slice of examples with all labels that occur in the first million targets, or as many as fit."""
+    """Return one slice of examples with all labels that occur in the first million targets, or as many labels as fit."""
     targets = examples.targets()
     targets = targets[: max(EVALUATION_SLICE_SIZE, 10**6 * len(targets) // max(targets.size, 1))]
     return examples.select(cover_labels(targets, EVALUATION_SLICE_SIZE))
@@ -186,7 +188,7 @@ def _select_probe(examples: Examples) -> Examples:
 def _resolve_metrics(
     task: LearningTask, initial_model: _InitialModel, dataset: Dataset, output: Any, target: Tensor
 ) -> dict[str, Metric]:
-    """Return the metrics with the built-in accuracy that fits the outputs, or without an undefined accuracy."""
+    """Return the metrics with the built-in accuracy in the form that fits the outputs, or without it if no form fits."""
     metrics = dict(task.metrics)
     if metrics.get("accuracy") is not accuracy or dataset.classes is None:
         return metrics
@@ -201,7 +203,7 @@ def _resolve_metrics(
 
 
 def _resolve_ignored_label(task: LearningTask, dataset: Dataset) -> int | None:
-    """Return the label that the loss ignores, if any; a negative label only if some example has the label."""
+    """Return the label that the loss ignores; None if there is none, or if the label is negative and no example has it."""
     label = find_ignored_label(task.loss)
     if label is None or label >= 0:
         return label
@@ -217,13 +219,16 @@ def _resolve_reduction(
     max_examples = _count_examples_per_loss_call(*first_result)
     set_sizes = {name: (examples, len(examples)) for name, examples in sets.global_sets.items()}
     set_sizes |= {name: (examples, int(sizes.max())) for name, (examples, sizes, _) in sets.local_sets.items()}
-    reductions: set[Literal["mean", "sum"] | None] = set()  # of sets that are evaluated in several calls
+    reductions: set[Literal["mean", "sum"] | None] = set()  # of sets with several calls of the loss
     for name, (examples, n) in set_sizes.items():
         if n <= max_examples:
             _check_single_loss_call(initial_model, name, examples.slice(0, n), first_result[0])
         if n > max_examples or name in sets.local_sets:
             reductions.add(_infer_reduction(initial_model, examples))
-        if (n > max_examples and reductions & {None}) or len(reductions) > 1:
+        if len(reductions) > 1:
+            problem = "in a trial, the loss reduced different sets in different ways (mean, sum or unknown)"
+            raise ModelError(f"{problem}; use a loss of torch.nn")
+        if n > max_examples and reductions & {None}:
             raise ModelError(_explain_uncombinable_loss(name, n, first_result))
     return LossReduction("whole", max_examples, reductions.pop() if reductions else None)
 
@@ -239,7 +244,7 @@ def _count_examples_per_loss_call(output: Any, target: Tensor) -> int:
 
 
 def _check_single_loss_call(initial_model: _InitialModel, set_name: str, examples: Examples, output: Any) -> None:
-    """Raise ModelError unless the loss of all examples of a set can be computed in one call, on a slice's outputs, repeated."""
+    """Raise ModelError if the loss fails on examples in one call; above 100, one slice's outputs are repeated for them."""
     n = len(examples)
     if n <= EVALUATION_SLICE_SIZE:
         output, target = initial_model.run(examples)
@@ -257,8 +262,8 @@ def _check_single_loss_call(initial_model: _InitialModel, set_name: str, example
 def _infer_reduction(initial_model: _InitialModel, examples: Examples) -> Literal["mean", "sum"] | None:
     """Return "mean" or "sum" if the loss of a batch is the mean (weighted by examples) or the sum of its parts' losses.
 
-    The batch has every distinct label and is sorted by label, so that its three parts have different labels. Return None for
-    any other loss, and for too few examples or too many labels.
+    The batch has every distinct label and is sorted by label, so that the frequencies of labels differ between its parts.
+    Return None for any other loss, and for too few examples or too many labels.
     """
     targets = examples.targets()
     rows = cover_labels(targets, min(MAX_PROBED_EXAMPLES, len(targets)))
@@ -282,8 +287,8 @@ def _explain_uncombinable_loss(set_name: str, n: int, first_result: tuple[Any, T
     n_bytes = sum(leaf.nbytes for leaf in list_leaves(output) if isinstance(leaf, Tensor)) * n // len(target)
     shapes = ", ".join(format_shape(leaf) for leaf in list_leaves(output))
     return (
-        f"the loss of the {n:,} {SET_LABELS[set_name]} cannot be computed: in a trial, the loss was neither a mean nor a sum "
-        f"over examples, and the model's outputs ({shapes}; {format_bytes(n_bytes)}) cannot be stored for one call, which "
-        f"takes tensors [B, ...] of at most {format_binary_bytes(MAX_LOSS_OUTPUT_BYTES)} together; use a loss of torch.nn, or "
-        "evaluate fewer examples"
+        f"the loss of the {n:,} {SET_LABELS[set_name]} cannot be computed: in a trial, the loss did not prove to be a mean or "
+        f"a sum over examples, and the model's outputs ({shapes}; {format_bytes(n_bytes)}) cannot be stored for one call, "
+        f"which takes tensors [B, ...] of at most {format_binary_bytes(MAX_LOSS_OUTPUT_BYTES)} together; use a loss of torch.nn, "
+        "or evaluate fewer examples"
     )

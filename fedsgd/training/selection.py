@@ -1,4 +1,4 @@
-"""Selection of the engine: the requested engine, or for "auto" by a rule on the model and its clients.
+"""Selection of the engine. "auto" applies a rule to the model, the batch sizes and the cohort.
 
 The rule uses no timings, so that a rerun selects the same engine.
 """
@@ -33,15 +33,15 @@ if TYPE_CHECKING:
     from torch import nn
 
 MAX_RECORDED_BATCH_SIZES = 32
-"""Maximum number of batch sizes to record: recording a rarer size takes longer than training with autograd."""
+"""Maximum number of recorded batch sizes. Steps of rarer sizes use autograd, which takes less time than recording."""
 MAX_STACKED_PARAMETERS = 65_536
-"""Maximum number of parameters of a stacked model: the stacked weights of larger models do not fit in the cache."""
+"""Maximum of P for a stack of "auto": the stacked weights of larger models do not fit in the cache."""
 MIN_STACKED_CLIENTS = 8
-"""Minimum number of clients in a cohort that is stacked."""
+"""Minimum number of clients in a cohort that "auto" stacks."""
 DEFAULT_STACK_SIZE = 32
 """Number of clients in a stack if the request has no number."""
 PARAMETERS_PER_STACK = 2**19
-"""Parameters of all clients in a stack of "auto", which stacks 16 to 50 clients, and at most the cohort."""
+"""Intended parameters of all clients in a stack of "auto". The stack has 16 to 50 clients, or all of a smaller cohort."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,10 @@ class EngineChoice:
     """Requested or selected engine.
 
     Attributes:
-        name: name of the engine; "auto" in a request: by the rule of `select_engine`.
-        update: "exact": the bits of the sequential engine; "fused": faster, with other rounding.
-        stack: number of clients that the stacked engine trains at once; None: by rule, or for another engine.
+        name: name of the engine; "auto", in requests only: `select_engine` decides.
+        update: "exact": the bits of the sequential engine, except in stacks; "fused": faster, with other rounding.
+        stack: number of clients that the stacked engine trains at once; None: a default number, or another engine.
+        reason: reason for the engine, for messages.
     """
 
     name: EngineName = "auto"
@@ -68,7 +69,7 @@ class EngineChoice:
 def make_engine(
     choice: EngineChoice, batch_sizes: Sequence[int], task: LearningTask, local_training: LocalTraining, sample: Examples
 ) -> TrainingEngine:
-    """Return the chosen engine, which is not "auto"; raise ModelError if the engine cannot train the task."""
+    """Return the named engine, or without batch sizes the sequential engine; ModelError if it cannot train the task."""
     try:
         return _create(choice, task, local_training, sample, batch_sizes)
     except NotCapturableError as error:
@@ -87,9 +88,9 @@ def select_engine(
 ) -> tuple[TrainingEngine, EngineChoice]:
     """Return an engine and its description; raise ModelError if the requested engine cannot train the task.
 
-    "auto" selects the stacked engine if `_reason_not_to_stack` returns no reason and the module can be stacked; else the
-    captured engine if the module can be captured; else the sequential engine. Steps are recorded and checked with examples of
-    `sample`, for the batch sizes that `rank_batch_sizes` returns.
+    "auto" selects the first engine that can train the task: stacked (only a small model of linear layers and embeddings, and a
+    large cohort), captured, sequential. Steps are recorded and checked with examples of `sample`, for `batch_sizes`, the most
+    frequent size first. Without batch sizes, the engine is sequential.
     """
     if request.name != "auto":
         reason = (
@@ -99,7 +100,7 @@ def select_engine(
     if not batch_sizes:
         choice = replace(request, name="sequential", stack=None, reason="no client has any examples")
         return _create(choice, task, local_training, sample, batch_sizes), choice
-    objection = _reason_not_to_stack(task, batch_sizes, cohort_size)
+    objection = _find_reason_not_to_stack(task, batch_sizes, cohort_size)
     candidates: list[tuple[EngineName, str]] = [("captured", objection)]
     if not objection:
         candidates.insert(0, ("stacked", f"{task.layout.size:,} parameters in linear layers, {cohort_size} clients a round"))
@@ -121,20 +122,20 @@ def _create(
     if choice.name == "captured" and batch_sizes:
         return Captured(task, local_training, sample, batch_sizes, choice.update)
     if choice.name == "stacked" and len(batch_sizes) == MAX_RECORDED_BATCH_SIZES:
-        raise NotCapturableError("the clients' batches have too many sizes for a stack")
+        raise NotCapturableError(f"the clients' batches have {MAX_RECORDED_BATCH_SIZES} sizes or more, too many for a stack")
     if choice.name == "stacked" and batch_sizes:
         return Stacked(task, local_training, sample, batch_sizes, choice.update, choice.stack or DEFAULT_STACK_SIZE)
     return Sequential(task, local_training)
 
 
-def _reason_not_to_stack(task: LearningTask, batch_sizes: Sequence[int], cohort_size: int) -> str:
+def _find_reason_not_to_stack(task: LearningTask, batch_sizes: Sequence[int], cohort_size: int) -> str:
     """Return the reason not to stack clients; "" if nothing prevents a stack."""
     if not all(_is_linear(module) for module in task.module.modules()):
-        return "not all layers are linear"
+        return "not stacked, because a layer is neither linear nor an embedding"
     if task.layout.size > MAX_STACKED_PARAMETERS:
-        return f"{task.layout.size:,} parameters, more than {MAX_STACKED_PARAMETERS:,}, are not faster in a stack"
+        return f"not stacked, because the model has {task.layout.size:,} parameters, more than {MAX_STACKED_PARAMETERS:,}"
     if cohort_size < MIN_STACKED_CLIENTS:
-        return f"{cohort_size} clients a round, fewer than {MIN_STACKED_CLIENTS}, are not faster in a stack"
+        return f"not stacked, because a cohort of {cohort_size} is smaller than {MIN_STACKED_CLIENTS}"
     return ""
 
 
@@ -146,16 +147,16 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def rank_batch_sizes(example_counts: I64, local_training: LocalTraining, client_counts: I64 | None = None) -> list[int]:
-    """Return at most `MAX_RECORDED_BATCH_SIZES` batch sizes of clients, those with the most steps first.
+    """Return at most `MAX_RECORDED_BATCH_SIZES` batch sizes, the most frequent in a pass over all examples first.
 
     `client_counts` [m] has the number of clients with each number of examples in `example_counts` [m]; None: one each.
     """
-    n_steps: Counter[int] = Counter()
+    n_batches: Counter[int] = Counter()
     for n, n_clients in zip(
         *np.unique(example_counts, return_counts=True) if client_counts is None else (example_counts, client_counts),
         strict=True,
     ):
         plan = local_training.plan_batches(int(n))
         for size in distinct_batch_sizes(int(n), local_training):
-            n_steps[size] += int(n_clients) * (1 if size == plan.last_size else plan.n_full)
-    return [size for size, _ in sorted(n_steps.items(), key=lambda item: (-item[1], -item[0]))[:MAX_RECORDED_BATCH_SIZES]]
+            n_batches[size] += int(n_clients) * (1 if size == plan.last_size else plan.n_full)
+    return [size for size, _ in sorted(n_batches.items(), key=lambda item: (-item[1], -item[0]))[:MAX_RECORDED_BATCH_SIZES]]

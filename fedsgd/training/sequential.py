@@ -19,7 +19,7 @@ from fedsgd.training.flat_module import FlatModule, TensorFormat, as_tensor, bat
 
 
 class Sequential:
-    """Engine whose module's parameters are views of one flat vector w [P], so that a step is one operation on w."""
+    """Engine that trains one client after another with autograd. The parameters are views of one flat vector w [P]."""
 
     preferred_batch_of_clients = 1
 
@@ -44,14 +44,14 @@ class Sequential:
         self._flat_module.task.module.train()
         initial_state, correction_array = initial_training_state(job, self.local_training)
         correction = None if correction_array is None else torch.from_numpy(correction_array)
-        buffers = self.local_training.optimizer.init(w)
+        optimizer_buffers = self.local_training.optimizer.init(w)
         for name, value in initial_state.items():
-            buffers[name].copy_(as_tensor(value))
-        only_step = torch.zeros_like(w)
+            optimizer_buffers[name].copy_(as_tensor(value))
+        only_step = torch.zeros_like(w)  # returned as it is: (w + step) − w would be rounded
         for step, batch in enumerate(batches(job, self.local_training), start=1):
             gradient, unused_slices = self._flat_module.compute_flat_gradient(*batch_tensors(job.examples.select(batch)))
             direction, alpha = self.local_training.local_step(
-                w, start, gradient, buffers, (job.round, step, n_steps), correction, unused_slices
+                w, start, gradient, optimizer_buffers, (job.round, step, n_steps), correction, unused_slices
             )
             if n_steps == 1:
                 only_step = direction * alpha
@@ -60,7 +60,7 @@ class Sequential:
         update = only_step if n_steps == 1 else w - start
         final_state: dict[str, F32] = {}
         if self.local_training.keep_optimizer_state:
-            final_state = {name: value.numpy() for name, value in buffers.items()}
+            final_state = {name: value.numpy() for name, value in optimizer_buffers.items()}
         self._flat_module.state.check_unchanged()
         return TrainingResult(
             job.client, update.numpy(), len(job.examples), n_steps, final_state, self._flat_module.state.read_buffers()

@@ -268,10 +268,10 @@ def test_progress_in_a_terminal_is_a_bar(
         assert on_state_budget is not None
         assert on_round is not None
         on_state_budget(StateBudget(10, 10, 1000, 0, "memory", 2**30))
-        on_engine(EngineChoice("captured", "fused", None, "not all layers are linear"))
+        on_engine(EngineChoice("captured", "fused", None, "a reason"))
         on_round(make_record(2, {"accuracy": 0.5}, 1.0))
     output = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)
-    assert "engine: captured, fused update: not all layers are linear" in output
+    assert "engine: captured, fused update: a reason" in output
     assert "client state: at most 10 of 10 clients x 1 kB = 10 kB, in memory (budget 1 GiB)" in output
     assert "2/6" in output
     assert "acc 0.500 · up 1 kB, 70× · both ways 6 kB, 23.3×" in output

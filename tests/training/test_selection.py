@@ -27,9 +27,9 @@ from tests.training.modules import Alternating, Branching, make_images
     [
         ("softmax", 100, EngineChoice("stacked", "fused", 50), "7,850 parameters in linear layers, 100 clients a round"),
         ("softmax", 20, EngineChoice("stacked", "fused", 20), "linear layers"),
-        ("softmax", 7, EngineChoice("captured"), "7 clients a round, fewer than 8"),
+        ("softmax", 7, EngineChoice("captured"), "a cohort of 7 is smaller than 8"),
         ("2nn", 100, EngineChoice("captured"), "199,210 parameters, more than 65,536"),
-        ("lenet", 100, EngineChoice("captured"), "not all layers are linear"),
+        ("lenet", 100, EngineChoice("captured"), "a layer is neither linear nor an embedding"),
     ],
 )
 def test_auto_selects_the_engine_by_its_rule(model: str, cohort: int, expected: EngineChoice, reason: str) -> None:

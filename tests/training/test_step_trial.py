@@ -193,7 +193,7 @@ def test_sizes_to_try_are_small_frequent_and_largest() -> None:
 # ------------------------------------------------------------------------------------------------------------------ evaluation
 
 
-SLICE_OF_ONE = "evaluating 1 example fails, and the last slice of {} has 1 (slices have 100)"
+SLICE_OF_ONE = "the last slice of {} has 1 (slices have 100), and evaluating 1 example fails"
 OTHER_BATCH_NORM = ', or another model.batch_norm than "batch"'
 EVALUATED: dict[str, tuple[int, int, dict[str, Any], str, str]] = {
     "test": (500, 101, {}, "the 101 test examples", "use another number of test examples"),

@@ -1,4 +1,4 @@
-"""Worker side: process the server's messages until the server ends."""
+"""Loop of a worker process, which processes the server's messages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fedsgd.runtime.workers.protocol import MessageType, Packet
 from fedsgd.training import LocalTraining, TrainingEngine
 
 EngineFactory = Callable[[LearningTask, LocalTraining, Examples], TrainingEngine]
-"""Function that creates an engine for a task and a rule of local training. The engine records steps with the examples."""
+"""Function that creates an engine. An engine that records steps records them with the examples."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +24,8 @@ class WorkerConfig:
     """Configuration that all workers share.
 
     Attributes:
+        plan, task: plan of the federation; module that the run trains.
+        make_engine: function that creates the worker's engine.
         evaluates_train_data: True if the model is also evaluated on all training examples.
         evaluates_by_client: True if the model is also evaluated on the examples that clients hold out.
     """
@@ -35,14 +37,14 @@ class WorkerConfig:
     evaluates_by_client: bool = False
 
     def select_evaluation_sets(self, test: Examples, train: ClientData, held_out: ClientData | None) -> list[Examples]:
-        """Return the evaluated sets, in the same order at server and workers. Other sets would be expensive to join."""
+        """Return the test examples, then all training and all held-out examples if the model is evaluated on them."""
         parts = (train if self.evaluates_train_data else None, held_out if self.evaluates_by_client else None)
         return [test, *(part.all_examples() for part in parts if part is not None)]
 
 
 @dataclass(frozen=True, eq=False)
 class Worker:
-    """Worker that trains its host's clients and evaluates parts of `evaluation_sets`, one message after another."""
+    """Worker that trains clients of `host` and evaluates parts of `evaluation_sets`, one message after another."""
 
     channel: Channel
     outbox: SharedOutbox
@@ -51,10 +53,10 @@ class Worker:
     on_message_processed: Callable[[], None]
 
     def serve(self) -> None:
-        """Process messages until the server ends, which raises EOFError or OSError."""
+        """Process messages until the channel raises EOFError or OSError, because the server has ended."""
         while True:
             head, frames = self.channel.receive()
-            # The server sent this message after it had read all answers to the message before the last.
+            # Before message k, the server has read all answers to message k − 2, which this half of the file contains.
             self.outbox.flip()
             if protocol.message_type(head) is MessageType.TRAIN:
                 for outcome in self.host.process_messages(protocol.decode_train_request(head, frames)):
@@ -64,7 +66,7 @@ class Worker:
                         self._send(protocol.encode_failure(outcome.error, outcome.client))
             else:
                 self._send(self._evaluate(head, frames))
-            sys.stdout.flush()  # output of the user's code, in case this process is killed
+            sys.stdout.flush()  # otherwise the user's output would be lost if this process were killed
             self.on_message_processed()
             self._send(protocol.DONE)
 
