@@ -289,6 +289,6 @@ def _explain_uncombinable_loss(set_name: str, n: int, first_result: tuple[Any, T
     return (
         f"the loss of the {n:,} {SET_LABELS[set_name]} cannot be computed: in a trial, the loss did not prove to be a mean or "
         f"a sum over examples, and the model's outputs ({shapes}; {format_bytes(n_bytes)}) cannot be stored for one call, "
-        f"which takes tensors [B, ...] of at most {format_binary_bytes(MAX_LOSS_OUTPUT_BYTES)} together; use a loss of torch.nn, "
-        "or evaluate fewer examples"
+        f"which takes tensors [B, ...] of at most {format_binary_bytes(MAX_LOSS_OUTPUT_BYTES)} together; "
+        "use a loss of torch.nn, or evaluate fewer examples"
     )
