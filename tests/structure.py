@@ -25,7 +25,7 @@ FLOORS = (
     ("numerics", "config"),
     ("storage", "data", "optim", "wire"),
     ("models", "network", "sampling", "compression"),
-    ("training",),
+    ("training", "aggregation"),
     ("federation",),
     ("runtime", "scenario"),
     ("trackers",),

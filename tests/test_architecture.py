@@ -18,6 +18,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "numpy": ("",),
     "numba": ("numerics.kernels",),
     "torch": (
+        "aggregation.server_step",
         "experiment.builder",
         "experiment.final_model",
         "experiment.runner",

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from fedsgd.aggregation import AggregationContext, Aggregator, WeightedUpdate, select_aggregator
 from fedsgd.certification.operator_laws import are_equal, draw_gaussian, require
 from fedsgd.certification.simulate_rounds import (
     SEED,
@@ -24,7 +25,7 @@ from fedsgd.certification.simulate_rounds import (
     require_equal_vectors,
     simulate_rounds,
 )
-from fedsgd.compression.base import AggregationContext, CodecContext, CompressionScheme, Compressor, WeightedUpdate
+from fedsgd.compression.base import CodecContext, CompressionScheme, Compressor
 from fedsgd.compression.updates import StateArrays
 from fedsgd.errors import LawError
 from fedsgd.numerics.arrays import F32, F64
@@ -99,30 +100,30 @@ def aggregation(compressor: Compressor) -> None:
     nothing. The call does not write to the server's state.
     """
     scheme = as_scheme(compressor)
+    aggregator = select_aggregator(None, scheme)
     states: list[StateArrays] = [{}] * COHORT_SIZE
-    server_state: StateArrays = {}
-    halved_state: StateArrays = {}
+    server_state = halved_state = aggregator.init_state(LAYOUT)
     for round, updates in enumerate(_draw_updates("aggregation"), start=1):
         replies = _send_updates(scheme, server_state, states, updates, round)
-        ctx = AggregationContext(SEED, round, LAYOUT, N_CLIENTS)
-        update, new_state = _aggregate_readonly(compressor, server_state, replies, ctx)
-        second_update, second_state = _aggregate_readonly(compressor, server_state, replies, ctx)
+        ctx = AggregationContext(SEED, round, LAYOUT, N_CLIENTS, scheme)
+        update, new_state = _aggregate_readonly(compressor, aggregator, server_state, replies, ctx)
+        second_update, second_state = _aggregate_readonly(compressor, aggregator, server_state, replies, ctx)
         equal_names = new_state.keys() == second_state.keys()
         equal_states = equal_names and all(are_equal(new_state[n], second_state[n]) for n in new_state)
         figures = f"round {round}: a second call with equal arguments gives another result"
         require(equal_states and are_equal(update, second_update), "aggregation", compressor, figures)
-        reordered_update, _ = _aggregate_readonly(compressor, server_state, [*replies[1::2], *replies[::2]], ctx)
+        reordered_update, _ = _aggregate_readonly(compressor, aggregator, server_state, [*replies[1::2], *replies[::2]], ctx)
         _require_close(compressor, f"round {round}, replies in another order", reordered_update, update)
         if server_state or new_state:
             for subset in ([replace(replies[0], weight=1.0)], []):
-                _aggregate_readonly(compressor, server_state, subset, ctx)
-            clients = 2 * N_CLIENTS if scheme.needs_uniform_weights else N_CLIENTS
+                _aggregate_readonly(compressor, aggregator, server_state, subset, ctx)
+            n_clients = 2 * N_CLIENTS if aggregator.accepted_weights == "equal" else N_CLIENTS
             halved_update, halved_state = _aggregate_readonly(
-                compressor, halved_state, _halve(scheme, replies), replace(ctx, clients=clients)
+                compressor, aggregator, halved_state, _halve(scheme, replies), replace(ctx, n_clients=n_clients)
             )
             _require_close(compressor, f"round {round}, replies as two of half the weight", halved_update, update)
         else:
-            _require_sum(compressor, replies, ctx)
+            _require_sum(compressor, aggregator, replies, ctx)
         server_state = new_state
 
 
@@ -132,7 +133,7 @@ def _send_updates(
     """Return the replies that carry one round's updates [m, P], and replace the clients' states."""
     frame = encode_reference_frame(scheme, server_state, make_context(round, ALL_CLIENTS, LAYOUT, COHORT_SIZE))
     reference = decode_reference_frame(scheme, frame, make_context(round, ALL_CLIENTS, LAYOUT, COHORT_SIZE))
-    weights = [1 / COHORT_SIZE] * COHORT_SIZE if scheme.needs_uniform_weights else np.roll(WEIGHTS, round - 1).tolist()
+    weights = [1 / COHORT_SIZE] * COHORT_SIZE if _needs_equal_weights(scheme) else np.roll(WEIGHTS, round - 1).tolist()
     replies = []
     for i, (x, weight) in enumerate(zip(updates, weights, strict=True)):
         ctx = make_context(round, i * N_CLIENTS // COHORT_SIZE, LAYOUT, COHORT_SIZE)
@@ -142,12 +143,16 @@ def _send_updates(
 
 
 def _aggregate_readonly(
-    compressor: Compressor, server_state: StateArrays, replies: Sequence[WeightedUpdate], ctx: AggregationContext
+    compressor: Compressor,
+    aggregator: Aggregator,
+    server_state: StateArrays,
+    replies: Sequence[WeightedUpdate],
+    ctx: AggregationContext,
 ) -> tuple[F32, StateArrays]:
     """Aggregate replies that can be iterated over once, as in a run, with a read-only server state."""
     argument = dict(server_state)
     try:
-        update, new_state = as_scheme(compressor).aggregate(argument, iter(replies), ctx)
+        update, new_state = aggregator.aggregate(argument, iter(replies), ctx)
     except ValueError as error:
         if "read-only" not in str(error):
             raise
@@ -164,21 +169,22 @@ def _aggregate_readonly(
     return update, new_state
 
 
-def _require_sum(compressor: Compressor, replies: Sequence[WeightedUpdate], ctx: AggregationContext) -> None:
+def _require_sum(
+    compressor: Compressor, aggregator: Aggregator, replies: Sequence[WeightedUpdate], ctx: AggregationContext
+) -> None:
     """Raise LawError unless the aggregate is Σ weight · decoded update."""
-    scheme = as_scheme(compressor)
     cases = {"": replies, "one reply": [replace(replies[0], weight=1.0)], "no reply": []}
-    if not scheme.needs_normalized_weights:
-        hint = "weights that add up to 3 (set needs_normalized_weights = True where they must add up to 1)"
+    if aggregator.accepted_weights == "any":
+        hint = 'weights that add up to 3 (set accepted_weights = "normalized" where they must add up to 1)'
         cases[hint] = [replace(reply, weight=3 * reply.weight) for reply in replies]
     for description, subset in cases.items():
         expected, scale = np.zeros(LAYOUT.size), 0.0
         for reply in subset:
-            dense = scheme.decode(reply.sections, reply.ctx).to_dense()
+            dense = ctx.scheme.decode(reply.sections, reply.ctx).to_dense()
             expected += reply.weight * dense.astype(np.float64)
             scale += reply.weight * float(np.abs(dense).max())
         case = f"round {ctx.round}, {description or f'{len(replies)} replies'}, compared with Σ weight · decoded update"
-        _require_close(compressor, case, _aggregate_readonly(compressor, {}, subset, ctx)[0], expected, scale)
+        _require_close(compressor, case, _aggregate_readonly(compressor, aggregator, {}, subset, ctx)[0], expected, scale)
 
 
 def _halve(scheme: CompressionScheme, replies: Sequence[WeightedUpdate]) -> list[WeightedUpdate]:
@@ -186,12 +192,16 @@ def _halve(scheme: CompressionScheme, replies: Sequence[WeightedUpdate]) -> list
     heaviest = max(replies, key=lambda reply: reply.weight)
     halved_replies: list[WeightedUpdate] = []
     for reply in replies:
-        if reply is heaviest or scheme.needs_uniform_weights:
+        if reply is heaviest or _needs_equal_weights(scheme):
             half = replace(reply, weight=reply.weight / 2)
             halved_replies += [half, replace(half, ctx=_choose_twin(scheme, reply))]
         else:
             halved_replies.append(reply)
     return halved_replies
+
+
+def _needs_equal_weights(scheme: CompressionScheme) -> bool:
+    return select_aggregator(None, scheme).accepted_weights == "equal"
 
 
 def _choose_twin(scheme: CompressionScheme, reply: WeightedUpdate) -> CodecContext:

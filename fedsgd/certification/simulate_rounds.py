@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsgd.aggregation import AggregationContext, WeightedUpdate, select_aggregator
 from fedsgd.compression.base import (
-    AggregationContext,
     CodecContext,
     CompressionOperator,
     CompressionScheme,
     Compressor,
     EncodedUpdate,
-    WeightedUpdate,
 )
 from fedsgd.compression.schemes.plain import MemorylessScheme
 from fedsgd.compression.updates import StateArrays, Update
@@ -99,13 +98,15 @@ def simulate_rounds(compressor: Compressor, updates: F32, layout: ParameterLayou
     """Simulate and yield the rounds in which m clients send updates [R, m, P]."""
     scheme, cohort = as_scheme(compressor), updates.shape[1]
     states: list[StateArrays] = [{}] * cohort
-    server_state: StateArrays = {}
+    aggregator = select_aggregator(None, scheme)
+    server_state = aggregator.init_state(layout)
     for round, round_updates in enumerate(updates, start=1):
         frame = encode_reference_frame(scheme, server_state, make_context(round, ALL_CLIENTS, layout, cohort))
         reference = decode_reference_frame(scheme, frame, make_context(round, ALL_CLIENTS, layout, cohort))
         replies = _send_round(compressor, round_updates, states, round, layout, reference)
         messages = (WeightedUpdate(reply.sections, 1 / cohort, reply.ctx) for reply in replies)
-        aggregate, server_state = scheme.aggregate(server_state, messages, AggregationContext(SEED, round, layout, cohort))
+        aggregation_ctx = AggregationContext(SEED, round, layout, cohort, scheme)
+        aggregate, server_state = aggregator.aggregate(server_state, messages, aggregation_ctx)
         yield SimulatedRound(replies, frame, reference, aggregate)
 
 
@@ -189,12 +190,14 @@ def decode_rounds(compressor: Compressor, rounds: Sequence[RoundFrames], layout:
             yield _as_vector(decode_reference_frame(scheme, reference, ctx))
         else:
             yield scheme.decode(decode_frame(replies[client]).sections, ctx).to_dense()
-    server_state: StateArrays = {}
+    aggregator = select_aggregator(None, scheme)
+    server_state = aggregator.init_state(layout)
     for round, (_, replies) in enumerate(rounds, start=1):
         yield _as_byte_array(encode_reference_frame(scheme, server_state, make_context(round, ALL_CLIENTS, layout, cohort)))
         contexts = (make_context(round, client, layout, cohort) for client in range(cohort))
         messages = (WeightedUpdate(decode_frame(f).sections, 1 / cohort, ctx) for f, ctx in zip(replies, contexts, strict=True))
-        aggregate, server_state = scheme.aggregate(server_state, messages, AggregationContext(SEED, round, layout, cohort))
+        aggregation_ctx = AggregationContext(SEED, round, layout, cohort, scheme)
+        aggregate, server_state = aggregator.aggregate(server_state, messages, aggregation_ctx)
         yield aggregate
 
 

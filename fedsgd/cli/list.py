@@ -12,7 +12,9 @@ import click
 from fedsgd.cli.app import main
 from fedsgd.cli.streams import echo, echo_json
 
-COMPONENT_FAMILIES = ("compressors", "datasets", "durations", "models", "optimizers", "partitioners", "samplers", "schedules")
+COMPONENT_FAMILIES = (
+    *("aggregators", "compressors", "datasets", "durations", "models", "optimizers", "partitioners", "samplers", "schedules"),
+)
 PROFILE_FAMILIES = ("networks", "devices")
 
 

@@ -7,7 +7,6 @@ Codec ids are unique: FORMAT.md lists those that are taken.
 """
 
 from fedsgd.compression.base import (
-    AggregationContext,
     ClientId,
     CodecContext,
     CompressionOperator,
@@ -15,7 +14,6 @@ from fedsgd.compression.base import (
     Compressor,
     EncodedUpdate,
     OperatorScheme,
-    WeightedUpdate,
     Weighting,
 )
 from fedsgd.compression.schemes.error_feedback import ErrorFeedback
@@ -55,7 +53,6 @@ COMPRESSORS: Registry[Compressor] = Registry(
 
 __all__ = [
     "COMPRESSORS",
-    "AggregationContext",
     "ClientId",
     "CodecContext",
     "CompressionOperator",
@@ -71,7 +68,6 @@ __all__ = [
     "StaleResidualPolicy",
     "StateArrays",
     "Update",
-    "WeightedUpdate",
     "Weighting",
     "apply_rollback",
 ]

@@ -11,8 +11,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-import numpy as np
-
 from fedsgd.compression.run_config import STALE_ROUNDS, RunConfig
 from fedsgd.compression.updates import EntryPatch, StateArrays, Update, apply_rollback
 from fedsgd.config.component import Component
@@ -71,14 +69,13 @@ class Compressor(Component, ABC):
       file or environment variable holds a state.
     * The compressor neither draws from the global generators of `random`, numpy and torch nor reads or sets their states, even
       if it restores them.
-    * An `aggregate` that returns no state returns Σ weight · decoded update, for any weights and for no reply. If
-      `needs_normalized_weights`, the weights add up to 1.
-    * An `aggregate` that returns a state treats two replies of half the weight as one reply. Its scale is not tested.
+    * A scheme's own aggregator that returns no state returns Σ weight · decoded update, for any weights that it accepts and for
+      no reply. One that returns a state treats two replies of half the weight as one reply. Its scale is not tested.
     * An equal compressor that has only the server's reference frames encodes equal vectors to the same bytes.
     * `add_to` of a decoded update is out + weight · `to_dense()` up to rounding, for any weight, in float64 and float32.
     * Malformed sections raise WireError, or decode to a finite update of P coordinates whose `add_to` agrees with `to_dense`.
       The law also accepts any other exception, and values that are not finite: neither is a silent fault.
-    * `aggregate` writes to no state. The order of replies changes its result by rounding only; a second call not at all.
+    * The aggregator writes to no state. The order of replies changes its result by rounding only; a second call not at all.
     """
 
     @property
@@ -268,37 +265,6 @@ class EncodedUpdate:
 
 
 @dataclass(frozen=True)
-class AggregationContext:
-    """Context of a round whose replies a scheme aggregates.
-
-    Attributes:
-        seed, round, layout: as in `CodecContext`.
-        clients: N, number of registered clients, in the cohort or not.
-    """
-
-    seed: int
-    round: int
-    layout: ParameterLayout
-    clients: int
-
-
-@dataclass(frozen=True)
-class WeightedUpdate:
-    """Encoded update of one client at the server.
-
-    Attributes:
-        sections: sections of the encoded update.
-        weight: aggregation weight. The weights of a round add up to 1, unless they are corrected for inclusion probabilities or
-            the length of local training.
-        ctx: context of the client, without `reference`.
-    """
-
-    sections: Sections
-    weight: float
-    ctx: CodecContext
-
-
-@dataclass(frozen=True)
 class CompressionScheme(Compressor):
     """Compressor with memory, at the client, at the server or at both.
 
@@ -310,18 +276,17 @@ class CompressionScheme(Compressor):
     * Lost replies: after a lost reply no entry of `residual_entries` is missing, or zero where the update was not zero.
     """
 
-    needs_uniform_weights: ClassVar[bool] = False
-    """True if the server's arithmetic needs equal aggregation weights."""
-    needs_normalized_weights: ClassVar[bool] = False
-    """True if the server's arithmetic needs aggregation weights that add up to 1."""
     server_mirrors_clients: ClassVar[bool] = False
     """True if the server stores the sum of a vector that each client stores too: no client may lose its state or round it."""
     corrects_gradients: ClassVar[bool] = False
     """True if clients add `gradient_correction` to each gradient of local training."""
-    steps_without_replies: ClassVar[bool] = False
-    """True if the server also steps in a round without replies, with the update that `aggregate` returns for none."""
     residual_entries: ClassVar[tuple[str, ...]] = ()
     """State entries of a client that hold unsent updates and become stale in its absence; the last entry is the residual."""
+
+    @property
+    def aggregator(self) -> str | type[Component] | None:
+        """Aggregator that is the server half of this scheme: its name or its class. None: any aggregator of decoded updates."""
+        return None
 
     @abstractmethod
     def send(self, x: F32, state: StateArrays, ctx: CodecContext) -> EncodedUpdate:
@@ -372,35 +337,11 @@ class CompressionScheme(Compressor):
                 f'are {interval:.0f} rounds old; set {run.feedback_key} = "decay" or "reset", or sample more clients in a round'
             )
 
-    def aggregate(
-        self, server_state: StateArrays, replies: Iterable[WeightedUpdate], ctx: AggregationContext
-    ) -> tuple[F32, StateArrays]:
-        """Return the aggregate of a round's replies, [P] float32, and the server's next state; by default the weighted mean.
-
-        Args:
-            server_state: server's state, empty in the first round; never written to.
-            replies: updates of the cohort, ascending by client; there may be none. They can be iterated over once.
-            ctx: context of the round.
-        """
-        return self.weighted_mean(replies, ctx.layout), server_state
-
-    def weighted_mean(self, replies: Iterable[WeightedUpdate], layout: ParameterLayout) -> F32:
-        """Return Σ weight · decoded update, [P] float32, added up in float64 in the order of the replies.
-
-        Args:
-            replies: updates of the cohort. The caller sorts them by client, so that the sum does not depend on their arrival.
-            layout: tensors of the vector, P numbers.
-        """
-        total = np.zeros(layout.size, dtype=np.float64)
-        for reply in replies:
-            self.decode(reply.sections, reply.ctx).add_to(total, reply.weight)
-        return total.astype(np.float32)
-
-    def encode_reference(self, server_state: StateArrays, ctx: CodecContext) -> Sections:
+    def encode_reference(self, aggregator_state: StateArrays, ctx: CodecContext) -> Sections:
         """Encode the vector that the server sends to every client with the model; by default no sections.
 
         Args:
-            server_state: server's state.
+            aggregator_state: state of the scheme's aggregator.
             ctx: context of the coming round.
         """
         return ()

@@ -40,6 +40,15 @@ class Update(ABC):
     def to_dense(self) -> F32:
         """Return the update as a new vector [P] float32."""
 
+    def add_support_to(self, out: F64, weight: float) -> None:
+        """Add weight to a vector in place at each coordinate that was sent; by default at all.
+
+        Args:
+            out: [P] float64.
+            weight: summand.
+        """
+        out += weight
+
 
 @dataclass(frozen=True, eq=False)
 class DenseUpdate(Update):
@@ -80,6 +89,9 @@ class SparseUpdate(Update):
         out = np.zeros(self.size, dtype=np.float32)
         out[self.indices] = self.values
         return out
+
+    def add_support_to(self, out: F64, weight: float) -> None:
+        out[self.indices] += weight
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,6 +153,9 @@ class LazyUpdate(Update):
 
     def to_dense(self) -> F32:
         return self.factory().to_dense()
+
+    def add_support_to(self, out: F64, weight: float) -> None:
+        self.factory().add_support_to(out, weight)
 
 
 @dataclass(frozen=True, eq=False)

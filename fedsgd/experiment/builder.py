@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fedsgd.aggregation import select_aggregator
 from fedsgd.config.user_errors import wrap_user_errors
 from fedsgd.data import ClientData, Dataset
 from fedsgd.errors import ModelError
@@ -168,7 +169,12 @@ def make_plan(scenario: Scenario, task: LearningTask, train: ClientData) -> Fede
     """
     with errors_in_section(""):
         cohort = scenario.compute_cohort_size(len(train))
-    compressors = {"uplink.compressor": scenario.uplink.build_scheme(), "downlink.compressor": scenario.downlink.compressor}
+    scheme = scenario.uplink.build_scheme()
+    with errors_in_section("server"):
+        aggregator = select_aggregator(scenario.server.aggregator, scheme)
+    with errors_in_section("server.aggregator"), wrap_user_errors("server.aggregator", aggregator):
+        aggregator.check_cohort(cohort)
+    compressors = {"uplink.compressor": scheme, "downlink.compressor": scenario.downlink.compressor}
     for key, compressor in compressors.items():
         with errors_in_section(key), wrap_user_errors(key, compressor):
             compressor.check_layout(task.shared_layout)
@@ -177,7 +183,7 @@ def make_plan(scenario: Scenario, task: LearningTask, train: ClientData) -> Fede
         seed=scenario.seed,
         layout=task.shared_layout,
         local_training=local_training_config(scenario),
-        uplink=scenario.uplink.build_scheme(),
+        uplink=scheme,
         downlink=scenario.downlink.build_downlink(),
         server_optimizer=scenario.server.optimizer,
         weighting=scenario.server.weighting,
@@ -187,6 +193,7 @@ def make_plan(scenario: Scenario, task: LearningTask, train: ClientData) -> Fede
         uses_fednova=scenario.server.normalisation == "fednova",
         buffers=_build_buffer_plan(task),
         bfloat16_states=scenario.state.precision == "bfloat16",
+        aggregator=aggregator,
     )
 
 
@@ -237,7 +244,7 @@ def _state_budget(scenario: Scenario, plan: FederationPlan, n_invited: int, size
     folder = expand_user_path(scenario.state.folder) if scenario.state.folder else find_temporary_folder()
     config, state = scenario.state, representative_state(plan, size)
     state_bytes = stored_bytes(state) if state.state_if_accepted else 0
-    return plan_state_storage(
+    budget = plan_state_storage(
         plan.n_clients,
         n_invited,
         scenario.rounds,
@@ -247,6 +254,7 @@ def _state_budget(scenario: Scenario, plan: FederationPlan, n_invited: int, size
         budget=config.budget_bytes,
         folder=folder,
     )
+    return replace(budget, aggregation_bytes=plan.aggregation_rule.max_working_bytes(plan.layout, plan.cohort_size))
 
 
 @contextmanager

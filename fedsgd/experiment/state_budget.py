@@ -35,6 +35,7 @@ class StateBudget:
         location: place of the states; "nodes" where clients train on nodes of a deployment.
         budget: memory that states and models may use, bytes.
         folder: folder of states on disk, None for states in memory.
+        aggregation_bytes: memory that the server's aggregator needs in addition, at most, bytes.
     """
 
     clients: int
@@ -44,6 +45,7 @@ class StateBudget:
     location: Literal["memory", "disk", "nodes"]
     budget: int
     folder: Path | None = None
+    aggregation_bytes: int = 0
 
     @property
     def n_bytes(self) -> int:
@@ -51,9 +53,10 @@ class StateBudget:
         return self.max_participants * self.bytes_per_client
 
     def __str__(self) -> str:
+        aggregation = f"\naggregation: at most {format_bytes(self.aggregation_bytes)}" if self.aggregation_bytes else ""
         if not self.bytes_per_client:
-            return "client state: none"
-        return f"client state: {_describe_amount(self)}, {self._describe_location()}"
+            return f"client state: none{aggregation}"
+        return f"client state: {_describe_amount(self)}, {self._describe_location()}{aggregation}"
 
     def _describe_location(self) -> str:
         if self.location == "nodes":

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsgd.aggregation import Aggregator, select_aggregator
 from fedsgd.compression import ClientId, CodecContext, CompressionScheme, Weighting
 from fedsgd.federation.buffers import BufferPlan, max_buffer_section_bytes
 from fedsgd.federation.downlink import ModelBroadcast
@@ -41,6 +43,7 @@ class FederationPlan:
         uses_fednova: True if updates are normalized by the progress of their local steps (FedNova, Wang et al. 2020).
         buffers: buffers that training changes; None if there are none.
         bfloat16_states: True if clients store their states in bfloat16.
+        aggregator: rule that combines the updates; None for the scheme's own, or the weighted mean.
     """
 
     seed: int
@@ -56,6 +59,12 @@ class FederationPlan:
     uses_fednova: bool = False
     buffers: BufferPlan | None = None
     bfloat16_states: bool = False
+    aggregator: Aggregator | None = None
+
+    @cached_property
+    def aggregation_rule(self) -> Aggregator:
+        """Rule that combines the updates of a round."""
+        return select_aggregator(self.aggregator, self.uplink)
 
     def make_context(
         self, round: int, client: ClientId, reference: F32 | None = None, learning_rate_sum: float = 1.0

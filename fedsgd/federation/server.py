@@ -9,7 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedsgd.compression import AggregationContext, ClientId, StateArrays, WeightedUpdate
+from fedsgd.aggregation import AggregationContext, WeightedUpdate
+from fedsgd.aggregation.server_step import compute_server_step
+from fedsgd.aggregation.weighting import compute_weights, normalize_by_progress
+from fedsgd.compression import ClientId, StateArrays
 from fedsgd.config.user_errors import wrap_user_errors
 from fedsgd.errors import NonFiniteError, RunError, WireError
 from fedsgd.federation.buffers import DecodedUpdate, average_buffers, encode_buffers_frame, split_buffers
@@ -18,7 +21,6 @@ from fedsgd.federation.downlink import CatchUpPlanner, EncodedFrame, PublicModel
 from fedsgd.federation.plan import FederationPlan, Message, Reply, describe_non_finite
 from fedsgd.numerics.arrays import F32, F64
 from fedsgd.numerics.reductions import all_finite
-from fedsgd.optim import compute_server_step
 from fedsgd.system.profiling import timed
 from fedsgd.wire import (
     ALL_CLIENTS,
@@ -44,7 +46,7 @@ class ServerState:
         public_model: model that the clients of the next round decode, and the model's frames.
         buffers: [S'] float32, buffers that clients start from; None if there are none.
         extra_frames: BUFFERS and REFERENCE frames of the next round; empty if there are none.
-        optimizer_state, scheme_state: states of the server's optimizer, and of the compression scheme at the server.
+        optimizer_state, aggregator_state: states of the server's optimizer, and of the aggregator.
         acknowledged_rounds: last round in which each client's reply was aggregated.
         shared_frames: frames of the next round that clients share and that were sent already.
     """
@@ -55,7 +57,7 @@ class ServerState:
     buffers: F32 | None = None
     extra_frames: tuple[EncodedFrame, ...] = ()
     optimizer_state: StateArrays = field(default_factory=dict)
-    scheme_state: StateArrays = field(default_factory=dict)
+    aggregator_state: StateArrays = field(default_factory=dict)
     acknowledged_rounds: AcknowledgedRounds = NONE_ACKNOWLEDGED
     shared_frames: tuple[EncodedFrame, ...] = ()
 
@@ -83,7 +85,9 @@ def initial_server_state(plan: FederationPlan, weights: F32) -> ServerState:
     with wrap_user_errors("downlink.compressor", plan.downlink):
         public_model = initial_public_model(plan.downlink, weights, lambda round: plan.make_context(round, ALL_CLIENTS))
     buffers = None if plan.buffers is None else plan.buffers.averaged
-    return ServerState(1, weights, public_model, buffers, () if buffers is None else (encode_buffers_frame(1, buffers),))
+    extra_frames = () if buffers is None else (encode_buffers_frame(1, buffers),)
+    aggregator_state = plan.aggregation_rule.init_state(plan.layout)
+    return ServerState(1, weights, public_model, buffers, extra_frames, aggregator_state=aggregator_state)
 
 
 def broadcast(
@@ -151,15 +155,14 @@ def aggregate(
 ) -> tuple[ServerState, Mapping[ClientId, AggregatedReply]]:
     """Aggregate the replies of a round and step the model.
 
-        w_{t+1} = step(w_t, Δ_t), Δ_t = Σ_i p_i Δ_i
+        w_{t+1} = step(w_t, Δ_t), Δ_t = aggregator(p_i, Δ_i)
 
-    The rule is algorithm 1 of McMahan et al. 2017, with the server optimizers of Reddi et al. 2021, algorithm 2. Weights p_i
-    are in proportion to the examples that client i reports, or uniform. With inclusion probabilities π_i, p_i is divided by π_i
-    and by the total over all clients instead of the cohort. Then Δ_t is an unbiased estimate of the mean over all clients
-    (Horvitz and Thompson 1952). Replies are added in ascending order of clients, whatever their order of arrival.
+    With the weighted mean, Δ_t = Σ_i p_i Δ_i, this is algorithm 1 of McMahan et al. 2017, with the server optimizers of Reddi
+    et al. 2021, algorithm 2. Weights p_i are in proportion to the examples that client i reports, or uniform;
+    `aggregation.weighting` has their corrections. Replies are aggregated in ascending order of clients.
 
-    Without replies the model and the states of scheme and optimizer do not change. A scheme with `steps_without_replies`
-    aggregates an empty cohort instead, and the optimizer steps with the result.
+    Without replies the model and the states of aggregator and optimizer do not change. An aggregator with
+    `steps_without_replies` aggregates an empty cohort instead, and the optimizer steps with the result.
 
     Args:
         plan: settings of the federation.
@@ -178,13 +181,13 @@ def aggregate(
     sorted_replies = sorted(replies, key=lambda reply: reply.client)
     if len({reply.client for reply in sorted_replies}) != len(sorted_replies):
         raise RunError(server.round, None, "the cohort has two replies of one client")
-    if not sorted_replies and not plan.uplink.steps_without_replies:
+    if not sorted_replies and not plan.aggregation_rule.steps_without_replies:
         return _publish_next_round(plan, server, server.weights, np.zeros_like(server.weights)), {}
     decoded_updates = [decode_update(plan, reply, server.round) for reply in sorted_replies]
     frames = [update.frame for update in decoded_updates]
     aggregation_weights = _aggregation_weights(plan, server.round, frames, inclusion_probabilities)
     update_weights = _fednova_weights(plan, server.round, decoded_updates, aggregation_weights)
-    update, scheme_state, seconds = _aggregate_updates(plan, server, decoded_updates, update_weights)
+    update, aggregator_state, seconds = _aggregate_updates(plan, server, decoded_updates, update_weights)
     aggregated_replies = {
         decoded.frame.header.client: AggregatedReply(decoded.frame, decoded.sections, reply_seconds)
         for decoded, reply_seconds in zip(decoded_updates, seconds, strict=True)
@@ -201,7 +204,7 @@ def aggregate(
         server,
         buffers=buffers,
         optimizer_state=optimizer_state,
-        scheme_state=scheme_state,
+        aggregator_state=aggregator_state,
         acknowledged_rounds=acknowledged_rounds,
     )
     return _publish_next_round(plan, next_state, weights, step), aggregated_replies
@@ -228,7 +231,7 @@ def advance_with_external_model(
 def _aggregate_updates(
     plan: FederationPlan, server: ServerState, updates: Sequence[DecodedUpdate], aggregation_weights: F64
 ) -> tuple[F32, StateArrays, list[float]]:
-    """Return the aggregated update [P], the scheme's state at the server, and the seconds of each reply."""
+    """Return the aggregated update [P], the aggregator's next state, and the seconds of each reply."""
     seconds: list[float] = []
     client: ClientId | None = None
 
@@ -240,18 +243,19 @@ def _aggregate_updates(
             seconds.append(time.perf_counter() - start_time)
         client = None
 
-    ctx = AggregationContext(plan.seed, server.round, plan.layout, plan.n_clients)
+    ctx = AggregationContext(plan.seed, server.round, plan.layout, plan.n_clients, plan.uplink)
     try:
         with (
             np.errstate(over="ignore", invalid="ignore"),  # sums of finite replies may overflow
+            wrap_user_errors("server.aggregator", plan.aggregation_rule, server.round),
             wrap_user_errors("uplink.compressor", plan.uplink, server.round),
         ):
-            update, scheme_state = plan.uplink.aggregate(server.scheme_state, iterate_timed(), ctx)
+            update, aggregator_state = plan.aggregation_rule.aggregate(server.aggregator_state, iterate_timed(), ctx)
     except WireError as error:
         raise _add_location(error, server.round, client) from None
     if not all_finite(update):
         raise NonFiniteError(server.round, None, f"the cohort's update {describe_non_finite(update, plan.layout)}")
-    return update, scheme_state, seconds
+    return update, aggregator_state, seconds
 
 
 def _aggregation_weights(
@@ -260,31 +264,24 @@ def _aggregation_weights(
     """Return the replies' aggregation weights, [len(frames)] float64. Their sum is 1 without inclusion probabilities."""
     if not frames:
         return np.zeros(0)
-    examples = np.array([frame.header.examples for frame in frames], dtype=np.float64)
-    counts = examples if plan.weighting == "examples" else np.ones(len(frames))
-    if not counts.sum() > 0:
+    counts = [frame.header.examples if plan.weighting == "examples" else 1 for frame in frames]
+    if not any(counts):
         raise RunError(round, None, "no client of the cohort has any examples, so there is nothing to average")
-    weights: F64 = counts / counts.sum()
-    if inclusion_probabilities is not None:
-        population = plan.n_examples if plan.weighting == "examples" else plan.n_clients
-        weights = counts / np.array([inclusion_probabilities[frame.header.client] for frame in frames]) / population
-    return weights
+    if inclusion_probabilities is None:
+        return compute_weights(counts)
+    total = plan.n_examples if plan.weighting == "examples" else plan.n_clients
+    return compute_weights(counts, [inclusion_probabilities[frame.header.client] for frame in frames], total)
 
 
 def _fednova_weights(plan: FederationPlan, round: int, updates: Sequence[DecodedUpdate], aggregation_weights: F64) -> F64:
-    """Return the weight of each update, [len(updates)] float64.
+    """Return the weight of each update, [len(updates)] float64: FedNova's, if the plan uses it.
 
-    With FedNova (Wang et al. 2020), the weight is p_i τ_eff / τ_i with client i's normalizer τ_i and τ_eff = Σ p_i τ_i / Σ p_i;
-    otherwise p_i. Buffers do not grow with the number of steps, so the weight of a client's buffers is always p_i.
+    Buffers do not grow with the number of steps, so the weight of a client's buffers is always p_i.
     """
     if not plan.uses_fednova or not updates:
         return aggregation_weights
     normalizers = np.array([plan.local_training.fednova_normalizer(update.frame.header.examples, round) for update in updates])
-    effective_normalizer = float((aggregation_weights * normalizers).sum() / aggregation_weights.sum())
-    weights: F64 = np.divide(
-        aggregation_weights * effective_normalizer, normalizers, out=np.zeros_like(aggregation_weights), where=normalizers > 0
-    )
-    return weights
+    return normalize_by_progress(aggregation_weights, normalizers)
 
 
 def _publish_next_round(plan: FederationPlan, server: ServerState, weights: F32, step: F32) -> ServerState:
@@ -296,7 +293,7 @@ def _publish_next_round(plan: FederationPlan, server: ServerState, weights: F32,
     round, start_time = server.round + 1, time.perf_counter()
     extra_frames = [] if server.buffers is None else [encode_buffers_frame(round, server.buffers)]
     with wrap_user_errors("uplink.compressor", plan.uplink, server.round):
-        sections = plan.uplink.encode_reference(server.scheme_state, plan.make_context(round, ALL_CLIENTS))
+        sections = plan.uplink.encode_reference(server.aggregator_state, plan.make_context(round, ALL_CLIENTS))
     if sections:
         frame = Frame(Header(FrameKind.REFERENCE, round, plan.uplink.codec), sections)
         extra_frames.append(EncodedFrame(encode_frame(frame), frame, 0, time.perf_counter() - start_time))

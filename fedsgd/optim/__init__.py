@@ -22,7 +22,7 @@ To add an optimizer or a schedule, write its class in a module and add a line to
 """
 
 from fedsgd.config.component import Registry
-from fedsgd.optim.base import Optimizer, ScaledStep, compute_server_step
+from fedsgd.optim.base import Optimizer, ScaledStep
 from fedsgd.optim.schedules import ConstantSchedule, Schedule
 from fedsgd.optim.sgd import SGD, Momentum, Nesterov, PyTorchMomentum
 
@@ -64,5 +64,4 @@ __all__ = [
     "PyTorchMomentum",
     "ScaledStep",
     "Schedule",
-    "compute_server_step",
 ]

@@ -1,4 +1,4 @@
-"""Base class of optimizers, which turn a gradient and buffers into a step, and the server's step."""
+"""Base class of optimizers, which turn a gradient and buffers into a step."""
 
 from __future__ import annotations
 
@@ -6,16 +6,10 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
-import numpy as np
-
 from fedsgd.config.component import Component, NonNegativeFloat, PositiveFloat
-from fedsgd.numerics.arrays import F32
 from fedsgd.optim.schedules import ConstantSchedule, Schedule
-from fedsgd.system.torch_threads import use_single_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from torch import Tensor
 
     Buffers = dict[str, Tensor]
@@ -127,22 +121,3 @@ class Optimizer(Component, ABC):
             buffers: the rule's state, each in the shape of g; updated in place.
             lr: η after the schedule.
         """
-
-
-def compute_server_step(
-    optimizer: Optimizer, weights: F32, update: F32, state: Mapping[str, F32], round: int
-) -> tuple[F32, F32, dict[str, F32]]:
-    """Make one server step on the pseudo-gradient −update, and return the next weights [P], the step [P] and the next state.
-
-    An empty state stands for the initial buffers. No argument is written to. With "sgd" and lr = 1, the next weights are
-    weights + update, the weighted mean of the clients' models: FedAvg.
-    """
-    import torch
-
-    with use_single_thread():
-        w = torch.from_numpy(weights.copy())
-        buffers = {name: torch.from_numpy(value.copy()) for name, value in state.items()} or optimizer.init(w)
-        direction, alpha = optimizer.step(w, torch.from_numpy(np.negative(update)), buffers, optimizer.learning_rate(round))
-        w.add_(direction, alpha=alpha)
-        step = direction * alpha
-    return w.numpy(), step.numpy(), {name: value.numpy() for name, value in buffers.items()}

@@ -9,6 +9,7 @@ from dataclasses import MISSING, dataclass, fields
 from functools import partial
 from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
+from fedsgd.aggregation import AGGREGATORS, Aggregator
 from fedsgd.compression import COMPRESSORS, CompressionOperator, Compressor
 from fedsgd.config.component import (
     Component,
@@ -45,6 +46,7 @@ REGISTRIES: Mapping[type, Registry[Any]] = {
     Schedule: SCHEDULES,
     Sampler: SAMPLERS,
     DurationModel: DURATIONS,
+    Aggregator: AGGREGATORS,
     Compressor: COMPRESSORS,
     CompressionOperator: COMPRESSORS,
 }

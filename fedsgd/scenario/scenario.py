@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fedsgd.aggregation import select_aggregator
 from fedsgd.compression import CompressionScheme
 from fedsgd.config.component import FieldError, PositiveInt, Seed, describe_value
 from fedsgd.config.python_objects import (
@@ -97,10 +98,12 @@ class Scenario(SettingsSection):
     def _check_consistency(self, scheme: CompressionScheme) -> None:
         """Raise FieldError if settings of different sections contradict each other."""
         name, server, client = self.uplink.compressor.name, self.server, self.client
-        if scheme.needs_uniform_weights and server.weighting != "uniform":
-            problem = f'got "{server.weighting}", expected "uniform": {name} averages all clients with equal weights'
+        with errors_in_section("server"):
+            aggregator = select_aggregator(server.aggregator, scheme)
+        if aggregator.accepted_weights == "equal" and server.weighting != "uniform":
+            problem = f'got "{server.weighting}", expected "uniform": {aggregator.name} gives all clients equal weights'
             raise FieldError("scenario", "server.weighting", problem)
-        if scheme.needs_normalized_weights and (
+        if aggregator.accepted_weights != "any" and (
             server.sampler.yields_inclusion_probabilities or server.normalisation != "none"
         ):
             key, value, expected = (
@@ -108,7 +111,7 @@ class Scenario(SettingsSection):
                 if server.sampler.yields_inclusion_probabilities
                 else ("normalisation", server.normalisation, '"none"')
             )
-            problem = f'got "{value}", expected {expected}: {name} needs aggregation weights that sum to 1'
+            problem = f'got "{value}", expected {expected}: {aggregator.name} needs aggregation weights that sum to 1'
             raise FieldError("scenario", f"server.{key}", problem)
         is_plain = client.optimizer.name == "sgd" and client.optimizer.clip_norm is None and not client.optimizer.weight_decay
         if scheme.corrects_gradients and not (is_plain and not client.proximal):

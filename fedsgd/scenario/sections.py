@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+from fedsgd.aggregation import Aggregator
 from fedsgd.compression import (
     CompressionOperator,
     CompressionScheme,
@@ -140,6 +141,7 @@ class ServerConfig(SettingsSection):
         weighting: aggregation weights: the clients' numbers of examples ("examples") or equal weights ("uniform").
         normalisation: "fednova" divides each update by the length of its client's steps and multiplies the mean by the average
             length, so that additional steps do not increase a client's weight (Wang et al. 2020).
+        aggregator: rule that combines the updates of a round; unset, the weighted mean, or the server half of the compressor.
     """
 
     mutually_exclusive: ClassVar[tuple[str, ...]] = ("cohort", "fraction")
@@ -150,6 +152,7 @@ class ServerConfig(SettingsSection):
     weighting: Weighting = "examples"
     sampler: Sampler = Uniform()
     normalisation: Literal["none", "fednova"] = "none"
+    aggregator: Aggregator | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -19,6 +19,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import fedsgd
+from fedsgd.aggregation import AggregationContext, Aggregator, WeightedUpdate, weighted_sum
 from fedsgd.certification import (
     Certificate,
     certify_all,
@@ -38,18 +39,17 @@ from fedsgd.certification.simulate_rounds import RoundFrames, decode_rounds, enc
 from fedsgd.cli import main
 from fedsgd.compression import (
     COMPRESSORS,
-    AggregationContext,
     CodecContext,
     EncodedUpdate,
     ErrorFeedback,
     MemorylessScheme,
     StateArrays,
-    WeightedUpdate,
 )
 from fedsgd.compression.operators.dense import Dense
 from fedsgd.compression.operators.randk import RandK
 from fedsgd.compression.operators.topk import TopK
 from fedsgd.compression.schemes.cafe import CAFe
+from fedsgd.config.component import Component
 from fedsgd.errors import LawError, OutputError, ScenarioError
 from fedsgd.numerics.arrays import F32
 from fedsgd.numerics.parameter_layout import ParameterLayout
@@ -251,24 +251,32 @@ def test_scheme_errors_are_delivered_and_undelivered_updates() -> None:
 
 
 @dataclass(frozen=True)
+class SumWithLastAggregate(Aggregator):
+    """Last aggregate, plus the weighted mean of the updates."""
+
+    name: ClassVar[str] = "sum-with-last-aggregate"
+
+    def aggregate(
+        self, state: StateArrays, updates: Iterable[WeightedUpdate], ctx: AggregationContext
+    ) -> tuple[F32, StateArrays]:
+        update = weighted_sum(updates, ctx).astype(np.float32)
+        if "last" in state:
+            update += state["last"]
+        return update, {"last": update}
+
+
+@dataclass(frozen=True)
 class ReferencedUpdates(MemorylessScheme):
     """Clients send the difference from the last aggregate, which the server sends in addition to the model."""
 
     name: ClassVar[str] = "referenced-updates"
+    aggregator: ClassVar[type[Component]] = SumWithLastAggregate
 
     def send(self, x: F32, state: StateArrays, ctx: CodecContext) -> EncodedUpdate:
         return super().send(x if ctx.reference is None else x - ctx.reference, state, ctx)
 
-    def aggregate(
-        self, server_state: StateArrays, replies: Iterable[WeightedUpdate], ctx: AggregationContext
-    ) -> tuple[F32, StateArrays]:
-        update = self.weighted_mean(replies, ctx.layout)
-        if "last" in server_state:
-            update += server_state["last"]
-        return update, {"last": update}
-
-    def encode_reference(self, server_state: StateArrays, ctx: CodecContext) -> Sections:
-        return encode_values(server_state["last"], "float32", 0, False)[0] if "last" in server_state else ()
+    def encode_reference(self, aggregator_state: StateArrays, ctx: CodecContext) -> Sections:
+        return encode_values(aggregator_state["last"], "float32", 0, False)[0] if "last" in aggregator_state else ()
 
     def decode_reference(self, sections: Sections, ctx: CodecContext) -> F32 | None:
         return decode_values(sections, ctx.layout.size, "float32", False)

@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from fedsgd.aggregation import AggregationContext, WeightedUpdate, select_aggregator
 from fedsgd.compression import (
-    AggregationContext,
     CodecContext,
     CompressionOperator,
     CompressionScheme,
     StateArrays,
-    WeightedUpdate,
 )
 from fedsgd.numerics.arrays import F32
 from fedsgd.numerics.parameter_layout import ParameterLayout
@@ -45,7 +44,7 @@ def relative_error(op: CompressionOperator, x: F32, ctx: CodecContext) -> float:
 
 def run_round(
     scheme: CompressionScheme,
-    server_state: StateArrays,
+    aggregator_state: StateArrays,
     updates: list[F32],
     states: list[StateArrays],
     round: int,
@@ -54,10 +53,10 @@ def run_round(
     """Run one round in which each client sends its update, with equal weights. The clients' `states` are replaced in place.
 
     Returns:
-        The aggregate, and the server's next state.
+        The aggregate, and the aggregator's next state.
     """
     layout = ParameterLayout.from_size(len(updates[0]))
-    sections = scheme.encode_reference(server_state, CodecContext(0, round, 0, layout))
+    sections = scheme.encode_reference(aggregator_state, CodecContext(0, round, 0, layout))
     reference = scheme.decode_reference(sections, CodecContext(0, round, 0, layout)) if sections else None
     replies = []
     for client, x in enumerate(updates):
@@ -65,4 +64,5 @@ def run_round(
         update = scheme.send(x, states[client], ctx)
         states[client] = update.state
         replies.append(WeightedUpdate(update.sections, 1 / len(updates), replace(ctx, reference=None)))
-    return scheme.aggregate(server_state, replies, AggregationContext(0, round, layout, clients))
+    aggregation_ctx = AggregationContext(0, round, layout, clients, scheme)
+    return select_aggregator(None, scheme).aggregate(aggregator_state, replies, aggregation_ctx)

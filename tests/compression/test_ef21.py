@@ -49,5 +49,7 @@ def test_ef21_lost_reply_restores_the_previous_estimate() -> None:
 
 
 def test_ef21_rejects_weights_that_are_not_uniform(scenario: Any) -> None:
-    with pytest.raises(ScenarioError, match=r'server\.weighting: got "examples", expected "uniform": ef21 averages'):
+    with pytest.raises(
+        ScenarioError, match=r'server\.weighting: got "examples", expected "uniform": ef21 gives all clients equal'
+    ):
         scenario({"uplink.compressor.name": "ef21", "uplink.error_feedback": "none"})

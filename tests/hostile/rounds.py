@@ -85,7 +85,7 @@ def encode_reply(plan: FederationPlan, client: int, round: int, x: F32) -> Reply
 def copy_state(server: ServerState) -> list[bytes]:
     """Copy all arrays of a server as bytes, to check that they do not change."""
     public, statistics = server.public_model, () if server.buffers is None else (server.buffers,)
-    arrays = (server.weights, public.weights, *server.scheme_state.values(), *server.optimizer_state.values(), *statistics)
+    arrays = (server.weights, public.weights, *server.aggregator_state.values(), *server.optimizer_state.values(), *statistics)
     return [array.tobytes() for array in arrays]
 
 

@@ -12,13 +12,14 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsgd.aggregation import AggregationContext, Aggregator, WeightedUpdate, weighted_sum
+from fedsgd.aggregation.base import AcceptedWeights
 from fedsgd.certification.decoding_laws import no_silent_corruption, weighted_addition
 from fedsgd.certification.operator_laws import call_order_invariance, sparse_supports
 from fedsgd.certification.scheme_laws import check_telescoping_on_samples as telescoping
 from fedsgd.certification.scheme_laws import lost_replies
 from fedsgd.certification.statistical_laws import mean_error
 from fedsgd.compression import (
-    AggregationContext,
     CodecContext,
     CompressionOperator,
     CompressionScheme,
@@ -28,7 +29,6 @@ from fedsgd.compression import (
     SparseUpdate,
     StateArrays,
     Update,
-    WeightedUpdate,
 )
 from fedsgd.compression.base import OperatorKind
 from fedsgd.compression.kernels.top_k import select_above, top_k
@@ -38,6 +38,7 @@ from fedsgd.compression.operators.sign import Sign
 from fedsgd.compression.operators.sparsifier import encode_sparse, top_k_size
 from fedsgd.compression.operators.topk import TopK
 from fedsgd.compression.schemes.dgc import DGC
+from fedsgd.config.component import Component
 from fedsgd.numerics.arrays import F32
 from fedsgd.numerics.parameter_layout import ParameterLayout
 from fedsgd.numerics.reductions import bucket_max_magnitudes
@@ -243,11 +244,26 @@ class PrunedResidual(ErrorFeedback):
 
 
 @dataclass(frozen=True)
+class FreeReferenceAggregator(Aggregator):
+    """Aggregator of `FreeReference`."""
+
+    name: ClassVar[str] = "free-reference"
+    accepted_weights: ClassVar[AcceptedWeights] = "normalized"
+
+    def aggregate(
+        self, state: StateArrays, updates: Iterable[WeightedUpdate], ctx: AggregationContext
+    ) -> tuple[F32, StateArrays]:
+        update = weighted_sum(updates, ctx).astype(np.float32) + state.get("reference", np.float32(0))
+        _LAST_AGGREGATE[ctx.layout.size] = update
+        return update, {"reference": update}
+
+
+@dataclass(frozen=True)
 class FreeReference(ErrorFeedback):
     """Clients read the last aggregate from a module variable instead of the downlink."""
 
     name: ClassVar[str] = "free-reference"
-    needs_normalized_weights: ClassVar[bool] = True
+    aggregator: ClassVar[type[Component]] = FreeReferenceAggregator
 
     def send(self, x: F32, state: StateArrays, ctx: CodecContext) -> EncodedUpdate:
         last = _LAST_AGGREGATE.get(len(x)) if ctx.round > 1 else None
@@ -255,13 +271,6 @@ class FreeReference(ErrorFeedback):
 
     def undelivered_update(self, state: StateArrays, layout: ParameterLayout) -> F32 | None:
         return None
-
-    def aggregate(
-        self, server_state: StateArrays, replies: Iterable[WeightedUpdate], ctx: AggregationContext
-    ) -> tuple[F32, StateArrays]:
-        update = self.weighted_mean(replies, ctx.layout) + server_state.get("reference", np.float32(0))
-        _LAST_AGGREGATE[ctx.layout.size] = update
-        return update, {"reference": update}
 
 
 REJECTED: list[tuple[CompressionOperator | CompressionScheme, Callable[..., None], str]] = [

@@ -10,7 +10,7 @@ import random
 import tempfile
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from random import getstate, sample, seed, setstate
@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from numpy import random as numpy_random
 
+from fedsgd.aggregation import AggregationContext, Aggregator, WeightedUpdate, weighted_sum
+from fedsgd.aggregation.base import AcceptedWeights
 from fedsgd.compression import (
-    AggregationContext,
     CodecContext,
     CompressionOperator,
     CompressionScheme,
@@ -33,13 +34,12 @@ from fedsgd.compression import (
     SparseUpdate,
     StateArrays,
     Update,
-    WeightedUpdate,
 )
 from fedsgd.compression.base import OperatorKind
 from fedsgd.compression.operators.randk import RandK
 from fedsgd.compression.operators.sparsifier import top_k_size
 from fedsgd.compression.operators.topk import TopK
-from fedsgd.config.component import field_types
+from fedsgd.config.component import Component, field_types
 from fedsgd.numerics.arrays import F32, I64
 from fedsgd.numerics.parameter_layout import ParameterLayout
 from fedsgd.wire import Section, SectionKind, Sections, decode_values, encode_values
@@ -269,20 +269,38 @@ class PeekingDecoder(TopK):
 
 
 @dataclass(frozen=True)
-class ServerMomentum(MemorylessScheme):
-    """m ← ρ m + Σ weight · update; the aggregate is m. Without a fault."""
+class ServerMomentumAggregator(Aggregator):
+    """Aggregator of `ServerMomentum`."""
 
     name: ClassVar[str] = "server-momentum"
 
     def aggregate(
-        self, server_state: StateArrays, replies: Iterable[WeightedUpdate], ctx: AggregationContext
+        self, state: StateArrays, updates: Iterable[WeightedUpdate], ctx: AggregationContext
     ) -> tuple[F32, StateArrays]:
-        mean = self._mean([*replies], ctx)
-        momentum = mean if "momentum" not in server_state else np.float32(0.9) * server_state["momentum"] + mean
+        mean = self._mean([*updates], ctx)
+        momentum = mean if "momentum" not in state else np.float32(0.9) * state["momentum"] + mean
         return momentum, {"momentum": momentum}
 
-    def _mean(self, replies: list[WeightedUpdate], ctx: AggregationContext) -> F32:
-        return self.weighted_mean(replies, ctx.layout)
+    def _mean(self, updates: list[WeightedUpdate], ctx: AggregationContext) -> F32:
+        return _weighted_mean(updates, ctx)
+
+
+@dataclass(frozen=True)
+class ServerMomentum(MemorylessScheme):
+    """m ← ρ m + Σ weight · update; the aggregate is m. Without a fault."""
+
+    name: ClassVar[str] = "server-momentum"
+    aggregator: ClassVar[type[Component]] = ServerMomentumAggregator
+
+
+@dataclass(frozen=True)
+class SummedMomentumAggregator(ServerMomentumAggregator):
+    """Aggregator of `SummedMomentum`."""
+
+    name: ClassVar[str] = "summed-momentum"
+
+    def _mean(self, updates: list[WeightedUpdate], ctx: AggregationContext) -> F32:
+        return super()._mean([replace(update, weight=1.0) for update in updates], ctx)
 
 
 @dataclass(frozen=True)
@@ -290,9 +308,17 @@ class SummedMomentum(ServerMomentum):
     """A sum instead of the mean."""
 
     name: ClassVar[str] = "summed-momentum"
+    aggregator: ClassVar[type[Component]] = SummedMomentumAggregator
 
-    def _mean(self, replies: list[WeightedUpdate], ctx: AggregationContext) -> F32:
-        return super()._mean([WeightedUpdate(reply.sections, 1.0, reply.ctx) for reply in replies], ctx)
+
+@dataclass(frozen=True)
+class UnweightedMomentumAggregator(ServerMomentumAggregator):
+    """Aggregator of `UnweightedMomentum`."""
+
+    name: ClassVar[str] = "unweighted-momentum"
+
+    def _mean(self, updates: list[WeightedUpdate], ctx: AggregationContext) -> F32:
+        return super()._mean([replace(update, weight=1 / len(updates)) for update in updates], ctx)
 
 
 @dataclass(frozen=True)
@@ -300,9 +326,22 @@ class UnweightedMomentum(ServerMomentum):
     """A mean without weights."""
 
     name: ClassVar[str] = "unweighted-momentum"
+    aggregator: ClassVar[type[Component]] = UnweightedMomentumAggregator
 
-    def _mean(self, replies: list[WeightedUpdate], ctx: AggregationContext) -> F32:
-        return super()._mean([WeightedUpdate(reply.sections, 1 / len(replies), reply.ctx) for reply in replies], ctx)
+
+@dataclass(frozen=True)
+class MomentumInPlaceAggregator(Aggregator):
+    """Aggregator of `MomentumInPlace`."""
+
+    name: ClassVar[str] = "momentum-in-place"
+
+    def aggregate(
+        self, state: StateArrays, updates: Iterable[WeightedUpdate], ctx: AggregationContext
+    ) -> tuple[F32, StateArrays]:
+        momentum = state.get("momentum", np.zeros(ctx.layout.size, dtype=np.float32))
+        momentum *= np.float32(0.9)
+        momentum += _weighted_mean(updates, ctx)
+        return momentum.copy(), {"momentum": momentum}
 
 
 @dataclass(frozen=True)
@@ -310,14 +349,25 @@ class MomentumInPlace(ServerMomentum):
     """The server's state is multiplied in place."""
 
     name: ClassVar[str] = "momentum-in-place"
+    aggregator: ClassVar[type[Component]] = MomentumInPlaceAggregator
+
+
+@dataclass(frozen=True)
+class MomentumInTheInstanceAggregator(ServerMomentumAggregator):
+    """Aggregator of `MomentumInTheInstance`."""
+
+    name: ClassVar[str] = "momentum-in-the-instance"
 
     def aggregate(
-        self, server_state: StateArrays, replies: Iterable[WeightedUpdate], ctx: AggregationContext
+        self, state: StateArrays, updates: Iterable[WeightedUpdate], ctx: AggregationContext
     ) -> tuple[F32, StateArrays]:
-        momentum = server_state.get("momentum", np.zeros(ctx.layout.size, dtype=np.float32))
-        momentum *= np.float32(0.9)
-        momentum += self.weighted_mean(replies, ctx.layout)
-        return momentum.copy(), {"momentum": momentum}
+        owner = self._owner(ctx)
+        momentum, _ = super().aggregate(getattr(owner, "server", {}), updates, ctx)
+        object.__setattr__(owner, "server", {"momentum": momentum})
+        return momentum, state
+
+    def _owner(self, ctx: AggregationContext) -> Component:
+        return ctx.scheme
 
 
 @dataclass(frozen=True)
@@ -325,13 +375,42 @@ class MomentumInTheInstance(ServerMomentum):
     """The server's state is stored in the scheme itself."""
 
     name: ClassVar[str] = "momentum-in-the-instance"
+    aggregator: ClassVar[type[Component]] = MomentumInTheInstanceAggregator
+
+
+@dataclass(frozen=True)
+class MomentumInTheAggregatorAggregator(MomentumInTheInstanceAggregator):
+    """Aggregator of `MomentumInTheAggregator`."""
+
+    name: ClassVar[str] = "momentum-in-the-aggregator"
+
+    def _owner(self, ctx: AggregationContext) -> Component:
+        return self
+
+
+@dataclass(frozen=True)
+class MomentumInTheAggregator(ServerMomentum):
+    """The server's state is stored in the aggregator itself."""
+
+    name: ClassVar[str] = "momentum-in-the-aggregator"
+    aggregator: ClassVar[type[Component]] = MomentumInTheAggregatorAggregator
+
+
+@dataclass(frozen=True)
+class TableOfClientsAggregator(Aggregator):
+    """Aggregator of `TableOfClients`."""
+
+    name: ClassVar[str] = "table-of-clients"
+    accepted_weights: ClassVar[AcceptedWeights] = "equal"
 
     def aggregate(
-        self, server_state: StateArrays, replies: Iterable[WeightedUpdate], ctx: AggregationContext
+        self, state: StateArrays, updates: Iterable[WeightedUpdate], ctx: AggregationContext
     ) -> tuple[F32, StateArrays]:
-        momentum, _ = super().aggregate(getattr(self, "server", {}), replies, ctx)
-        object.__setattr__(self, "server", {"momentum": momentum})
-        return momentum, server_state
+        shape = ctx.n_clients, ctx.layout.size
+        table = state["table"].copy() if "table" in state else np.zeros(shape, dtype=np.float32)
+        for update in updates:
+            table[update.ctx.client] = ctx.decode(update).to_dense()
+        return table.mean(axis=0), {"table": table}
 
 
 @dataclass(frozen=True)
@@ -340,8 +419,7 @@ class TableOfClients(OperatorScheme):
 
     name: ClassVar[str] = "table-of-clients"
     codec: ClassVar[int] = 215
-    needs_uniform_weights: ClassVar[bool] = True
-    needs_normalized_weights: ClassVar[bool] = True
+    aggregator: ClassVar[type[Component]] = TableOfClientsAggregator
 
     op: CompressionOperator = TopK(0.1)
 
@@ -351,14 +429,17 @@ class TableOfClients(OperatorScheme):
     def undelivered_update(self, state: StateArrays, layout: ParameterLayout) -> F32 | None:
         return None
 
+
+@dataclass(frozen=True)
+class SummedFeedbackAggregator(Aggregator):
+    """Aggregator of `SummedFeedback`."""
+
+    name: ClassVar[str] = "summed-feedback"
+
     def aggregate(
-        self, server_state: StateArrays, replies: Iterable[WeightedUpdate], ctx: AggregationContext
+        self, state: StateArrays, updates: Iterable[WeightedUpdate], ctx: AggregationContext
     ) -> tuple[F32, StateArrays]:
-        shape = ctx.clients, ctx.layout.size
-        table = server_state["table"].copy() if "table" in server_state else np.zeros(shape, dtype=np.float32)
-        for reply in replies:
-            table[reply.ctx.client] = self.decode(reply.sections, reply.ctx).to_dense()
-        return table.mean(axis=0), {"table": table}
+        return _weighted_mean((replace(update, weight=1.0) for update in updates), ctx), state
 
 
 @dataclass(frozen=True)
@@ -366,11 +447,22 @@ class SummedFeedback(ErrorFeedback):
     """Error feedback with a sum instead of the mean."""
 
     name: ClassVar[str] = "summed-feedback"
+    aggregator: ClassVar[type[Component]] = SummedFeedbackAggregator
+
+
+@dataclass(frozen=True)
+class NormalisedFeedbackAggregator(Aggregator):
+    """Aggregator of `NormalisedFeedback`."""
+
+    name: ClassVar[str] = "normalised-feedback"
 
     def aggregate(
-        self, server_state: StateArrays, replies: Iterable[WeightedUpdate], ctx: AggregationContext
+        self, state: StateArrays, updates: Iterable[WeightedUpdate], ctx: AggregationContext
     ) -> tuple[F32, StateArrays]:
-        return self.weighted_mean((WeightedUpdate(r.sections, 1.0, r.ctx) for r in replies), ctx.layout), server_state
+        all_updates = [*updates]
+        total = sum(update.weight for update in all_updates) or 1.0
+        shares = (replace(update, weight=update.weight / total) for update in all_updates)
+        return _weighted_mean(shares, ctx), state
 
 
 @dataclass(frozen=True)
@@ -378,22 +470,37 @@ class NormalisedFeedback(ErrorFeedback):
     """Weights are divided by their sum, which is not 1 if they are corrected for inclusion probabilities."""
 
     name: ClassVar[str] = "normalised-feedback"
+    aggregator: ClassVar[type[Component]] = NormalisedFeedbackAggregator
 
-    def aggregate(
-        self, server_state: StateArrays, replies: Iterable[WeightedUpdate], ctx: AggregationContext
-    ) -> tuple[F32, StateArrays]:
-        all_replies = [*replies]
-        total = sum(reply.weight for reply in all_replies) or 1.0
-        shares = (WeightedUpdate(reply.sections, reply.weight / total, reply.ctx) for reply in all_replies)
-        return self.weighted_mean(shares, ctx.layout), server_state
+
+@dataclass(frozen=True)
+class ConvexFeedbackAggregator(NormalisedFeedbackAggregator):
+    """Aggregator of `ConvexFeedback`."""
+
+    name: ClassVar[str] = "convex-feedback"
+    accepted_weights: ClassVar[AcceptedWeights] = "normalized"
 
 
 @dataclass(frozen=True)
 class ConvexFeedback(NormalisedFeedback):
-    """Same as `NormalisedFeedback`, but the class states that weights must add up to 1. Without a fault."""
+    """Same as `NormalisedFeedback`, but the aggregator states that weights must add up to 1. Without a fault."""
 
     name: ClassVar[str] = "convex-feedback"
-    needs_normalized_weights: ClassVar[bool] = True
+    aggregator: ClassVar[type[Component]] = ConvexFeedbackAggregator
+
+
+@dataclass(frozen=True)
+class TwoPassFeedbackAggregator(Aggregator):
+    """Aggregator of `TwoPassFeedback`."""
+
+    name: ClassVar[str] = "two-pass-feedback"
+
+    def aggregate(
+        self, state: StateArrays, updates: Iterable[WeightedUpdate], ctx: AggregationContext
+    ) -> tuple[F32, StateArrays]:
+        if not sum(1 for _ in updates):
+            return np.zeros(ctx.layout.size, dtype=np.float32), state
+        return _weighted_mean(updates, ctx), state
 
 
 @dataclass(frozen=True)
@@ -401,13 +508,21 @@ class TwoPassFeedback(ErrorFeedback):
     """Replies are counted before they are added: a run passes an iterator, which is empty then."""
 
     name: ClassVar[str] = "two-pass-feedback"
+    aggregator: ClassVar[type[Component]] = TwoPassFeedbackAggregator
+
+
+@dataclass(frozen=True)
+class DividingFeedbackAggregator(Aggregator):
+    """Aggregator of `DividingFeedback`."""
+
+    name: ClassVar[str] = "dividing-feedback"
 
     def aggregate(
-        self, server_state: StateArrays, replies: Iterable[WeightedUpdate], ctx: AggregationContext
+        self, state: StateArrays, updates: Iterable[WeightedUpdate], ctx: AggregationContext
     ) -> tuple[F32, StateArrays]:
-        if not sum(1 for _ in replies):
-            return np.zeros(ctx.layout.size, dtype=np.float32), server_state
-        return self.weighted_mean(replies, ctx.layout), server_state
+        all_updates = [*updates]
+        with np.errstate(invalid="ignore"):
+            return _weighted_mean(all_updates, ctx) / np.float32(bool(all_updates)), state
 
 
 @dataclass(frozen=True)
@@ -415,13 +530,12 @@ class DividingFeedback(ErrorFeedback):
     """The mean of no reply is 0 / 0."""
 
     name: ClassVar[str] = "dividing-feedback"
+    aggregator: ClassVar[type[Component]] = DividingFeedbackAggregator
 
-    def aggregate(
-        self, server_state: StateArrays, replies: Iterable[WeightedUpdate], ctx: AggregationContext
-    ) -> tuple[F32, StateArrays]:
-        all_replies = [*replies]
-        with np.errstate(invalid="ignore"):
-            return self.weighted_mean(all_replies, ctx.layout) / np.float32(bool(all_replies)), server_state
+
+def _weighted_mean(updates: Iterable[WeightedUpdate], ctx: AggregationContext) -> F32:
+    """Return Σ weight · decoded update, [P] float32."""
+    return weighted_sum(updates, ctx).astype(np.float32)
 
 
 REJECTED: list[tuple[CompressionOperator | CompressionScheme, str]] = [
@@ -436,6 +550,7 @@ REJECTED: list[tuple[CompressionOperator | CompressionScheme, str]] = [
     (UnweightedMomentum(TopK(0.1)), "aggregation"),
     (MomentumInPlace(TopK(0.1)), "aggregation"),
     (MomentumInTheInstance(TopK(0.1)), "aggregation"),
+    (MomentumInTheAggregator(TopK(0.1)), "aggregation"),
     (SummedFeedback(TopK(0.1)), "aggregation"),
     (NormalisedFeedback(TopK(0.1)), "aggregation"),
     (TwoPassFeedback(TopK(0.1)), "aggregation"),

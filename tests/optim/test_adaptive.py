@@ -7,8 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from fedsgd.aggregation.server_step import compute_server_step
 from fedsgd.config.component import FieldError
-from fedsgd.optim import OPTIMIZERS, SGD, Momentum, Optimizer, PyTorchMomentum, compute_server_step
+from fedsgd.optim import OPTIMIZERS, SGD, Momentum, Optimizer, PyTorchMomentum
 from fedsgd.optim.adaptive import FedAdagrad, FedAdam, FedYogi
 from fedsgd.scenario.sections import ClientConfig
 

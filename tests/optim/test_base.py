@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedsgd.optim import OPTIMIZERS, SGD, compute_server_step
+from fedsgd.aggregation.server_step import compute_server_step
+from fedsgd.optim import OPTIMIZERS, SGD
 from fedsgd.optim.schedules import ExponentialSchedule
 
 

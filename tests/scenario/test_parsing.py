@@ -24,15 +24,18 @@ Make = Callable[..., Scenario]
 
 
 REQUIRED = {
-    "ef21": {"server.weighting": "uniform"},
+    "cafe": {"uplink.compressor.name": "cafe"},
+    "ef21": {"uplink.compressor.name": "ef21", "server.weighting": "uniform"},
+    "fetch-sgd": {"uplink.compressor.name": "fetch-sgd"},
+    **{rule: {"server.weighting": "uniform"} for rule in ("median", "trimmed-mean", "krum", "multi-krum")},
     "module": {"model.module": "m:f"},
     "npz": {"data.path": "f"},
     "hugging-face": {"data.path": "f"},
     "flwr-datasets": {"data.partition.partitioner": "IidPartitioner"},
     "trace": {"server.sampler.file": "f"},
-    "scaffold": {"server.weighting": "uniform"},
+    "scaffold": {"uplink.compressor.name": "scaffold", "server.weighting": "uniform"},
 }
-"""Settings that a component needs, by its name."""
+"""Settings that a component needs, by its name. An aggregator of a scheme has the scheme's name."""
 
 
 def test_every_component_round_trips_through_toml() -> None:
@@ -45,6 +48,7 @@ def test_every_component_round_trips_through_toml() -> None:
         "Compressor": "uplink.compressor",
         "Sampler": "server.sampler",
         "DurationModel": "participation.durations",
+        "Aggregator": "server.aggregator",
     }
     assert {base.__name__ for base in REGISTRIES} - {*keys} == {"CompressionOperator"}
     for base, registry in REGISTRIES.items():

@@ -16,7 +16,7 @@ from fedsgd.compression.run_config import RunConfig
 from fedsgd.compression.updates import SparseUpdate, Update
 from fedsgd.config.component import FieldError, ValidatedConfig
 from fedsgd.errors import WireError, shift_offset, suggest_name
-from fedsgd.numerics.arrays import F32
+from fedsgd.numerics.arrays import F32, F64
 from fedsgd.numerics.parameter_layout import ParameterLayout
 from fedsgd.numerics.rng import shared_key
 from fedsgd.wire import Section, SectionKind, Sections
@@ -209,6 +209,13 @@ class GroupedUpdate(Update):
                 update.add_to(summed, weight)
                 for part, a, b in zip(group.slices, group.layout.offsets[:-1], group.layout.offsets[1:], strict=True):
                     out[part] += summed[a:b]
+
+    def add_support_to(self, out: F64, weight: float) -> None:
+        for group, update in zip(self.groups, self.updates, strict=True):
+            counts = np.zeros(group.layout.size)
+            update.add_support_to(counts, weight)
+            for part, a, b in zip(group.slices, group.layout.offsets[:-1], group.layout.offsets[1:], strict=True):
+                out[part] += counts[a:b]
 
     def to_dense(self) -> F32:
         out = np.zeros(self.size, dtype=np.float32)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from fedsgd.compression.base import AggregationContext, CodecContext, CompressionOperator, EncodedUpdate, WeightedUpdate
+from fedsgd.compression.base import CodecContext, CompressionOperator, EncodedUpdate
 from fedsgd.compression.operators.topk import TopK
 from fedsgd.compression.schemes.error_feedback import can_contract, require_contractive
 from fedsgd.compression.schemes.server_reference import ServerReferenceScheme
@@ -34,7 +33,7 @@ class CAFe(ServerReferenceScheme):
 
     name: ClassVar[str] = "cafe"
     codec: ClassVar[int] = 24
-    needs_normalized_weights: ClassVar[bool] = True
+    aggregator: ClassVar[str] = "cafe"
 
     op: CompressionOperator = field(default=TopK(), metadata={"accepts": can_contract})
 
@@ -48,11 +47,3 @@ class CAFe(ServerReferenceScheme):
 
     def undelivered_update(self, state: StateArrays, layout: ParameterLayout) -> F32 | None:
         return None
-
-    def aggregate(
-        self, server_state: StateArrays, replies: Iterable[WeightedUpdate], ctx: AggregationContext
-    ) -> tuple[F32, StateArrays]:
-        update = self.weighted_mean(replies, ctx.layout)
-        if "reference" in server_state:
-            update = server_state["reference"] + update
-        return update, {"reference": update}

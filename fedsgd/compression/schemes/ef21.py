@@ -9,12 +9,10 @@ from typing import ClassVar
 import numpy as np
 
 from fedsgd.compression.base import (
-    AggregationContext,
     CodecContext,
     CompressionOperator,
     EncodedUpdate,
     OperatorScheme,
-    WeightedUpdate,
 )
 from fedsgd.compression.operators.topk import TopK
 from fedsgd.compression.run_config import RunConfig
@@ -50,10 +48,8 @@ class EF21(OperatorScheme):
 
     name: ClassVar[str] = "ef21"
     codec: ClassVar[int] = 23
-    needs_uniform_weights: ClassVar[bool] = True
-    needs_normalized_weights: ClassVar[bool] = True
+    aggregator: ClassVar[str] = "ef21"
     server_mirrors_clients: ClassVar[bool] = True
-    steps_without_replies: ClassVar[bool] = True
 
     op: CompressionOperator = field(default=TopK(), metadata={"accepts": can_contract})
 
@@ -83,11 +79,3 @@ class EF21(OperatorScheme):
                 "take part in the first half of the rounds, so its steps are too small; "
                 "set a larger server.cohort, or more rounds"
             )
-
-    def aggregate(
-        self, server_state: StateArrays, replies: Iterable[WeightedUpdate], ctx: AggregationContext
-    ) -> tuple[F32, StateArrays]:
-        total = np.zeros(ctx.layout.size) if "estimate" not in server_state else server_state["estimate"].copy()
-        for reply in replies:
-            self.decode(reply.sections, reply.ctx).add_to(total, 1 / ctx.clients)
-        return total.astype(np.float32), {"estimate": total}

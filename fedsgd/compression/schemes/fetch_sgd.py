@@ -8,8 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedsgd.compression.base import AggregationContext, CodecContext, CompressionScheme, EncodedUpdate, WeightedUpdate
-from fedsgd.compression.kernels.top_k import top_k
+from fedsgd.compression.base import CodecContext, CompressionScheme, EncodedUpdate
 from fedsgd.compression.operators.count_sketch import Rows, n_columns, sketch, unsketch
 from fedsgd.compression.operators.sparsifier import top_k_size
 from fedsgd.compression.run_config import RunConfig
@@ -71,6 +70,7 @@ class FetchSGD(CompressionScheme):
 
     name: ClassVar[str] = "fetch-sgd"
     codec: ClassVar[int] = 25
+    aggregator: ClassVar[str] = "fetch-sgd"
     has_independent_errors: ClassVar[bool] = False
 
     density: FractionAboveZero = 0.1
@@ -81,7 +81,7 @@ class FetchSGD(CompressionScheme):
     values: FloatFormat = "float32"
 
     def send(self, x: F32, state: StateArrays, ctx: CodecContext) -> EncodedUpdate:
-        table = sketch(x, self.rows, self._n_columns(len(x)), _derive_hash_key(ctx.seed)).astype(np.float32).reshape(-1)
+        table = sketch(x, self.rows, self.n_columns(len(x)), self.derive_hash_key(ctx.seed)).astype(np.float32).reshape(-1)
         if not all_finite(table):
             raise NonFiniteError(ctx.round, ctx.client, "a sum in the sketch leaves float32's range")
         return EncodedUpdate(encode_values(table, self.values)[0], {}, {})
@@ -90,29 +90,11 @@ class FetchSGD(CompressionScheme):
         return None
 
     def decode(self, sections: Sections, ctx: CodecContext) -> Update:
-        table = self._decode_table(sections, ctx.layout)
-        return DenseUpdate(unsketch(table, ctx.layout.size, _derive_hash_key(ctx.seed)).astype(np.float32))
-
-    def aggregate(
-        self, server_state: StateArrays, replies: Iterable[WeightedUpdate], ctx: AggregationContext
-    ) -> tuple[F32, StateArrays]:
-        size, key = ctx.layout.size, _derive_hash_key(ctx.seed)
-        mean = np.zeros((self.rows, self._n_columns(size)))
-        for reply in replies:
-            mean += self._decode_table(reply.sections, ctx.layout) * reply.weight
-        momentum: F64 = mean if "momentum" not in server_state else self.momentum * server_state["momentum"] + mean
-        error: F64 = momentum if "error" not in server_state else server_state["error"] + momentum
-        estimate = unsketch(error, size, key).astype(np.float32)
-        positions, values = top_k(estimate, top_k_size(self.kept_share, size))
-        update = np.zeros(size, dtype=np.float32)
-        update[positions] = values
-        update_table = sketch(update, self.rows, self._n_columns(size), key)
-        if self.masking:
-            momentum = np.where(update_table != 0, 0.0, momentum)
-        return update, {"momentum": momentum, "error": error - update_table}
+        table = self.decode_table(sections, ctx.layout)
+        return DenseUpdate(unsketch(table, ctx.layout.size, self.derive_hash_key(ctx.seed)).astype(np.float32))
 
     def max_bytes(self, layout: ParameterLayout) -> int:
-        return max_value_bytes(self.rows * self._n_columns(layout.size), self.values)
+        return max_value_bytes(self.rows * self.n_columns(layout.size), self.values)
 
     def n_coordinates(self, sections: Sections, ctx: CodecContext) -> int:
         return ctx.layout.size
@@ -123,7 +105,7 @@ class FetchSGD(CompressionScheme):
         if self.momentum:
             rule = "FetchSGD's server has a momentum in its sketch (Rothchild et al. 2020)"
             yield from run.find_momentum_warnings(self.momentum, rule, run.find_second_momenta())
-        columns, k = self._n_columns(run.layout.size), top_k_size(self.kept_share, run.layout.size)
+        columns, k = self.n_columns(run.layout.size), top_k_size(self.kept_share, run.layout.size)
         if columns < max(MIN_COLUMNS, MIN_COLUMNS_PER_COORDINATE * k):
             yield (
                 f"{run.key}.density = {self.density:g}: {columns:,} columns are too few for {k:,} coordinates a round, "
@@ -131,14 +113,29 @@ class FetchSGD(CompressionScheme):
                 "set a larger density, or a smaller kept_share"
             )
 
-    def _n_columns(self, size: int) -> int:
+    def n_columns(self, size: int) -> int:
+        """Return the number of columns of a table.
+
+        Args:
+            size: P.
+        """
         return n_columns(size, self.density, self.rows)
 
-    def _decode_table(self, sections: Sections, layout: ParameterLayout) -> F64:
-        cells = decode_values(sections, self.rows * self._n_columns(layout.size), self.values)
+    def decode_table(self, sections: Sections, layout: ParameterLayout) -> F64:
+        """Decode the table [rows, columns] of one client.
+
+        Args:
+            sections: sections of the client's update; they may be malformed.
+            layout: tensors of the vector, P numbers.
+        """
+        cells = decode_values(sections, self.rows * self.n_columns(layout.size), self.values)
         return cells.astype(np.float64).reshape(self.rows, -1)
 
+    @staticmethod
+    def derive_hash_key(seed: int) -> int:
+        """Return the key of the hash that all tables of a run share.
 
-def _derive_hash_key(seed: int) -> int:
-    """Return the key of the hash that all tables of a run share."""
-    return shared_key(seed, "fetch-sgd")
+        Args:
+            seed: seed of the run.
+        """
+        return shared_key(seed, "fetch-sgd")

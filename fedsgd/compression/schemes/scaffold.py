@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
 
-from fedsgd.compression.base import AggregationContext, CodecContext, CompressionOperator, EncodedUpdate, WeightedUpdate
+from fedsgd.compression.base import CodecContext, CompressionOperator, EncodedUpdate
 from fedsgd.compression.operators.dense import Dense
 from fedsgd.compression.run_config import RunConfig
 from fedsgd.compression.schemes.server_reference import ServerReferenceScheme
@@ -39,8 +39,7 @@ class Scaffold(ServerReferenceScheme):
 
     name: ClassVar[str] = "scaffold"
     codec: ClassVar[int] = 26
-    needs_uniform_weights: ClassVar[bool] = True
-    needs_normalized_weights: ClassVar[bool] = True
+    aggregator: ClassVar[str] = "scaffold"
     server_mirrors_clients: ClassVar[bool] = True
     corrects_gradients: ClassVar[bool] = True
 
@@ -74,20 +73,8 @@ class Scaffold(ServerReferenceScheme):
         return None
 
     def decode(self, sections: Sections, ctx: CodecContext) -> Update:
-        self._decode_control_change(sections, ctx.layout)
+        self.decode_control_change(sections, ctx.layout)
         return self.op.decode(sections[1:], ctx)
-
-    def aggregate(
-        self, server_state: StateArrays, replies: Iterable[WeightedUpdate], ctx: AggregationContext
-    ) -> tuple[F32, StateArrays]:
-        total = np.zeros(ctx.layout.size) if "reference" not in server_state else server_state["reference"].copy()
-
-        def accumulate_control_changes() -> Iterator[WeightedUpdate]:
-            for reply in replies:
-                np.add(total, self._decode_control_change(reply.sections, ctx.layout) / ctx.clients, out=total)
-                yield reply
-
-        return self.weighted_mean(accumulate_control_changes(), ctx.layout), {"reference": total}
 
     def max_bytes(self, layout: ParameterLayout) -> int:
         return max_value_bytes(layout.size, self.values) + self.op.max_bytes(layout)
@@ -104,8 +91,13 @@ class Scaffold(ServerReferenceScheme):
                 f'no error feedback; set {run.key}.op = "qsgd", or another unbiased operator'
             )
 
-    def _decode_control_change(self, sections: Sections, layout: ParameterLayout) -> F64:
-        """Return c_i⁺ − c_i [P]."""
+    def decode_control_change(self, sections: Sections, layout: ParameterLayout) -> F64:
+        """Decode c_i⁺ − c_i [P] float64.
+
+        Args:
+            sections: sections of the client's update; they may be malformed.
+            layout: tensors of the vector, P numbers.
+        """
         if not sections or sections[0].kind != SectionKind.CONTROL:
             raise WireError(sections[0].offset if sections else 0, "the first section is not the control variate")
         control_section = Section(SectionKind.VALUE, sections[0].data, sections[0].offset)

@@ -18,16 +18,16 @@ from fedsgd.wire import Sections
 
 @dataclass(frozen=True)
 class ServerReferenceScheme(OperatorScheme):
-    """Scheme whose server state "reference" [P] is sent with the model in a REFERENCE frame, if the state has one.
+    """Scheme whose server sends the entry "reference" [P] of its aggregator's state with the model, in a REFERENCE frame.
 
-    The reference is sent exactly: float32, exponents coded, zeros left out.
+    Without such an entry, no frame is sent. The reference is sent exactly: float32, exponents coded, zeros left out.
     """
 
-    def encode_reference(self, server_state: StateArrays, ctx: CodecContext) -> Sections:
-        if "reference" not in server_state:
+    def encode_reference(self, aggregator_state: StateArrays, ctx: CodecContext) -> Sections:
+        if "reference" not in aggregator_state:
             return ()
         with np.errstate(over="ignore"):  # sums of finite replies
-            reference = server_state["reference"].astype(np.float32)
+            reference = aggregator_state["reference"].astype(np.float32)
         if not all_finite(reference):
             raise NonFiniteError(ctx.round - 1, None, "the reference vector leaves float32's range")
         indices = np.flatnonzero(reference)

@@ -8,10 +8,10 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from fedsgd.compression.base import AggregationContext, CodecContext, CompressionScheme, EncodedUpdate, WeightedUpdate
+from fedsgd.compression.base import CodecContext, CompressionScheme, EncodedUpdate
 from fedsgd.compression.run_config import RunConfig
 from fedsgd.compression.updates import StateArrays, Update
-from fedsgd.config.component import FieldError, FractionBelowOne, PositiveInt
+from fedsgd.config.component import Component, FieldError, FractionBelowOne, PositiveInt
 from fedsgd.numerics.arrays import F32
 from fedsgd.numerics.parameter_layout import ParameterLayout
 from fedsgd.wire import Sections
@@ -76,10 +76,9 @@ class StaleResidualPolicy(CompressionScheme):
     def decode(self, sections: Sections, ctx: CodecContext) -> Update:
         return self.scheme.decode(sections, ctx)
 
-    def aggregate(
-        self, server_state: StateArrays, replies: Iterable[WeightedUpdate], ctx: AggregationContext
-    ) -> tuple[F32, StateArrays]:
-        return self.scheme.aggregate(server_state, replies, ctx)
+    @property
+    def aggregator(self) -> str | type[Component] | None:
+        return self.scheme.aggregator
 
     def max_bytes(self, layout: ParameterLayout) -> int:
         return self.scheme.max_bytes(layout)

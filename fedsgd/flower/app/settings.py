@@ -58,11 +58,9 @@ def _is_decoded_per_client(scheme: Compressor) -> bool:
     if isinstance(scheme, StaleResidualPolicy):
         return _is_decoded_per_client(scheme.scheme)
     assert isinstance(scheme, CompressionScheme)
-    overrides_server = (
-        type(scheme).aggregate is not CompressionScheme.aggregate
-        or type(scheme).encode_reference is not CompressionScheme.encode_reference
-    )
-    return not (overrides_server or scheme.server_mirrors_clients or scheme.corrects_gradients)
+    sends_reference = type(scheme).encode_reference is not CompressionScheme.encode_reference
+    has_server_half = scheme.aggregator is not None or scheme.server_mirrors_clients
+    return not (has_server_half or sends_reference or scheme.corrects_gradients)
 
 
 def _list_supported_compressors() -> list[str]:

@@ -1,0 +1,80 @@
+"""Aggregation: what the server makes of the decoded updates of a round.
+
+Each rule combines C updates x_i with aggregation weights p_i into one update Δ, which the server's optimizer steps with.
+
+    weighted-mean       Σ p_i x_i                                           breakdown 0, any weights (the default)
+    mean-of-senders     weighted mean over the clients that sent a coordinate    0, any weights
+    median              median of each coordinate                           1/2, equal weights
+    trimmed-mean        mean of each coordinate without its β largest and smallest    β, equal weights
+    krum, multi-krum    the updates closest to their neighbours             f with 2f + 2 < C, equal weights
+    geometric-median    smallest sum of distances                           1/2, weights that add up to 1
+    norm-clipping       weighted mean of clipped updates                    bounded by the maximum norm, any weights
+    centered-clipping   last aggregate plus clipped differences             bounded by the radius, weights that add up to 1
+
+Breakdown: the share of hostile updates up to which the distance of the aggregate from the honest updates is bounded.
+CAFe, EF21, FetchSGD and SCAFFOLD have server halves of their own, and no other rule can aggregate their updates.
+
+To add a rule, write its module and add its line to the registry here.
+"""
+
+from fedsgd.aggregation.base import AggregationContext, Aggregator, WeightedUpdate, weighted_sum
+from fedsgd.aggregation.mean import WeightedMean
+from fedsgd.compression import CompressionScheme
+from fedsgd.config.component import FieldError, Registry
+
+AGGREGATORS: Registry[Aggregator] = Registry(
+    "aggregator",
+    Aggregator,
+    {
+        "weighted-mean": "fedsgd.aggregation.mean:WeightedMean",
+        "mean-of-senders": "fedsgd.aggregation.mean:MeanOfSenders",
+        "median": "fedsgd.aggregation.coordinate_wise:Median",
+        "trimmed-mean": "fedsgd.aggregation.coordinate_wise:TrimmedMean",
+        "krum": "fedsgd.aggregation.krum:Krum",
+        "multi-krum": "fedsgd.aggregation.krum:MultiKrum",
+        "geometric-median": "fedsgd.aggregation.geometric_median:GeometricMedian",
+        "norm-clipping": "fedsgd.aggregation.clipping:NormClipping",
+        "centered-clipping": "fedsgd.aggregation.clipping:CenteredClipping",
+        "cafe": "fedsgd.aggregation.scheme_aggregators:CAFeAggregator",
+        "ef21": "fedsgd.aggregation.scheme_aggregators:EF21Aggregator",
+        "fetch-sgd": "fedsgd.aggregation.scheme_aggregators:FetchSGDAggregator",
+        "scaffold": "fedsgd.aggregation.scheme_aggregators:ScaffoldAggregator",
+    },
+)
+"""Aggregators by the name that a scenario gives them. The last four are server halves of schemes."""
+
+
+def select_aggregator(aggregator: Aggregator | None, scheme: CompressionScheme) -> Aggregator:
+    """Return the aggregator of a run: the given one, the scheme's own, or the weighted mean.
+
+    Args:
+        aggregator: aggregator of the scenario; None if it names none.
+        scheme: scheme of the uplink.
+
+    Raises:
+        FieldError: aggregator and scheme do not belong together.
+    """
+    own = AGGREGATORS[scheme.aggregator] if isinstance(scheme.aggregator, str) else scheme.aggregator
+    if own is not None and aggregator is not None and not isinstance(aggregator, own):
+        problem = (
+            f'got "{aggregator.name}", expected "{own.name}" or the key left out: the server half of {scheme.name} aggregates'
+        )
+        raise FieldError("server", "aggregator", problem)
+    rule = aggregator or (WeightedMean() if own is None else own())
+    if not isinstance(rule, Aggregator):
+        raise FieldError(
+            "uplink", "compressor", f"the aggregator of {scheme.name} is {own!r}, expected a subclass of Aggregator"
+        )
+    rule.check_scheme(scheme)
+    return rule
+
+
+__all__ = [
+    "AGGREGATORS",
+    "AggregationContext",
+    "Aggregator",
+    "WeightedMean",
+    "WeightedUpdate",
+    "select_aggregator",
+    "weighted_sum",
+]

@@ -1,0 +1,30 @@
+"""Step of the server's optimizer with the aggregate of a round."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from fedsgd.numerics.arrays import F32
+from fedsgd.optim import Optimizer
+from fedsgd.system.torch_threads import use_single_thread
+
+
+def compute_server_step(
+    optimizer: Optimizer, weights: F32, update: F32, state: Mapping[str, F32], round: int
+) -> tuple[F32, F32, dict[str, F32]]:
+    """Make one server step on the pseudo-gradient −update, and return the next weights [P], the step [P] and the next state.
+
+    An empty state stands for the initial buffers. No argument is written to. With "sgd" and lr = 1, the next weights are
+    weights + update, the weighted mean of the clients' models: FedAvg.
+    """
+    import torch
+
+    with use_single_thread():
+        w = torch.from_numpy(weights.copy())
+        buffers = {name: torch.from_numpy(value.copy()) for name, value in state.items()} or optimizer.init(w)
+        direction, alpha = optimizer.step(w, torch.from_numpy(np.negative(update)), buffers, optimizer.learning_rate(round))
+        w.add_(direction, alpha=alpha)
+        step = direction * alpha
+    return w.numpy(), step.numpy(), {name: value.numpy() for name, value in buffers.items()}
