@@ -194,6 +194,7 @@ def make_plan(scenario: Scenario, task: LearningTask, train: ClientData) -> Fede
         buffers=_build_buffer_plan(task),
         bfloat16_states=scenario.state.precision == "bfloat16",
         aggregator=aggregator,
+        hostile=scenario.faults.hostile,
     )
 
 

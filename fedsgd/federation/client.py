@@ -179,6 +179,8 @@ def encode_update(plan: FederationPlan, task: ClientTask, result: TrainingResult
         result: result of the engine for `task.job`.
     """
     round, client = task.job.round, result.client
+    if plan.hostile is not None and client in plan.hostile.clients(plan.seed, plan.n_clients):
+        result = _replace_update(plan, round, result)
     _check_finite(plan, round, result)
     update = result.update[: plan.layout.size]
     start_time = time.perf_counter()
@@ -212,6 +214,15 @@ def encode_update(plan: FederationPlan, task: ClientTask, result: TrainingResult
     n_processed = training.n_examples_processed(result.n_examples)
     reply = Reply(client, (frame,), *seconds, result.n_steps, *norms, task.rounds_missed, n_processed)
     return reply, ClientState({}, uncommitted_state, task.state.model_round)
+
+
+def _replace_update(plan: FederationPlan, round: int, result: TrainingResult) -> TrainingResult:
+    """Return the result with a hostile client's update. Parameters that stay at the client are not changed."""
+    assert plan.hostile is not None
+    size = plan.layout.size
+    with np.errstate(over="ignore"):  # _check_finite raises an error
+        update = plan.hostile.replace_update(result.update[:size], plan.seed, round, result.client)
+    return replace(result, update=np.concatenate([update, result.update[size:]]))
 
 
 def _local_state(plan: FederationPlan, job: TrainingJob, result: TrainingResult) -> StateArrays:

@@ -13,6 +13,7 @@ from fedsgd.aggregation import Aggregator, select_aggregator
 from fedsgd.compression import ClientId, CodecContext, CompressionScheme, Weighting
 from fedsgd.federation.buffers import BufferPlan, max_buffer_section_bytes
 from fedsgd.federation.downlink import ModelBroadcast
+from fedsgd.federation.faults import HostileClients
 from fedsgd.numerics.arrays import F32
 from fedsgd.numerics.parameter_layout import ParameterLayout
 from fedsgd.optim import Optimizer
@@ -43,6 +44,7 @@ class FederationPlan:
         uses_fednova: True if updates are normalized by the progress of their local steps (FedNova, Wang et al. 2020).
         buffers: buffers that training changes; None if there are none.
         bfloat16_states: True if clients store their states in bfloat16.
+        hostile: clients that replace their updates; None for none.
         aggregator: rule that combines the updates; None for the scheme's own, or the weighted mean.
     """
 
@@ -60,6 +62,7 @@ class FederationPlan:
     buffers: BufferPlan | None = None
     bfloat16_states: bool = False
     aggregator: Aggregator | None = None
+    hostile: HostileClients | None = None
 
     @cached_property
     def aggregation_rule(self) -> Aggregator:

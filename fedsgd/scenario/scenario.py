@@ -39,6 +39,7 @@ from fedsgd.scenario.sections import (
     DownlinkConfig,
     EngineConfig,
     EvaluationConfig,
+    FaultConfig,
     ParticipationConfig,
     ServerConfig,
     StateStoreConfig,
@@ -63,6 +64,7 @@ class Scenario(SettingsSection):
         engine: implementation of local training.
         server: cohort, sampler, weighting and optimizer of the server.
         participation: dropouts, durations and deadline.
+        faults: hostile clients.
         uplink: compressor of the clients' updates.
         downlink: policy and compressor of the server's messages.
         state: location and precision of client states.
@@ -80,6 +82,7 @@ class Scenario(SettingsSection):
     engine: EngineConfig = EngineConfig()
     server: ServerConfig = ServerConfig()
     participation: ParticipationConfig = ParticipationConfig()
+    faults: FaultConfig = FaultConfig()
     uplink: UplinkConfig = UplinkConfig()
     downlink: DownlinkConfig = DownlinkConfig()
     state: StateStoreConfig = StateStoreConfig()

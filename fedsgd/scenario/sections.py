@@ -34,6 +34,7 @@ from fedsgd.data.partitioners.natural import NaturalPartition
 from fedsgd.errors import ScenarioError, suggest_name
 from fedsgd.federation.downlink import POLICY_ALIASES, DownlinkPolicy
 from fedsgd.federation.downlink import ModelBroadcast as Link
+from fedsgd.federation.faults import HostileClients
 from fedsgd.optim import OPTIMIZERS, SGD, Optimizer
 from fedsgd.sampling import DurationModel, Sampler
 from fedsgd.sampling.client_durations import LogNormalDurations
@@ -179,6 +180,17 @@ class ParticipationConfig(SettingsSection):
     deadline: PositiveFloat | None = None
     durations: DurationModel = LogNormalDurations()
     on_failure: Literal["stop", "continue"] = "stop"
+
+
+@dataclass(frozen=True)
+class FaultConfig(SettingsSection):
+    """[faults]: simulated attacks.
+
+    Attributes:
+        hostile: clients that send updates of their own choice.
+    """
+
+    hostile: HostileClients | None = None
 
 
 @dataclass(frozen=True)
