@@ -2,14 +2,15 @@
 
 Each rule combines C updates x_i with aggregation weights p_i into one update Δ, which the server's optimizer steps with.
 
-    weighted-mean       Σ p_i x_i                                           breakdown 0, any weights (the default)
-    mean-of-senders     weighted mean over the clients that sent a coordinate    0, any weights
-    median              median of each coordinate                           1/2, equal weights
-    trimmed-mean        mean of each coordinate without its β largest and smallest    β, equal weights
-    krum, multi-krum    the updates closest to their neighbours             f with 2f + 2 < C, equal weights
-    geometric-median    smallest sum of distances                           1/2, weights that add up to 1
-    norm-clipping       weighted mean of clipped updates                    bounded by the maximum norm, any weights
-    centered-clipping   last aggregate plus clipped differences             bounded by the radius, weights that add up to 1
+    rule               Δ                                                     breakdown       weights
+    weighted-mean      Σ p_i x_i (the default)                               0               any
+    mean-of-senders    weighted mean over the clients that sent a coordinate 0               any
+    median             median of each coordinate                             1/2             equal
+    trimmed-mean       mean of each coordinate without both ends             β               equal
+    krum, multi-krum   updates that are closest to their neighbours          f, 2f + 2 < C   equal
+    geometric-median   smallest sum of distances                             1/2             that add up to 1
+    norm-clipping      weighted mean of clipped updates                      bounded by τ    any
+    centered-clipping  last aggregate plus clipped differences               bounded by τ    that add up to 1
 
 Breakdown: the share of hostile updates up to which the distance of the aggregate from the honest updates is bounded.
 CAFe, EF21, FetchSGD and SCAFFOLD have server halves of their own, and no other rule can aggregate their updates.

@@ -166,7 +166,8 @@ class CohortAggregator(Aggregator):
         """
 
     def max_working_bytes(self, layout: ParameterLayout, n_updates: int) -> int:
-        return 2 * min(MAX_BLOCK_BYTES, 4 * n_updates * layout.size)  # the stored updates, and a block
+        n_values = n_updates * layout.size
+        return min(MAX_BLOCK_BYTES, 12 * n_values) + min(MAX_BLOCK_BYTES, 4 * n_values)  # stored sparse updates, and a block
 
 
 def clipping_factors(norms: F64, max_norm: float) -> F64:
