@@ -218,24 +218,23 @@ def test_rule_with_equal_weights_alone_refuses_weights_by_examples(scenario: Mak
 
 
 @pytest.mark.parametrize(
-    ("settings", "key", "value"),
+    ("settings", "key", "problem"),
     [
-        ({"server.sampler": "weighted"}, "sampler", "weighted"),
-        ({"server.normalisation": "fednova"}, "normalisation", "fednova"),
+        ({"server.sampler": "weighted"}, "sampler", 'got "weighted", expected a sampler without inclusion probabilities'),
+        ({"server.normalisation": "fednova"}, "normalisation", 'got "fednova", expected "none"'),
     ],
     ids=["inclusion probabilities", "FedNova"],
 )
 @pytest.mark.parametrize("name", ACCEPTED_WEIGHTS)
 def test_rule_with_weights_that_add_up_to_1_alone_refuses_corrected_weights(
-    scenario: Make, name: str, settings: dict[str, Any], key: str, value: str
+    scenario: Make, name: str, settings: dict[str, Any], key: str, problem: str
 ) -> None:
     if name not in NORMALIZED:
         scenario({**settings_of(name), **settings})
         return
     with pytest.raises(ScenarioError) as error:
         scenario({**settings_of(name), **settings})
-    problem = f'got "{value}", expected aggregation weights that sum to 1, as {name} needs'
-    assert str(error.value).endswith(f"server.{key}: {problem}")
+    assert str(error.value).endswith(f"server.{key}: {problem}: {name} needs aggregation weights that sum to 1")
 
 
 # ------------------------------------------------------------------------------------------------------------------------ runs

@@ -382,7 +382,7 @@ def test_unpriced_runs_have_no_time(open_page: Callable[..., OpenPage], payload:
     every = {**payload, "methods": [{**payload["methods"][0], "runs": timeless}]}
     answer = open_page(every).page.inner_text("#answer")
     assert re.search(
-        r"with the fewest uplink bytes, [\d.]+ [kM]?B \([\d.]+ [kM]?B in both directions together\); it has", answer
+        r"with the fewest uplink bytes, [\d.]+ [kM]?B \([\d.]+ [kM]?B in both directions together\); this method has", answer
     )
 
 
