@@ -16,7 +16,7 @@ import pytest
 
 from fedsgd.analysis import load_methods
 from fedsgd.data.datasets.mnist import read_idx
-from fedsgd.experiment.builder import make_plan
+from fedsgd.experiment.federation_plan import make_plan
 from fedsgd.experiment.partition_summary import load_client_data
 from fedsgd.experiment.runner import run
 from fedsgd.experiment.scenario_warnings import find_warnings

@@ -9,15 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedsgd.aggregation import select_aggregator
-from fedsgd.config.user_errors import wrap_user_errors
 from fedsgd.data import ClientData, Dataset
 from fedsgd.errors import ModelError
 from fedsgd.experiment.evaluation import RESERVED_PREFIXES, Evaluator, LocalModelOf, check_accuracy, select_evaluation_sets
+from fedsgd.experiment.federation_plan import make_plan
 from fedsgd.experiment.partition_summary import check_class_labels, load_client_data
 from fedsgd.experiment.scenario_warnings import find_warnings
 from fedsgd.experiment.state_budget import StateBudget, plan_state_storage, representative_state
-from fedsgd.federation import BufferPlan, FederationPlan, ServerState, initial_server_state
+from fedsgd.federation import FederationPlan, ServerState, initial_server_state
 from fedsgd.federation.client_state import LOCAL, ClientStore, InMemoryClientStore, entries_of
 from fedsgd.federation.round_loop import Runtime
 from fedsgd.models import Loss, Metric
@@ -40,7 +39,7 @@ from fedsgd.system.global_generators import isolate_generators
 from fedsgd.system.profiling import Phase
 from fedsgd.system.torch_determinism import isolate_global_state
 from fedsgd.system.user_files import expand_user_path, find_temporary_folder
-from fedsgd.training import EvaluationSets, LocalTraining, TrainingEngine
+from fedsgd.training import EvaluationSets, TrainingEngine
 from fedsgd.training.evaluation_trial import resolve_evaluation
 from fedsgd.training.selection import EngineChoice, make_engine, rank_batch_sizes, select_engine
 from fedsgd.training.step_trial import check_training_steps
@@ -160,59 +159,6 @@ def _build_engine(
     requested_choice = EngineChoice(config.name, config.update, config.stack)
     engine, choice = select_engine(requested_choice, task, plan.local_training, dataset.train, sizes, plan.cohort_size)
     return engine, choice, partial(make_engine, choice, sizes)
-
-
-def make_plan(scenario: Scenario, task: LearningTask, train: ClientData) -> FederationPlan:
-    """Return the plan of a scenario's federation.
-
-    A compressor that cannot encode the model, and a cohort above the number of clients, raise a ScenarioError.
-    """
-    with errors_in_section(""):
-        cohort = scenario.compute_cohort_size(len(train))
-    scheme = scenario.uplink.build_scheme()
-    with errors_in_section("server"):
-        aggregator = select_aggregator(scenario.server.aggregator, scheme)
-    with errors_in_section("server.aggregator"), wrap_user_errors("server.aggregator", aggregator):
-        aggregator.check_cohort(cohort)
-    compressors = {"uplink.compressor": scheme, "downlink.compressor": scenario.downlink.compressor}
-    for key, compressor in compressors.items():
-        with errors_in_section(key), wrap_user_errors(key, compressor):
-            compressor.check_layout(task.shared_layout)
-            compressor.max_bytes(task.shared_layout)
-    return FederationPlan(
-        seed=scenario.seed,
-        layout=task.shared_layout,
-        local_training=local_training_config(scenario),
-        uplink=scheme,
-        downlink=scenario.downlink.build_downlink(),
-        server_optimizer=scenario.server.optimizer,
-        weighting=scenario.server.weighting,
-        n_clients=len(train),
-        cohort_size=cohort,
-        n_examples=_count_examples(train) if scenario.server.sampler.yields_inclusion_probabilities else 0,
-        uses_fednova=scenario.server.normalisation == "fednova",
-        buffers=_build_buffer_plan(task),
-        bfloat16_states=scenario.state.precision == "bfloat16",
-        aggregator=aggregator,
-        hostile=scenario.faults.hostile,
-    )
-
-
-def _build_buffer_plan(task: LearningTask) -> BufferPlan | None:
-    """Return the buffers and local parameters that clients carry from round to round, None without any."""
-    values = task.initial_buffers
-    if values is None and not task.n_local_parameters:
-        return None
-    n_averaged = 0 if values is None else len(values) - task.n_local_buffers
-    averaged_buffers = values[:n_averaged] if values is not None and n_averaged else None
-    local_buffers = values[n_averaged:] if values is not None and task.n_local_buffers else None
-    return BufferPlan(averaged_buffers, local_buffers, task.initial_parameters[task.shared_layout.size :])
-
-
-def _count_examples(data: ClientData) -> int:
-    """Return the number of examples of all clients together."""
-    example_counts, client_counts = data.distinct_sizes()
-    return int(example_counts @ client_counts)
 
 
 def _make_local_model_reader(plan: FederationPlan, store: ClientStore) -> LocalModelOf | None:
@@ -341,19 +287,3 @@ def _dry_run_model(task: LearningTask, dataset: Dataset, sets: EvaluationSets) -
         hint = "; integer examples are numbers of words or characters, give images as floats" if x.dtype.kind == "i" else ""
         data = f"examples {x.dtype} {list(x.shape[1:])}, targets {y.dtype} {list(y.shape[1:])}"
         raise ModelError(f"the model cannot be run on these data ({data}{hint}): {type(error).__name__}: {error}") from error
-
-
-def local_training_config(scenario: Scenario) -> LocalTraining:
-    """Return the local training of a scenario's clients."""
-    client = scenario.client
-    batch_size = None if client.batch_size == "full" else client.batch_size
-    return LocalTraining(
-        client.optimizer,
-        client.epochs,
-        client.steps,
-        batch_size,
-        client.proximal,
-        client.velocity == "carry",
-        scenario.uplink.build_scheme().corrects_gradients,
-        client.last_batch,
-    )

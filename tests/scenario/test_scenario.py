@@ -15,7 +15,8 @@ from fedsgd.compression.operators.randk import RandK
 from fedsgd.compression.operators.topk import TopK
 from fedsgd.data.partitioners.iid import Iid
 from fedsgd.errors import ScenarioError
-from fedsgd.experiment.builder import build_experiment, local_training_config
+from fedsgd.experiment.builder import build_experiment
+from fedsgd.experiment.federation_plan import local_training_config
 from fedsgd.optim import Momentum
 from fedsgd.optim.schedules import StepSchedule
 from fedsgd.scenario.scenario import ClientConfig, DataConfig, Scenario, ServerConfig, UplinkConfig, load, parse_scenario

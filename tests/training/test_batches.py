@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from fedsgd.data import Dataset, Examples
 from fedsgd.errors import ScenarioError
-from fedsgd.experiment.builder import local_training_config
+from fedsgd.experiment.federation_plan import local_training_config
 from fedsgd.experiment.runner import run
 from fedsgd.models import Mlp
 from fedsgd.models.builder import build_task

@@ -1,0 +1,81 @@
+"""Plan of a scenario's federation: the settings that server and clients share."""
+
+from __future__ import annotations
+
+from fedsgd.aggregation import select_aggregator
+from fedsgd.config.user_errors import wrap_user_errors
+from fedsgd.data import ClientData
+from fedsgd.federation import BufferPlan, FederationPlan
+from fedsgd.models.task import LearningTask
+from fedsgd.scenario.parsing import errors_in_section
+from fedsgd.scenario.scenario import Scenario
+from fedsgd.training import LocalTraining
+
+
+def make_plan(scenario: Scenario, task: LearningTask, train: ClientData) -> FederationPlan:
+    """Return the plan of a scenario's federation.
+
+    A compressor that cannot encode the model, and a cohort above the number of clients, raise a ScenarioError.
+    """
+    with errors_in_section(""):
+        cohort = scenario.compute_cohort_size(len(train))
+    scheme = scenario.uplink.build_scheme()
+    with errors_in_section("server"):
+        aggregator = select_aggregator(scenario.server.aggregator, scheme)
+    with errors_in_section("server.aggregator"), wrap_user_errors("server.aggregator", aggregator):
+        aggregator.check_cohort(cohort)
+    compressors = {"uplink.compressor": scheme, "downlink.compressor": scenario.downlink.compressor}
+    for key, compressor in compressors.items():
+        with errors_in_section(key), wrap_user_errors(key, compressor):
+            compressor.check_layout(task.shared_layout)
+            compressor.max_bytes(task.shared_layout)
+    return FederationPlan(
+        seed=scenario.seed,
+        layout=task.shared_layout,
+        local_training=local_training_config(scenario),
+        uplink=scheme,
+        downlink=scenario.downlink.build_downlink(),
+        server_optimizer=scenario.server.optimizer,
+        weighting=scenario.server.weighting,
+        n_clients=len(train),
+        cohort_size=cohort,
+        n_examples=_count_examples(train) if scenario.server.sampler.yields_inclusion_probabilities else 0,
+        uses_fednova=scenario.server.normalisation == "fednova",
+        buffers=_build_buffer_plan(task),
+        bfloat16_states=scenario.state.precision == "bfloat16",
+        aggregator=aggregator,
+        hostile=scenario.faults.hostile,
+    )
+
+
+def _build_buffer_plan(task: LearningTask) -> BufferPlan | None:
+    """Return the buffers and local parameters that clients carry from round to round, None without any."""
+    values = task.initial_buffers
+    if values is None and not task.n_local_parameters:
+        return None
+    n_averaged = 0 if values is None else len(values) - task.n_local_buffers
+    averaged_buffers = values[:n_averaged] if values is not None and n_averaged else None
+    local_buffers = values[n_averaged:] if values is not None and task.n_local_buffers else None
+    return BufferPlan(averaged_buffers, local_buffers, task.initial_parameters[task.shared_layout.size :])
+
+
+def _count_examples(data: ClientData) -> int:
+    """Return the number of examples of all clients together."""
+    example_counts, client_counts = data.distinct_sizes()
+    return int(example_counts @ client_counts)
+
+
+def local_training_config(scenario: Scenario) -> LocalTraining:
+    """Return the local training of a scenario's clients."""
+    client = scenario.client
+    batch_size = None if client.batch_size == "full" else client.batch_size
+    return LocalTraining(
+        client.optimizer,
+        client.epochs,
+        client.steps,
+        batch_size,
+        client.proximal,
+        client.velocity == "carry",
+        scenario.uplink.build_scheme().corrects_gradients,
+        client.last_batch,
+    )
