@@ -57,15 +57,12 @@ def select_aggregator(aggregator: Aggregator | None, scheme: CompressionScheme) 
     """
     own = AGGREGATORS[scheme.aggregator] if isinstance(scheme.aggregator, str) else scheme.aggregator
     if own is not None and aggregator is not None and not isinstance(aggregator, own):
-        problem = (
-            f'got "{aggregator.name}", expected "{own.name}" or the key left out: the server half of {scheme.name} aggregates'
-        )
-        raise FieldError("server", "aggregator", problem)
+        cause = f"the server half of {scheme.name} aggregates"
+        raise FieldError("server", "aggregator", f'got "{aggregator.name}", expected "{own.name}" or the key left out: {cause}')
     rule = aggregator or (WeightedMean() if own is None else own())
     if not isinstance(rule, Aggregator):
-        raise FieldError(
-            "uplink", "compressor", f"the aggregator of {scheme.name} is {own!r}, expected a subclass of Aggregator"
-        )
+        problem = f"the aggregator of {scheme.name} is {own!r}, expected a subclass of Aggregator"
+        raise FieldError("uplink", "compressor", problem)
     rule.check_scheme(scheme)
     return rule
 

@@ -22,6 +22,9 @@ from fedsgd.wire import Sections
 AcceptedWeights = Literal["any", "normalized", "equal"]
 """Weights that an aggregator can use: any; weights that add up to 1; equal weights that add up to 1."""
 
+AggregationResult = tuple[F32, StateArrays]
+"""The aggregate [P], and the server's next state."""
+
 
 @dataclass(frozen=True)
 class WeightedUpdate:
@@ -58,13 +61,10 @@ class AggregationContext:
     scheme: CompressionScheme
 
     def decode(self, update: WeightedUpdate) -> Update:
-        """Decode an update.
+        """Decode an update. Raise WireError if its sections are malformed.
 
         Args:
             update: encoded update of this round.
-
-        Raises:
-            WireError: the sections are malformed.
         """
         return self.scheme.decode(update.sections, update.ctx)
 
@@ -99,18 +99,13 @@ class Aggregator(Component, ABC):
         return {}
 
     @abstractmethod
-    def aggregate(
-        self, state: StateArrays, updates: Iterable[WeightedUpdate], ctx: AggregationContext
-    ) -> tuple[F32, StateArrays]:
+    def aggregate(self, state: StateArrays, updates: Iterable[WeightedUpdate], ctx: AggregationContext) -> AggregationResult:
         """Aggregate the updates of a round.
 
         Args:
             state: the server's state; never written to.
             updates: updates of the cohort, ascending by client. They can be iterated over once.
             ctx: context of the round.
-
-        Returns:
-            The aggregate [P] float32, and the server's next state.
 
         Raises:
             WireError: the sections of an update are malformed.
@@ -134,24 +129,18 @@ class Aggregator(Component, ABC):
         return 0
 
     def check_cohort(self, n_updates: int) -> None:
-        """Check the settings against the size of the cohort.
+        """Raise FieldError if a setting does not fit the size of the cohort.
 
         Args:
             n_updates: C, maximum number of updates in a round.
-
-        Raises:
-            FieldError: a setting does not fit.
         """
         return
 
     def check_scheme(self, scheme: CompressionScheme) -> None:
-        """Check that the rule can aggregate the updates of a scheme.
+        """Raise FieldError if the rule belongs to another scheme.
 
         Args:
             scheme: scheme that encodes the updates.
-
-        Raises:
-            FieldError: the rule belongs to another scheme.
         """
         if self.scheme_type is not None and not isinstance(scheme, self.scheme_type):
             problem = f'got "{self.name}" with the compressor {scheme.name}, expected the compressor {self.scheme_type.name}'

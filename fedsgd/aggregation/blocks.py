@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedsgd.aggregation.base import AggregationContext, Aggregator, WeightedUpdate
+from fedsgd.aggregation.base import AggregationContext, AggregationResult, Aggregator, WeightedUpdate
 from fedsgd.compression import StateArrays
 from fedsgd.compression.updates import DenseUpdate, SparseUpdate, Update
 from fedsgd.numerics.arrays import F32, F64, I64
@@ -91,9 +91,8 @@ class DecodedCohort:
             for start in range(0, len(positions), width):
                 yield _gather(sparse_updates, positions[start : start + width])
         else:
-            size = self.size
-            for start in range(0, size, width):
-                part = slice(start, min(start + width, size))
+            for start in range(0, self.size, width):
+                part = slice(start, min(start + width, self.size))
                 values = np.empty((len(self), part.stop - start), dtype=np.float32)
                 for row, update in zip(values, self.decoded(), strict=True):
                     row[:] = (update.values if isinstance(update, DenseUpdate) else update.to_dense())[part]
@@ -107,6 +106,10 @@ class DecodedCohort:
                 for j in range(i):
                     distances[i, j] += squared_norm(block.values[i] - block.values[j])
         return distances + distances.T
+
+    def norms(self) -> F64:
+        """Return |x_i| [C]."""
+        return np.sqrt([squared_norm(update.values) for update in self.decoded()])
 
     def distances(self, center: F64) -> F64:
         """Return |x_i − center| [C].
@@ -145,29 +148,23 @@ def _gather(updates: Sequence[SparseUpdate], positions: I64) -> Block:
 class CohortAggregator(Aggregator):
     """Rule that needs all updates of a round at once."""
 
-    def aggregate(
-        self, state: StateArrays, updates: Iterable[WeightedUpdate], ctx: AggregationContext
-    ) -> tuple[F32, StateArrays]:
+    def aggregate(self, state: StateArrays, updates: Iterable[WeightedUpdate], ctx: AggregationContext) -> AggregationResult:
         cohort = DecodedCohort(updates, ctx)
         if not len(cohort):
             return np.zeros(ctx.layout.size, dtype=np.float32), state
         return self.aggregate_cohort(state, cohort)
 
     @abstractmethod
-    def aggregate_cohort(self, state: StateArrays, cohort: DecodedCohort) -> tuple[F32, StateArrays]:
+    def aggregate_cohort(self, state: StateArrays, cohort: DecodedCohort) -> AggregationResult:
         """Aggregate at least one update.
 
         Args:
             state: the server's state; never written to.
             cohort: updates of the round.
-
-        Returns:
-            The aggregate [P] float32, and the server's next state.
         """
 
     def max_working_bytes(self, layout: ParameterLayout, n_updates: int) -> int:
-        n_values = n_updates * layout.size
-        return min(MAX_BLOCK_BYTES, 12 * n_values) + min(MAX_BLOCK_BYTES, 4 * n_values)  # stored sparse updates, and a block
+        return sum(min(MAX_BLOCK_BYTES, size * n_updates * layout.size) for size in (12, 4))  # sparse updates, and a block
 
 
 def clipping_factors(norms: F64, max_norm: float) -> F64:

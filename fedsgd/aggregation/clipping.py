@@ -7,12 +7,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedsgd.aggregation.base import AcceptedWeights
+from fedsgd.aggregation.base import AcceptedWeights, AggregationResult
 from fedsgd.aggregation.blocks import CohortAggregator, DecodedCohort, clipping_factors
 from fedsgd.compression import StateArrays
 from fedsgd.config.component import PositiveFloat, PositiveInt
-from fedsgd.numerics.arrays import F32
-from fedsgd.numerics.reductions import squared_norm
 
 
 @dataclass(frozen=True)
@@ -21,12 +19,11 @@ class NormClipping(CohortAggregator):
 
         Δ = Σ_i p_i x_i min(1, τ / |x_i|)
 
-    Sun, Kairouz, Suresh and McMahan 2019 (arXiv 1911.07963), section 3. Sparse updates stay sparse. With τ fixed, the aggregate
+    Sun, Kairouz, Suresh and McMahan 2019 (arXiv 1911.07963). Sparse updates stay sparse. With τ fixed, the aggregate
     never exceeds Σ p_i τ, whatever clients send, and f hostile clients move it by at most their weight times 2τ. With the
     median norm as τ this holds for fewer than half of the clients. Within τ a hostile client moves the mean as it likes.
 
-    Traps: norms of decoded updates vary more than those of the originals: sparse updates with error feedback are late and
-    large, unbiased operators multiply the norm by up to the root of 1 + variance. Momentum of local training changes τ too.
+    Trap: the norms are those of decoded updates, which a compressor changes.
 
     Attributes:
         max_norm: τ; unset, the median norm of the round's updates.
@@ -36,8 +33,8 @@ class NormClipping(CohortAggregator):
 
     max_norm: PositiveFloat | None = None
 
-    def aggregate_cohort(self, state: StateArrays, cohort: DecodedCohort) -> tuple[F32, StateArrays]:
-        norms = np.sqrt([squared_norm(update.values) for update in cohort.decoded()])
+    def aggregate_cohort(self, state: StateArrays, cohort: DecodedCohort) -> AggregationResult:
+        norms = cohort.norms()
         max_norm = self.max_norm if self.max_norm is not None else float(np.median(norms))
         return cohort.combination(cohort.weights * clipping_factors(norms, max_norm)).astype(np.float32), state
 
@@ -51,11 +48,11 @@ class CenteredClipping(CohortAggregator):
 
         v ← v + Σ_i p_i (x_i − v) min(1, τ / |x_i − v|), repeated; Δ = v
 
-    Karimireddy, He and Jaggi 2021 (arXiv 2012.10333), section 4. v begins at the last round's aggregate, 0 before round 1. The
+    Karimireddy, He and Jaggi 2021 (arXiv 2012.10333). v begins at the last round's aggregate, 0 before round 1. The
     server stores v. A round moves v by at most `iterations` · τ, whatever clients send.
 
-    Traps: differences of sparse updates from v are dense. A τ far below the spread of honest updates slows training; a τ far
-    above it is the weighted mean. A coordinate that a client did not send counts as 0, so it pulls v to 0.
+    Traps: with a τ above all distances, the rule is the weighted mean. A coordinate that a client did not send counts as 0, so
+    it pulls v to 0.
 
     Attributes:
         radius: τ.
@@ -68,7 +65,7 @@ class CenteredClipping(CohortAggregator):
     radius: PositiveFloat = 1.0
     iterations: PositiveInt = 1
 
-    def aggregate_cohort(self, state: StateArrays, cohort: DecodedCohort) -> tuple[F32, StateArrays]:
+    def aggregate_cohort(self, state: StateArrays, cohort: DecodedCohort) -> AggregationResult:
         center = np.zeros(cohort.size) if "center" not in state else state["center"].astype(np.float64)
         for _ in range(self.iterations):
             coefficients = cohort.weights * clipping_factors(cohort.distances(center), self.radius)

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedsgd.aggregation.base import AcceptedWeights
+from fedsgd.aggregation.base import AcceptedWeights, AggregationResult
 from fedsgd.aggregation.blocks import CohortAggregator, DecodedCohort
 from fedsgd.compression import StateArrays
 from fedsgd.config.component import FractionBelowHalf
@@ -22,18 +22,14 @@ class Median(CohortAggregator):
 
     Yin, Chen, Ramchandran and Bartlett 2018 (arXiv 1803.01498), algorithm 1, option I. The breakdown point is 1/2.
 
-    Traps:
-
-    * A coordinate that a client did not send counts as 0. So a coordinate that fewer than half of the clients send, or that
-      they send with different signs, is 0: with top-k at 1 % hardly any coordinate changes.
-    * On clients with different data the median is biased, without a hostile client too.
-    * The rule has no weights: set server.weighting = "uniform".
+    Traps: a coordinate that a client did not send counts as 0, so a coordinate that fewer than half of the clients send is 0.
+    The rule has no weights: set server.weighting = "uniform".
     """
 
     name: ClassVar[str] = "median"
     accepted_weights: ClassVar[AcceptedWeights] = "equal"
 
-    def aggregate_cohort(self, state: StateArrays, cohort: DecodedCohort) -> tuple[F32, StateArrays]:
+    def aggregate_cohort(self, state: StateArrays, cohort: DecodedCohort) -> AggregationResult:
         return _mean_of_middle(cohort, (len(cohort) - 1) // 2), state
 
     def tolerated(self, n_updates: int) -> int:
@@ -58,7 +54,7 @@ class TrimmedMean(CohortAggregator):
 
     trim: FractionBelowHalf = 0.1
 
-    def aggregate_cohort(self, state: StateArrays, cohort: DecodedCohort) -> tuple[F32, StateArrays]:
+    def aggregate_cohort(self, state: StateArrays, cohort: DecodedCohort) -> AggregationResult:
         return _mean_of_middle(cohort, self.tolerated(len(cohort))), state
 
     def tolerated(self, n_updates: int) -> int:

@@ -8,11 +8,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedsgd.aggregation.base import AcceptedWeights
+from fedsgd.aggregation.base import AcceptedWeights, AggregationResult
 from fedsgd.aggregation.blocks import CohortAggregator, DecodedCohort, clipping_factors
 from fedsgd.compression import StateArrays
 from fedsgd.config.component import PositiveFloat, PositiveInt
-from fedsgd.numerics.arrays import F32
 from fedsgd.numerics.reductions import squared_norm
 
 TOLERANCE = 1e-6
@@ -25,7 +24,7 @@ class GeometricMedian(CohortAggregator):
 
         Δ = argmin_z Σ_i p_i |z − x_i|
 
-    Pillutla, Kakade and Harchaoui 2022 (arXiv 1912.13445), algorithm 2, the smoothed Weiszfeld iteration:
+    Pillutla, Kakade and Harchaoui 2022 (arXiv 1912.13445), the smoothed Weiszfeld iteration:
 
         β_i = p_i / max(ν, |z − x_i|);  z ← Σ β_i x_i / Σ β_i
 
@@ -47,9 +46,9 @@ class GeometricMedian(CohortAggregator):
     smoothing: PositiveFloat = 1e-6
     iterations: PositiveInt = 100
 
-    def aggregate_cohort(self, state: StateArrays, cohort: DecodedCohort) -> tuple[F32, StateArrays]:
+    def aggregate_cohort(self, state: StateArrays, cohort: DecodedCohort) -> AggregationResult:
         weights = cohort.weights
-        norms = cohort.distances(np.zeros(cohort.size))
+        norms = cohort.norms()
         z = cohort.combination(weights * clipping_factors(norms, float(np.median(norms))))
         for _ in range(self.iterations):
             distances = cohort.distances(z)

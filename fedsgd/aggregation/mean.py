@@ -8,9 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedsgd.aggregation.base import AggregationContext, Aggregator, WeightedUpdate, weighted_sum
+from fedsgd.aggregation.base import AggregationContext, AggregationResult, Aggregator, WeightedUpdate, weighted_sum
 from fedsgd.compression import StateArrays
-from fedsgd.numerics.arrays import F32
 
 
 @dataclass(frozen=True)
@@ -26,9 +25,7 @@ class WeightedMean(Aggregator):
 
     name: ClassVar[str] = "weighted-mean"
 
-    def aggregate(
-        self, state: StateArrays, updates: Iterable[WeightedUpdate], ctx: AggregationContext
-    ) -> tuple[F32, StateArrays]:
+    def aggregate(self, state: StateArrays, updates: Iterable[WeightedUpdate], ctx: AggregationContext) -> AggregationResult:
         return weighted_sum(updates, ctx).astype(np.float32), state
 
 
@@ -47,9 +44,7 @@ class MeanOfSenders(Aggregator):
 
     name: ClassVar[str] = "mean-of-senders"
 
-    def aggregate(
-        self, state: StateArrays, updates: Iterable[WeightedUpdate], ctx: AggregationContext
-    ) -> tuple[F32, StateArrays]:
+    def aggregate(self, state: StateArrays, updates: Iterable[WeightedUpdate], ctx: AggregationContext) -> AggregationResult:
         total, weights = np.zeros(ctx.layout.size), np.zeros(ctx.layout.size)
         for update in updates:
             decoded = ctx.decode(update)

@@ -8,7 +8,14 @@ from typing import ClassVar, cast
 
 import numpy as np
 
-from fedsgd.aggregation.base import AcceptedWeights, AggregationContext, Aggregator, WeightedUpdate, weighted_sum
+from fedsgd.aggregation.base import (
+    AcceptedWeights,
+    AggregationContext,
+    AggregationResult,
+    Aggregator,
+    WeightedUpdate,
+    weighted_sum,
+)
 from fedsgd.compression import StateArrays
 from fedsgd.compression.kernels.top_k import top_k
 from fedsgd.compression.operators.count_sketch import sketch, unsketch
@@ -17,7 +24,7 @@ from fedsgd.compression.schemes.cafe import CAFe
 from fedsgd.compression.schemes.ef21 import EF21
 from fedsgd.compression.schemes.fetch_sgd import FetchSGD
 from fedsgd.compression.schemes.scaffold import Scaffold
-from fedsgd.numerics.arrays import F32, F64
+from fedsgd.numerics.arrays import F64
 
 
 @dataclass(frozen=True)
@@ -31,9 +38,7 @@ class CAFeAggregator(Aggregator):
     accepted_weights: ClassVar[AcceptedWeights] = "normalized"
     scheme_type = CAFe
 
-    def aggregate(
-        self, state: StateArrays, updates: Iterable[WeightedUpdate], ctx: AggregationContext
-    ) -> tuple[F32, StateArrays]:
+    def aggregate(self, state: StateArrays, updates: Iterable[WeightedUpdate], ctx: AggregationContext) -> AggregationResult:
         update = weighted_sum(updates, ctx).astype(np.float32)
         if "reference" in state:
             update = state["reference"] + update
@@ -52,9 +57,7 @@ class EF21Aggregator(Aggregator):
     scheme_type = EF21
     steps_without_replies: ClassVar[bool] = True
 
-    def aggregate(
-        self, state: StateArrays, updates: Iterable[WeightedUpdate], ctx: AggregationContext
-    ) -> tuple[F32, StateArrays]:
+    def aggregate(self, state: StateArrays, updates: Iterable[WeightedUpdate], ctx: AggregationContext) -> AggregationResult:
         total = np.zeros(ctx.layout.size) if "estimate" not in state else state["estimate"].copy()
         for update in updates:
             ctx.decode(update).add_to(total, 1 / ctx.n_clients)
@@ -72,9 +75,7 @@ class FetchSGDAggregator(Aggregator):
     name: ClassVar[str] = "fetch-sgd"
     scheme_type = FetchSGD
 
-    def aggregate(
-        self, state: StateArrays, updates: Iterable[WeightedUpdate], ctx: AggregationContext
-    ) -> tuple[F32, StateArrays]:
+    def aggregate(self, state: StateArrays, updates: Iterable[WeightedUpdate], ctx: AggregationContext) -> AggregationResult:
         scheme, size = cast("FetchSGD", ctx.scheme), ctx.layout.size
         columns, key = scheme.n_columns(size), scheme.derive_hash_key(ctx.seed)
         mean = np.zeros((scheme.rows, columns))
@@ -104,9 +105,7 @@ class ScaffoldAggregator(Aggregator):
     accepted_weights: ClassVar[AcceptedWeights] = "equal"
     scheme_type = Scaffold
 
-    def aggregate(
-        self, state: StateArrays, updates: Iterable[WeightedUpdate], ctx: AggregationContext
-    ) -> tuple[F32, StateArrays]:
+    def aggregate(self, state: StateArrays, updates: Iterable[WeightedUpdate], ctx: AggregationContext) -> AggregationResult:
         scheme = cast("Scaffold", ctx.scheme)
         total = np.zeros(ctx.layout.size) if "reference" not in state else state["reference"].copy()
 

@@ -14,13 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsgd.aggregation import AggregationContext, WeightedUpdate, select_aggregator
-from fedsgd.compression.base import (
-    CodecContext,
-    CompressionOperator,
-    CompressionScheme,
-    Compressor,
-    EncodedUpdate,
-)
+from fedsgd.compression.base import CodecContext, CompressionOperator, CompressionScheme, Compressor, EncodedUpdate
 from fedsgd.compression.schemes.plain import MemorylessScheme
 from fedsgd.compression.updates import StateArrays, Update
 from fedsgd.errors import LawError, describe_error

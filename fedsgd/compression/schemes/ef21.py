@@ -8,12 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedsgd.compression.base import (
-    CodecContext,
-    CompressionOperator,
-    EncodedUpdate,
-    OperatorScheme,
-)
+from fedsgd.compression.base import CodecContext, CompressionOperator, EncodedUpdate, OperatorScheme
 from fedsgd.compression.operators.topk import TopK
 from fedsgd.compression.run_config import RunConfig
 from fedsgd.compression.schemes.error_feedback import can_contract, require_contractive
