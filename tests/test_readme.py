@@ -11,7 +11,7 @@ import pytest
 
 from fedsgd.certification.law_suite import check_compressor
 from fedsgd.compression import ErrorFeedback
-from fedsgd.config.component import import_by_path
+from fedsgd.config.registry import import_by_path
 from fedsgd.scenario.scenario import load, parse_scenario
 from tests.flower import run
 

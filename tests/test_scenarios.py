@@ -27,7 +27,7 @@ from fedsgd.sweeps.settings import normalize_methods, read_methods
 from tests.data.datasets.test_mnist import encode_idx
 
 FOLDER = Path(__file__).parent.parent / "scenarios"
-NO_SCENARIOS = ("pyproject.toml", "methods.toml")  # of a Flower app; of a sweep
+NO_SCENARIOS = ("pyproject.toml", "methods.toml", "plugin.toml")  # of packages; of a sweep; of a package, see test_plugins.py
 SCENARIOS = sorted(path for path in FOLDER.rglob("*.toml") if path.name not in NO_SCENARIOS)
 METHODS = sorted(FOLDER.rglob("methods.toml"))
 TINY = {"rounds": 2, "evaluation.every": 1, "client.steps": 2, "server.cohort": 2}

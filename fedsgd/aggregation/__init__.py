@@ -18,12 +18,14 @@ CAFe, EF21, FetchSGD and SCAFFOLD have server halves of their own, and no other 
 To add a rule, write its module and add its line to the registry here.
 """
 
-from fedsgd.aggregation.base import AggregationContext, Aggregator, WeightedUpdate, weighted_sum
+from fedsgd.aggregation.base import AggregationContext, AggregationResult, Aggregator, WeightedUpdate, weighted_sum
+from fedsgd.aggregation.blocks import CohortAggregator, DecodedCohort
 from fedsgd.aggregation.mean import WeightedMean
 from fedsgd.compression import CompressionScheme
-from fedsgd.config.component import FieldError, Registry
+from fedsgd.config.component import FieldError
+from fedsgd.config.registry import Registry
 
-AGGREGATORS: Registry[Aggregator] = Registry(
+AGGREGATORS: Registry[type[Aggregator]] = Registry(
     "aggregator",
     Aggregator,
     {
@@ -70,7 +72,10 @@ def select_aggregator(aggregator: Aggregator | None, scheme: CompressionScheme) 
 __all__ = [
     "AGGREGATORS",
     "AggregationContext",
+    "AggregationResult",
     "Aggregator",
+    "CohortAggregator",
+    "DecodedCohort",
     "WeightedMean",
     "WeightedUpdate",
     "select_aggregator",

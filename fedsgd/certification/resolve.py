@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
-from dataclasses import is_dataclass
 from typing import Any
 
 from fedsgd.certification.certificate import CompressorLike
-from fedsgd.compression import COMPRESSORS, CompressionOperator, CompressionScheme
+from fedsgd.compression import COMPRESSORS, CompressionOperator, CompressionScheme, Compressor
 from fedsgd.compression.run_config import FeedbackPolicy
-from fedsgd.config.component import FieldError, import_by_path
+from fedsgd.config.component import FieldError
+from fedsgd.config.registry import check_component_class
 from fedsgd.errors import FedsgdError, ScenarioError
 from fedsgd.scenario.overrides import apply_settings
 from fedsgd.scenario.parsing import parse_table
 from fedsgd.scenario.sections import UplinkConfig
-
-EXPECTED_CLASS = (
-    "a frozen dataclass with a `name` that subclasses fedsgd.compression.CompressionOperator or "
-    "fedsgd.compression.CompressionScheme"
-)
 
 
 def resolve_compressor(
@@ -38,7 +32,7 @@ def resolve_compressor(
     elif settings:
         raise ScenarioError(f"{next(iter(settings))}: settings are for a compressor that is given by name, got {compressor!r}")
     else:
-        check_compressor_class(type(compressor), repr(compressor))
+        _check_class(type(compressor), repr(compressor))
         component = compressor
     if error_feedback == "none":
         return component
@@ -49,8 +43,7 @@ def resolve_compressor(
 
 
 def _build_from_name(compressor: str, settings: Mapping[str, Any]) -> CompressorLike:
-    cls: Any = import_by_path(compressor) if ":" in compressor else _find_registered(compressor)
-    check_compressor_class(cls, f'"{compressor}"')
+    cls = _find_class(compressor)
     try:
         component: CompressorLike = parse_table(cls, apply_settings(cls, {}, settings))
     except FedsgdError:
@@ -60,28 +53,20 @@ def _build_from_name(compressor: str, settings: Mapping[str, Any]) -> Compressor
     return component
 
 
-def _find_registered(name: str) -> type:
+def _find_class(name: str) -> type[CompressorLike]:
     try:
-        return COMPRESSORS[name]
+        cls: Any = COMPRESSORS[name]
+        _check_class(cls, f'"{name}"')
     except ScenarioError as error:
-        hint = "; a class of your own is named my_package.my_module:MyCompressor" if "." in name else ""
-        raise ScenarioError(f"compressor: {error}{hint}") from None
+        hint = "; a class of your own is named my_package.my_module:MyCompressor" if "." in name and ":" not in name else ""
+        raise ScenarioError(f"compressor: {error}{hint}") from error.__cause__
+    checked_class: type[CompressorLike] = cls
+    return checked_class
 
 
-def check_compressor_class(cls: object, description: str) -> None:
-    """Raise ScenarioError unless a value is the class of a compressor; the error describes the value by `description`."""
-    if not isinstance(cls, type):
-        raise ScenarioError(f"{description} is {cls!r}, expected {EXPECTED_CLASS}")
+def _check_class(cls: type, description: str) -> None:
+    """Raise a ScenarioError unless a class is that of an operator or a scheme, built in or of a user."""
+    check_component_class(cls, Compressor, description)
+    COMPRESSORS.check_plugin(cls)
     if not issubclass(cls, CompressionOperator | CompressionScheme):
-        raise ScenarioError(f"{description} is a class of {_format_bases(cls)}, expected {EXPECTED_CLASS}")
-    if inspect.isabstract(cls):
-        missing_names = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
-        raise ScenarioError(f"{description} does not define {missing_names}, expected {EXPECTED_CLASS}")
-    if not is_dataclass(cls) or "__dataclass_params__" not in vars(cls):
-        raise ScenarioError(f"{description} is not decorated with @dataclass(frozen=True), expected {EXPECTED_CLASS}")
-    if not isinstance(getattr(cls, "name", None), str):
-        raise ScenarioError(f'{description} has no name, expected {EXPECTED_CLASS}: name: ClassVar[str] = "..."')
-
-
-def _format_bases(cls: type) -> str:
-    return ", ".join(f"{base.__module__}.{base.__qualname__}" for base in cls.__bases__)
+        raise ScenarioError(f"{description} is neither a CompressionOperator nor a CompressionScheme of fedsgd.compression")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fedsgd.cli.app import EXIT_FAILURE, main
-from fedsgd.cli.options import UserPath
+from fedsgd.cli.options import UserPath, plugin_option
 from fedsgd.cli.streams import echo, echo_json
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output, and nothing else there.")
 @click.option("--markdown", is_flag=True, help="Print Markdown on standard output.")
 @click.option("--quiet", is_flag=True, help="Show no progress.")
+@plugin_option
 def certify_command(
     compressor: str | None, all_compressors: bool, out: Path | None, as_json: bool, markdown: bool, quiet: bool, **options: Any
 ) -> None:

@@ -10,27 +10,30 @@ from typing import Any
 import click
 
 from fedsgd.cli.app import main
+from fedsgd.cli.options import plugin_option
 from fedsgd.cli.streams import echo, echo_json
 
 COMPONENT_FAMILIES = (
     *("aggregators", "compressors", "datasets", "durations", "models", "optimizers", "partitioners", "samplers", "schedules"),
 )
 PROFILE_FAMILIES = ("networks", "devices")
+OTHER_FAMILIES = ("trackers",)
 
 
 @main.command("list")
-@click.argument("family", type=click.Choice((*COMPONENT_FAMILIES, *PROFILE_FAMILIES)), required=False)
+@click.argument("family", type=click.Choice((*COMPONENT_FAMILIES, *PROFILE_FAMILIES, *OTHER_FAMILIES)), required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@plugin_option
 def list_command(family: str | None, as_json: bool) -> None:
     """List components for scenarios, of all families or of one FAMILY, with their keys and defaults.
 
-    The families networks and devices list profiles for `fedsgd price`, each with the source of its figures.
+    The families networks and devices list profiles for `fedsgd price`, each with the source of its figures. The family trackers
+    lists names for --track. Installed plugins are listed with their package.
     """
-    from fedsgd.scenario import parsing
-
-    if family in PROFILE_FAMILIES:
-        _list_profiles(family, as_json)
+    if family == "trackers":
+        _list_trackers(as_json)
         return
+    from fedsgd.scenario import parsing
 
     registries = {registry.plural: registry for registry in parsing.REGISTRIES.values()}
     listing = {name: parsing.describe_registry(registries[name]) for name in ([family] if family else COMPONENT_FAMILIES)}
@@ -41,23 +44,43 @@ def list_command(family: str | None, as_json: bool) -> None:
         if not family:
             echo(name, bold=True)
         for member in members:
-            defaults = {key: _format_default(value, member["options"].get(key, ())) for key, value in member["keys"].items()}
-            keys = ", ".join(f"{key} = {value}" for key, value in defaults.items())
-            aliases = f" (or {', '.join(member['also'])})" if member["also"] else ""
-            echo(f"  {click.style(member['name'], fg='cyan')}{aliases}: {member['summary']}")
-            if keys:
-                echo(f"      {keys}", dim=True)
+            _print_member(member)
+        for line in registries[name].list_conflicts():
+            echo(f"  {line}", dim=True)
+
+
+def _print_member(member: Mapping[str, Any]) -> None:
+    origin = f" ({member['origin']})" if "origin" in member else ""
+    aliases = f" (or {', '.join(member['also'])})" if member.get("also") else ""
+    summary = f"cannot be used: {member['error']}" if "error" in member else member["summary"]
+    echo(f"  {click.style(member['name'], fg='cyan')}{aliases}{origin}: {summary}")
+    options = member.get("options", {})
+    defaults = {key: _format_default(value, options.get(key, ())) for key, value in member.get("keys", {}).items()}
+    if defaults:
+        echo(f"      {', '.join(f'{key} = {value}' for key, value in defaults.items())}", dim=True)
+
+
+def _list_trackers(as_json: bool) -> None:
+    from fedsgd.trackers import TRACKERS
+
+    members = [{"name": name, "origin": TRACKERS.describe_origin(name) or f"fedsgd[{name}]"} for name in TRACKERS.list_names()]
+    if as_json:
+        echo_json(json.dumps(members, indent=2))
+        return
+    for member in members:
+        echo(f"  {click.style(member['name'], fg='cyan')}: {member['origin']}")
 
 
 def _list_profiles(kind: str, as_json: bool) -> None:
-    from fedsgd.network.profiles import load_devices, load_networks
+    from fedsgd.network.profiles import NETWORKS, load_devices, load_networks
 
     profiles: Mapping[str, Any] = load_networks() if kind == "networks" else load_devices()
     if as_json:
         echo_json(json.dumps({name: asdict(profile) for name, profile in profiles.items()}, indent=2))
         return
     for name, profile in profiles.items():
-        echo(f"  {click.style(name, fg='cyan')}: {profile.title}: {profile}")
+        origin = NETWORKS.describe_origin(name) if kind == "networks" else ""
+        echo(f"  {click.style(name, fg='cyan')}{f' ({origin})' if origin else ''}: {profile.title}: {profile}")
         echo(f"      {profile.source}", dim=True)
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fedsgd.cli.streams import echo
+from fedsgd.config.registry import refuse_plugins
 from fedsgd.errors import DeploymentError, OutputError, RunError, ScenarioError, WireError
 from fedsgd.system.user_files import expand_user_path
 
@@ -74,6 +75,24 @@ class ScenarioOptions:
         return load(self.scenario, overrides)
 
 
+def plugin_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the option --no-plugins to a command that builds components."""
+
+    def refuse(context: click.Context, _parameter: click.Parameter, is_set: bool) -> None:
+        if is_set:
+            context.with_resource(refuse_plugins())
+
+    decorate: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
+        "--no-plugins",
+        is_flag=True,
+        expose_value=False,
+        is_eager=True,
+        callback=refuse,
+        help="Refuse code from outside fedsgd: my_package.my_module:MyClass, and classes of installed plugins.",
+    )
+    return decorate(command)
+
+
 def scenario_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the parameters of `ScenarioOptions` to a command, before its own parameters."""
 
@@ -84,7 +103,7 @@ def scenario_options(command: Callable[..., None]) -> Callable[..., None]:
         shared_options = {f.name: options.pop(f.name) for f in fields(ScenarioOptions)}
         command(ScenarioOptions(**shared_options), **options)
 
-    decorators = [
+    decorators: list[Callable[[Any], Any]] = [
         click.argument("scenario", type=UserPath()),
         click.option(
             "--set",
@@ -98,6 +117,7 @@ def scenario_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--seed", type=int, help="Override the scenario's seed."),
         click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output, and nothing else there."),
         click.option("--quiet", is_flag=True, help="Show no progress; warnings about settings stand only in the results."),
+        plugin_option,
     ]
     for decorate in reversed(decorators):
         wrapper = decorate(wrapper)

@@ -14,7 +14,7 @@ import click
 
 from fedsgd.cli.streams import DISK_FULL_ERRNOS, echo
 from fedsgd.errors import ScenarioWarning
-from fedsgd.trackers import TRACKERS, RunStarted, Tracker, TrackerGroup, TrackerWarning, create_tracker
+from fedsgd.trackers import RunStarted, Tracker, TrackerGroup, TrackerWarning, create_tracker
 
 if TYPE_CHECKING:
     from fedsgd.federation.round_record import RoundRecord
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 _track_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
     "--track",
-    type=click.Choice([*TRACKERS]),
+    metavar="NAME",
     multiple=True,
     help="Also record the run with this tracker, over rounds, bytes and the time on networks. Repeatable. tensorboard: event "
     "files in tensorboard/RUN, next to the run folder; `tensorboard --logdir runs/tensorboard` shows runs in `runs`. mlflow: "
-    "the store of MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME, by default mlflow.db next to the run folder. Trackers are "
-    "extras: install 'fedsgd[tensorboard]' or 'fedsgd[mlflow]'.",
+    "the store of MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME, by default mlflow.db next to the run folder. These two are "
+    "extras: install 'fedsgd[tensorboard]' or 'fedsgd[mlflow]'. NAME can also be a plugin's, or my_module:MyTracker.",
 )
 _network_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
     "--network",

@@ -20,9 +20,9 @@ from fedsgd.compression.schemes.error_feedback import ErrorFeedback
 from fedsgd.compression.schemes.plain import MemorylessScheme
 from fedsgd.compression.schemes.stale_residuals import StaleResidualPolicy
 from fedsgd.compression.updates import DenseUpdate, EntryPatch, SparseUpdate, StateArrays, Update, apply_rollback
-from fedsgd.config.component import Registry
+from fedsgd.config.registry import Registry
 
-COMPRESSORS: Registry[Compressor] = Registry(
+COMPRESSORS: Registry[type[Compressor]] = Registry(
     "compressor",
     Compressor,
     {

@@ -14,6 +14,7 @@ from typing import ClassVar, Literal
 from fedsgd.compression.run_config import STALE_ROUNDS, RunConfig
 from fedsgd.compression.updates import EntryPatch, StateArrays, Update, apply_rollback
 from fedsgd.config.component import Component
+from fedsgd.config.registry import is_builtin
 from fedsgd.errors import WireError
 from fedsgd.numerics.arrays import F32
 from fedsgd.numerics.parameter_layout import ParameterLayout
@@ -24,6 +25,8 @@ ClientId = int
 """Number of a client, 0 to N − 1."""
 OperatorKind = Literal["unbiased", "contractive", "neither"]
 """Law that an operator obeys: see `CompressionOperator`."""
+PLUGIN_CODEC = 255
+"""Codec id in the frames of every plugin that has a format of its own."""
 Weighting = Literal["examples", "uniform"]
 """Aggregation weight of a client: proportional to its number of training examples, or equal for all clients."""
 
@@ -79,9 +82,23 @@ class Compressor(Component, ABC):
     """
 
     @property
-    @abstractmethod
     def codec(self) -> int:
-        """Codec id in the frame header: a class variable of each member, unique, never reused."""
+        """Codec id in the frame header. Ids of built-in formats are class variables, unique, and never reused.
+
+        A plugin has the id of the built-in class that it inherits `decode` from, and PLUGIN_CODEC for a `decode` of its own,
+        whatever id it states. The receiver of a frame with PLUGIN_CODEC knows the plugin's class from the scenario.
+        """
+        return PLUGIN_CODEC
+
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        super().__init_subclass__(**kwargs)
+        if is_builtin(cls):
+            return
+        if "codec" in vars(cls):
+            del cls.codec
+        decoder_owner = next(parent for parent in cls.__mro__ if "decode" in vars(parent))
+        if not is_builtin(decoder_owner):
+            cls.codec = PLUGIN_CODEC  # type: ignore[assignment, method-assign]
 
     @abstractmethod
     def decode(self, sections: Sections, ctx: CodecContext) -> Update:

@@ -1,4 +1,4 @@
-"""Components: frozen dataclasses of hyper-parameters, validated when they are created, listed by name in registries.
+"""Components: frozen dataclasses of hyper-parameters, validated when they are created.
 
 A component's annotations are its schema, for values from TOML and from Python alike. This is the only module that imports
 msgspec, which converts and checks the values.
@@ -6,15 +6,12 @@ msgspec, which converts and checks the values.
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import math
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 
@@ -222,106 +219,3 @@ class Component(ValidatedConfig):
     def get_summary(cls) -> str:
         """Return the first line of the docstring, which listings show."""
         return (cls.__doc__ or "").strip().partition("\n")[0]
-
-
-C = TypeVar("C", bound=Component)
-
-
-def import_by_path(path: str) -> Any:
-    """Import the object that `my_package.my_module:name` names, or raise a ScenarioError if it cannot be imported."""
-    module_name, _, attribute = path.partition(":")
-    if not module_name or not attribute or module_name.startswith("."):
-        raise ScenarioError(f'got "{path}", expected "my_package.my_module:name"')
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # the user's module may raise any error while it is imported
-        # the hint is wrong if the user's module exists, and a module that the user's module imports is missing
-        is_missing = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
-        searched_places = f"searched the current folder {Path.cwd()} and Python's path"
-        hint = f" ({searched_places}; run from its folder, or add the folder to PYTHONPATH)" if is_missing else ""
-        raise ScenarioError(f'cannot import "{module_name}": {type(error).__name__}: {error}{hint}') from error
-    try:
-        return getattr(module, attribute)
-    except AttributeError:
-        names = [name for name in dir(module) if not name.startswith("_") and callable(getattr(module, name, None))]
-        raise ScenarioError(f'"{module_name}" has no "{attribute}"{suggest_name(attribute, names)}') from None
-
-
-class Registry(Generic[C]):
-    """Mapping of a family's names to component classes, which are imported when they are first used.
-
-    To add a member, write its file and add its line where the registry is created. The name "package.module:Class" refers to
-    a class that is not registered.
-
-    Args:
-        family: noun for a member, in messages and listings.
-        base: base class of the members.
-        members: name → "module:Class".
-        implied_names: key → name of a table that has this key and no `name`.
-        aliases: other name → name of the member.
-        plural: plural of `family`, for listings; None to append "s".
-        hidden_members: members that only resolved scenarios name, absent from listings and suggestions.
-    """
-
-    def __init__(
-        self,
-        family: str,
-        base: type,
-        members: Mapping[str, str],
-        implied_names: Mapping[str, str] | None = None,
-        aliases: Mapping[str, str] | None = None,
-        plural: str | None = None,
-        hidden_members: Mapping[str, str] | None = None,
-    ) -> None:
-        self.family = family
-        self.plural = f"{family}s" if plural is None else plural
-        self.base: Any = base
-        self.implied_names = dict(implied_names or {})
-        self.aliases = dict(aliases or {})
-        self._members = dict(members)
-        self._hidden_members = dict(hidden_members or {})
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._members)
-
-    def __len__(self) -> int:
-        return len(self._members)
-
-    def is_valid_name(self, name: object) -> bool:
-        """Return True for the name of a member, hidden or not, an alias, and "package.module:Class"."""
-        return isinstance(name, str) and (":" in name or name in self._all_members or name in self.aliases)
-
-    def is_registered(self, cls: type) -> bool:
-        """Return True if the registry has a class under the `name` of the class."""
-        name = getattr(cls, "name", None)
-        return name in self._all_members and self[str(name)] is cls
-
-    @property
-    def _all_members(self) -> Mapping[str, str]:
-        return {**self._members, **self._hidden_members}
-
-    def __getitem__(self, name: str) -> type[C]:
-        if ":" in name:
-            return self._import_user_class(name)
-        name = self.aliases.get(name, name)
-        if name not in self._all_members:
-            raise ScenarioError(f'got "{name}"{suggest_name(name, [*self._members, *self.aliases])}')
-        cls = import_by_path(self._all_members[name])
-        if not (isinstance(cls, type) and issubclass(cls, self.base) and getattr(cls, "name", None) == name):
-            raise TypeError(f'{self._all_members[name]} is registered as {self.family} "{name}" but is {cls!r}')
-        member: type[C] = cls
-        return member
-
-    def _import_user_class(self, path: str) -> type[C]:
-        """Import a class that is not registered, or raise a ScenarioError if the class cannot be a member of the family."""
-        cls = import_by_path(path)
-        base = f"{self.base.__module__}.{self.base.__qualname__}"
-        if not (isinstance(cls, type) and issubclass(cls, self.base)):
-            raise ScenarioError(f'got "{path}", which is {cls!r}, expected a subclass of {base}')
-        if inspect.isabstract(cls):
-            missing_names = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
-            raise ScenarioError(f'got "{path}", which does not define {missing_names}, expected a subclass of {base} that does')
-        if not isinstance(getattr(cls, "name", None), str):
-            raise ScenarioError(f'got "{path}", which has no name, expected name: ClassVar[str] = "..." in the class')
-        member: type[C] = cls
-        return member

@@ -108,7 +108,7 @@ def build_experiment(
 
 
 def _build(scenario: Scenario, data: str | Path | None, objects: PythonObjects, share_data: bool) -> Experiment:
-    objects.check(scenario)
+    objects.check(scenario, require_importable=share_data)
     resolved_scenario = objects.insert_references(scenario)  # before the user's functions run and perhaps change the objects
     dataset, train, held_out = load_client_data(scenario, data, objects.dataset)
     if objects.module is None:

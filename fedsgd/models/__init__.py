@@ -1,12 +1,12 @@
 """Registry of models. To add a model, write its class and add a line here; torch is imported when a model is built."""
 
-from fedsgd.config.component import Registry
+from fedsgd.config.registry import Registry
 from fedsgd.models.base import Loss, Metric, Model
 from fedsgd.models.loss_reduction import LossReduction
 from fedsgd.models.metrics import accuracy
 from fedsgd.models.perceptrons import Mlp
 
-MODELS: Registry[Model] = Registry(
+MODELS: Registry[type[Model]] = Registry(
     "model",
     Model,
     {

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from fedsgd.config.component import Component, FieldError, import_by_path
+from fedsgd.config.component import Component, FieldError
 from fedsgd.config.python_objects import describe_missing_objects, find_markers, is_marker
+from fedsgd.config.registry import import_by_path
 from fedsgd.errors import ScenarioError
 from fedsgd.models.policies import BatchNormPolicy, BufferPolicy
 

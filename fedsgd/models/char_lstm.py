@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from fedsgd.config.component import import_by_path
+from fedsgd.config.registry import import_by_path
 from fedsgd.errors import ModelError
 from fedsgd.models.base import Model
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from fedsgd.config.component import FieldError, PositiveInt, import_by_path
+from fedsgd.config.component import FieldError, PositiveInt
+from fedsgd.config.registry import import_by_path
 from fedsgd.models.base import Model
 from fedsgd.models.convolutional import add_channel_axis, parse_image_shape
 

@@ -21,12 +21,12 @@ To add an optimizer or a schedule, write its class in a module and add a line to
     0.05
 """
 
-from fedsgd.config.component import Registry
+from fedsgd.config.registry import Registry
 from fedsgd.optim.base import Optimizer, ScaledStep
 from fedsgd.optim.schedules import ConstantSchedule, Schedule
 from fedsgd.optim.sgd import SGD, Momentum, Nesterov, PyTorchMomentum
 
-SCHEDULES: Registry[Schedule] = Registry(
+SCHEDULES: Registry[type[Schedule]] = Registry(
     "schedule",
     Schedule,
     {
@@ -38,7 +38,7 @@ SCHEDULES: Registry[Schedule] = Registry(
         "warm-up": "fedsgd.optim.schedules:WarmUpSchedule",
     },
 )
-OPTIMIZERS: Registry[Optimizer] = Registry(
+OPTIMIZERS: Registry[type[Optimizer]] = Registry(
     "optimizer",
     Optimizer,
     {

@@ -3,12 +3,12 @@
 To add a sampler or a duration model, write a module and add a line to SAMPLERS or DURATIONS below.
 """
 
-from fedsgd.config.component import Registry
+from fedsgd.config.registry import Registry
 from fedsgd.sampling.base import CohortSampler, SampledCohort, Sampler, SamplingPool, bind_with_checks
 from fedsgd.sampling.client_durations import DurationModel
 from fedsgd.sampling.participation import Delivery, ParticipationModel, first_within_deadline, is_lost
 
-SAMPLERS: Registry[Sampler] = Registry(
+SAMPLERS: Registry[type[Sampler]] = Registry(
     "sampler",
     Sampler,
     {
@@ -18,7 +18,7 @@ SAMPLERS: Registry[Sampler] = Registry(
         "trace": "fedsgd.sampling.availability_trace:TraceSampler",
     },
 )
-DURATIONS: Registry[DurationModel] = Registry(
+DURATIONS: Registry[type[DurationModel]] = Registry(
     "duration model", DurationModel, {"log-normal": "fedsgd.sampling.client_durations:LogNormalDurations"}, plural="durations"
 )
 

@@ -14,7 +14,6 @@ from fedsgd.compression import COMPRESSORS, CompressionOperator, Compressor
 from fedsgd.config.component import (
     Component,
     FieldError,
-    Registry,
     ValidatedConfig,
     add_article,
     component_type,
@@ -32,6 +31,7 @@ from fedsgd.config.python_objects import (
     fingerprint,
     format_one_line,
 )
+from fedsgd.config.registry import Registry
 from fedsgd.data import DATASETS, PARTITIONERS, DatasetSource, Partitioner
 from fedsgd.errors import FedsgdError, ScenarioError, suggest_name
 from fedsgd.models import MODELS, Model
@@ -65,10 +65,26 @@ class SettingsSection(ValidatedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for key in (f.name for f in fields(self)):
+            self._check_plugins(getattr(self, key), key)
         settings = [f"{key} = {getattr(self, key)}" for key in self.mutually_exclusive if getattr(self, key) is not None]
         if len(settings) > 1:
             problem = f"got {' and '.join(settings)}, expected only one of them"
             raise FieldError(type(self).__name__, self.mutually_exclusive[0], problem)
+
+    def _check_plugins(self, value: Any, key: str) -> None:
+        """Raise a FieldError for a component, or a component within it, of a user's class that no family can have."""
+        for part in value if isinstance(value, tuple) else (value,):
+            if not isinstance(part, Component):
+                continue
+            registry = next((REGISTRIES[base] for base in REGISTRIES if isinstance(part, base)), None)
+            if registry is not None:
+                try:
+                    registry.check_plugin(type(part))
+                except ScenarioError as error:
+                    raise FieldError(type(self).__name__, key, str(error)) from error
+            for f in fields(part):
+                self._check_plugins(getattr(part, f.name), f"{key}.{f.name}")
 
 
 @contextmanager
@@ -109,7 +125,7 @@ def dump_table(component: ValidatedConfig, use_import_paths: bool = True) -> dic
     if isinstance(component, Component):
         registry = next((REGISTRIES[base] for base in REGISTRIES if isinstance(component, base)), None)
         out["name"] = component.name
-        if use_import_paths and registry is not None and not registry.is_registered(type(component)):
+        if use_import_paths and registry is not None and not registry.is_installed(type(component)):
             out["name"] = find_import_path(type(component))
             if out["name"] is None:
                 return _build_marker(component, registry)
@@ -145,20 +161,30 @@ def flatten_settings(table: Mapping[str, Any], path: str = "") -> Iterator[tuple
 
 
 def describe_registry(registry: Registry[Any]) -> list[dict[str, Any]]:
-    """Describe the members of a family.
+    """Describe the members of a family, plugins included.
 
     A description has the member's name, its aliases ("also"), the first line of its docstring ("summary"), its keys with their
-    defaults ("required" without a default), and the options of each key that accepts one of a few values.
+    defaults ("required" without a default), and the options of each key that accepts one of a few values. A plugin's has its
+    "origin" too, and an "error" in place of all but the name if the plugin cannot be used.
     """
-    members = []
-    for name in registry:
-        cls: Any = registry[name]
-        keys = {key: _to_plain(field_defaults(cls).get(key, "required")) for key in field_types(cls)}
-        also = [alias for alias, member in registry.aliases.items() if member == name]
-        options = {key: _list_options(annotation, keys[key]) for key, annotation in field_types(cls).items()}
-        options = {key: values for key, values in options.items() if values}
-        members.append({"name": name, "also": also, "summary": cls.get_summary(), "keys": keys, "options": options})
+    members: list[dict[str, Any]] = [_describe_member(registry, name) for name in registry]
+    for name in registry.list_plugin_names():
+        origin = registry.describe_origin(name)
+        try:
+            members.append({**_describe_member(registry, name), "origin": origin})
+        except Exception as error:  # annotations and defaults of the user's class may be wrong in any way
+            problem = str(error) if isinstance(error, ScenarioError) else f"{type(error).__name__}: {error}"
+            members.append({"name": name, "origin": origin, "error": format_one_line(problem)})
     return members
+
+
+def _describe_member(registry: Registry[Any], name: str) -> dict[str, Any]:
+    cls: Any = registry[name]
+    keys = {key: _to_plain(field_defaults(cls).get(key, "required")) for key in field_types(cls)}
+    aliases = [alias for alias, member in registry.aliases.items() if member == name]
+    options = {key: _list_options(annotation, keys[key]) for key, annotation in field_types(cls).items()}
+    options = {key: values for key, values in options.items() if values}
+    return {"name": name, "also": aliases, "summary": cls.get_summary(), "keys": keys, "options": options}
 
 
 def _list_options(annotation: Any, default: Any) -> list[Any]:
@@ -264,8 +290,15 @@ def _build_member(base: type, toml_value: Any, path: str, metadata: Mapping[str,
         if name == PYTHON_OBJECT_NAME:
             raise ScenarioError(f"{path}.name: {describe_missing_objects(dict(find_markers(table, path)))}")
         members = list_members()
-        names = [*members, *(alias for alias, member in registry.aliases.items() if member in members)]
-        raise ScenarioError(f'{path}.name: got "{name}"{suggest_name(name, names)}')
+        names = [
+            *members,
+            *registry.list_plugin_names(),
+            *(alias for alias, member in registry.aliases.items() if member in members),
+        ]
+        hint = suggest_name(name, names)
+        if "did you mean" not in hint and ":" not in name:
+            hint = f"{hint}; the name of a plugin needs its package to be installed"
+        raise ScenarioError(f'{path}.name: got "{name}"{hint}')
     try:
         cls = registry[name]
     except ScenarioError as error:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsgd import errors
-from fedsgd.config.component import import_by_path
+from fedsgd.config.registry import import_by_path
 from fedsgd.errors import FedsgdError, OutputError, ScenarioError, ScenarioWarning
 from fedsgd.federation.round_record import RoundRecord
 from fedsgd.scenario.scenario import Scenario

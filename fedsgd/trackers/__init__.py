@@ -1,13 +1,15 @@
 """Trackers, which send the metrics of runs to TensorBoard, MLflow or a user's own tool.
 
-To add a tracker, write a module with its name, add a line to `TRACKERS`, and add an extra with its name to pyproject.toml.
+To add a tracker, write its module, add a line to `TRACKERS`, and add an extra with its name to pyproject.toml. A plugin's
+tracker is a class that is created without arguments: `--track my_module:MyTracker`, or an entry point in `fedsgd.trackers`.
 """
 
 from __future__ import annotations
 
-import importlib
+from typing import Any
 
-from fedsgd.errors import ScenarioError, suggest_name
+from fedsgd.config.registry import Registry
+from fedsgd.errors import ScenarioError
 from fedsgd.trackers.base import RunFinished, RunStarted, Tracker, TrackerGroup, TrackerWarning, check_callbacks
 
 __all__ = [
@@ -21,17 +23,33 @@ __all__ = [
     "create_tracker",
 ]
 
-TRACKERS = {"tensorboard": "TensorBoard", "mlflow": "MLflow"}
-"""Class by the name of its module. Each tracker needs the extra of the same name."""
+
+def _check_tracker_class(cls: Any, base: type, description: str) -> None:
+    """Raise a ScenarioError unless a value is a class with the methods of a tracker."""
+    missing_names = [name for name in ("begin", "round", "end") if not callable(getattr(cls, name, None))]
+    if not isinstance(cls, type) or missing_names:
+        problem = f"does not define {', '.join(missing_names)}" if isinstance(cls, type) else f"is {cls!r}"
+        raise ScenarioError(f"{description} {problem}, expected a class with the methods of fedsgd.{base.__name__}")
+
+
+TRACKERS: Registry[type[Tracker]] = Registry(
+    "tracker",
+    Tracker,
+    {"tensorboard": "fedsgd.trackers.tensorboard:TensorBoard", "mlflow": "fedsgd.trackers.mlflow:MLflow"},
+    check_member=_check_tracker_class,
+)
+"""Trackers by name. Each built-in tracker needs the extra of the same name."""
 
 
 def create_tracker(name: str) -> Tracker:
     """Return a tracker of `TRACKERS` with default settings, or raise a ScenarioError for a wrong name or missing packages."""
-    if name not in TRACKERS:
-        raise ScenarioError(f'--track: got "{name}"{suggest_name(name, TRACKERS)}')
     try:
-        module = importlib.import_module(f"fedsgd.trackers.{name}")
-    except ModuleNotFoundError as error:
-        raise ScenarioError(f"--track {name} needs pip install 'fedsgd[{name}]' ({error})") from error
-    tracker: Tracker = getattr(module, TRACKERS[name])()
-    return tracker
+        cls = TRACKERS[name]
+    except ScenarioError as error:
+        if name in [*TRACKERS] and isinstance(error.__cause__, ModuleNotFoundError):
+            raise ScenarioError(f"--track {name} needs pip install 'fedsgd[{name}]' ({error.__cause__})") from error
+        raise ScenarioError(f"--track: {error}") from error
+    try:
+        return cls()
+    except Exception as error:  # the constructor of the user's class
+        raise ScenarioError(f"--track {name}: cannot be created: {type(error).__name__}: {error}") from error

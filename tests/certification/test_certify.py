@@ -72,13 +72,11 @@ print("a module may print")
 @dataclass(frozen=True)
 class Half(TopK):
     name: ClassVar[str] = "half"
-    codec: ClassVar[int] = 210
     density: float = 0.5
 
 @dataclass(frozen=True)
 class Raises(TopK):
     name: ClassVar[str] = "raises"
-    codec: ClassVar[int] = 211
     def encode(self, x, ctx):
         if len(x) > 999:
             raise IndexError("list index out of range")
@@ -87,7 +85,6 @@ class Raises(TopK):
 @dataclass(frozen=True)
 class ByProcess(Dense):
     name: ClassVar[str] = "by-process"
-    codec: ClassVar[int] = 212
     def encode(self, x, ctx):
         return super().encode(np.full_like(x, os.getpid()), ctx)
 
@@ -468,7 +465,7 @@ def test_fresh_interpreter_that_cannot_start_or_unpickle_gives_the_reason(monkey
         (["mine_certified:not_a_class"], '"mine_certified:not_a_class" is 3, expected a frozen dataclass'),
         (["pathlib:Path"], '"pathlib:Path" is a class of pathlib.PurePath, expected a frozen dataclass'),
         (["mine_certified:Undecorated"], "is not decorated with @dataclass(frozen=True)"),
-        (["mine_certified:Nameless"], "does not define codec, contraction, decode, encode, kind, max_bytes"),
+        (["mine_certified:Nameless"], "does not define contraction, decode, encode, kind, max_bytes"),
         (["mine_certified:Fussy"], "mine_certified:Fussy: cannot be built: KeyError: 'no luck'"),
         (["mine_certified:Wraps"], "op: missing"),
         (["mine_certified:Wraps", "--set", "op.name=topk"], 'op.name: got "topk", did you mean "top-k"?'),

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from torch import nn
 
-from fedsgd.config.component import FieldError, ValidatedConfig, field_types, import_by_path, validate_value
+from fedsgd.config.component import FieldError, ValidatedConfig, field_types, validate_value
+from fedsgd.config.registry import import_by_path
 from fedsgd.errors import ScenarioError, suggest_name
 from fedsgd.models.custom import CustomModule
 from fedsgd.scenario.parsing import REGISTRIES

@@ -61,7 +61,9 @@ NET = make_net()
 
 @dataclass(frozen=True)
 class HalfDense(Dense):
-    """Compressor that inherits the name "dense" without being `Dense`."""
+    """Compressor that another process can import."""
+
+    name: ClassVar[str] = "half-dense"
 
     note: str = "half"
 
@@ -85,6 +87,7 @@ class Waves(DatasetSource):
         return Dataset(Examples(x, y), Examples(x, y), 2)
 
 
+@dataclass(frozen=True)
 class Broken(Waves):
     """Dataset whose constructor fails."""
 
@@ -277,7 +280,9 @@ def test_source_of_an_importable_class_is_found_by_its_path(scenario: Make) -> N
 def test_component_of_a_local_class_is_written_as_a_marker_that_does_not_load(scenario: Make, tmp_path: Path) -> None:
     @dataclass(frozen=True)
     class Local(TopK):
-        """Compressor that inherits the name "top-k" without being `TopK`."""
+        """Compressor that no other process can import."""
+
+        name: ClassVar[str] = "local"
 
     fedsgd.run(with_compressor(scenario(SHORT), Local(density=0.5)), out=tmp_path / "a")
     file = tmp_path / "a" / "scenario.toml"
@@ -297,7 +302,9 @@ def test_markers_of_local_model_and_source_are_replaced_by_objects(scenario: Mak
 
     @dataclass(frozen=True)
     class LocalMlp(Mlp):
-        """Model that inherits the name "mlp"."""
+        """Model that no other process can import."""
+
+        name: ClassVar[str] = "local-mlp"
 
     s = scenario({**SHORT, "data.partition": {"name": "iid", "clients": 4}})
     s = replace(s, data=replace(s.data, source=LocalWaves()), model=LocalMlp(hidden=(5,), batch_norm="group"))
@@ -313,7 +320,9 @@ def test_markers_of_local_model_and_source_are_replaced_by_objects(scenario: Mak
 def test_nested_component_of_a_local_class_is_refused_with_its_key(scenario: Make, tmp_path: Path) -> None:
     @dataclass(frozen=True)
     class Local(Dense):
-        """Compressor that inherits the name "dense"."""
+        """Compressor that no other process can import."""
+
+        name: ClassVar[str] = "local"
 
     rules = PerLayer(rules=(LayerRule("*bias", Local()),))
     s = with_compressor(scenario(SHORT), rules)
@@ -328,11 +337,11 @@ def test_nested_component_of_a_local_class_is_refused_with_its_key(scenario: Mak
     [
         ("uplink.compressor.name", "nowhere_at_all:Mine", 'cannot import "nowhere_at_all"'),
         ("uplink.compressor.name", f"{HERE}:HalfDens", 'did you mean "HalfDense"'),
-        ("uplink.compressor.name", f"{HERE}:smoothed", "expected a subclass of fedsgd.compression.base.Compressor"),
-        ("uplink.compressor.name", f"{HERE}:Waves", "expected a subclass of fedsgd.compression.base.Compressor"),
-        ("uplink.compressor.name", "fedsgd.compression:CompressionOperator", "which does not define"),
+        ("uplink.compressor.name", f"{HERE}:smoothed", "that subclasses fedsgd.compression.base.Compressor"),
+        ("uplink.compressor.name", f"{HERE}:Waves", "that subclasses fedsgd.compression.base.Compressor"),
+        ("uplink.compressor.name", "fedsgd.compression:CompressionOperator", "does not define"),
         ("downlink.compressor.name", "fedsgd.compression.schemes.scaffold:Scaffold", "which this key does not accept"),
-        ("data.name", f"{HERE}:Nameless", "which has no name"),
+        ("data.name", f"{HERE}:Nameless", "has no name"),
         ("client.optimizer.name", ":", "expected"),
         ("data.name", f"{HERE}:Broken", "cannot be built: NameError"),
     ],

@@ -222,7 +222,6 @@ def test_dgc_without_momentum_equals_error_feedback_over_top_k(scenario: Make) -
 @dataclass(frozen=True)
 class MinimumCohort(TopK):
     name: ClassVar[str] = "mine"
-    codec: ClassVar[int] = 101
 
     def find_warnings(self, run: RunConfig) -> Iterable[str]:
         yield from super().find_warnings(run)
@@ -233,7 +232,6 @@ class MinimumCohort(TopK):
 @dataclass(frozen=True)
 class FailingWarnings(TopK):
     name: ClassVar[str] = "broken"
-    codec: ClassVar[int] = 101
 
     def find_warnings(self, run: RunConfig) -> Iterable[str]:
         yield str(1 // (run.cohort - 4))

@@ -67,7 +67,6 @@ class SignInAByte(CompressionOperator):
     """(|x|₁/P)·sign(x), with a byte for each sign."""
 
     name: ClassVar[str] = "sign-in-a-byte"
-    codec: ClassVar[int] = 201
 
     @property
     def kind(self) -> OperatorKind:
@@ -95,7 +94,6 @@ class NormDivision(CompressionOperator):
     """x/|x| and |x|, without a case for zero."""
 
     name: ClassVar[str] = "norm-division"
-    codec: ClassVar[int] = 202
 
     @property
     def kind(self) -> OperatorKind:
@@ -122,7 +120,6 @@ class OffByOneAtTheEnd(TopK):
     """Top-k of x[0] to x[P − 2]."""
 
     name: ClassVar[str] = "off-by-one-at-the-end"
-    codec: ClassVar[int] = 203
 
     def encode(self, x: F32, ctx: CodecContext) -> tuple[Sections, Update]:
         shortened = x.copy()
@@ -135,7 +132,6 @@ class RandKWithoutLast(RandK):
     """Rand-k of x[0] to x[P − 2]: no single call shows it."""
 
     name: ClassVar[str] = "rand-k-without-last"
-    codec: ClassVar[int] = 204
 
     def encode(self, x: F32, ctx: CodecContext) -> tuple[Sections, Update]:
         shortened = x.copy()
@@ -148,7 +144,6 @@ class CutOffInIndexOrder(TopK):
     """A threshold from a sample selects too many coordinates; the surplus is cut off at the end of the vector."""
 
     name: ClassVar[str] = "cut-off-in-index-order"
-    codec: ClassVar[int] = 205
 
     def encode(self, x: F32, ctx: CodecContext) -> tuple[Sections, Update]:
         k = top_k_size(self.density, len(x))
@@ -163,7 +158,6 @@ class UncheckedSections(Sign):
     """The decoder relies on the order of the sections and does not check their kinds."""
 
     name: ClassVar[str] = "unchecked-sections"
-    codec: ClassVar[int] = 206
 
     def decode(self, sections: Sections, ctx: CodecContext) -> Update:
         kinds = (SectionKind.VALUE, SectionKind.SCALE)
@@ -189,7 +183,6 @@ class SharedSupport(RandK):
     """One support for several contexts that need different supports."""
 
     name: ClassVar[str] = "shared-support"
-    codec: ClassVar[int] = 207
 
     key: str = "seed and round"
 
@@ -205,7 +198,6 @@ class StatedSharedSupport(SharedSupport):
     """One support for all clients of a round on purpose, as `has_independent_errors` states."""
 
     name: ClassVar[str] = "stated-shared-support"
-    codec: ClassVar[int] = 216
     has_independent_errors: ClassVar[bool] = False
 
 
@@ -219,7 +211,6 @@ class SharedRounding(CompressionOperator):
     """
 
     name: ClassVar[str] = "shared-rounding"
-    codec: ClassVar[int] = 208
     deterministic: ClassVar[bool] = False
 
     among: Literal["round", "pair"] = "round"
@@ -256,7 +247,6 @@ class UnscaledHalves(CompressionOperator):
     """float16 without a scale: infinite from 65,520 on, zero below 6e-8."""
 
     name: ClassVar[str] = "unscaled-halves"
-    codec: ClassVar[int] = 209
 
     @property
     def kind(self) -> OperatorKind:
@@ -282,7 +272,6 @@ class Float32Squares(QSGD):
     """Vectors whose squares leave float32's range are rejected, although their norm does not leave it."""
 
     name: ClassVar[str] = "float32-squares"
-    codec: ClassVar[int] = 210
 
     def encode(self, x: F32, ctx: CodecContext) -> tuple[Sections, Update]:
         if not np.isfinite(np.square(x).sum()):
@@ -295,7 +284,6 @@ class SilentUnderflow(RandK):
     """Rand-k that flushes numbers below 6e-8 to zero: no single call shows the bias."""
 
     name: ClassVar[str] = "silent-underflow"
-    codec: ClassVar[int] = 211
 
     def encode(self, x: F32, ctx: CodecContext) -> tuple[Sections, Update]:
         return super().encode(np.where(np.abs(x) < 6e-8, np.float32(0), x), ctx)
@@ -306,7 +294,6 @@ class HiddenClip(TernGrad):
     """TernGrad that clips at four root mean squares and states no bias. Gaussian vectors do not show it."""
 
     name: ClassVar[str] = "hidden-clip"
-    codec: ClassVar[int] = 217
 
     clip: float = 4.0
 
@@ -320,7 +307,6 @@ class ShortIndices(TopK):
     """Top-k of the positions below 2¹⁶, as with indices of 16 bits."""
 
     name: ClassVar[str] = "short-indices"
-    codec: ClassVar[int] = 212
 
     def encode(self, x: F32, ctx: CodecContext) -> tuple[Sections, Update]:
         return super().encode(np.where(np.arange(len(x)) < 2**16, x, np.float32(0)), ctx)
@@ -331,7 +317,6 @@ class ShortSupport(RandK):
     """Rand-k of the positions below 2¹⁶, as with indices of 16 bits: no single call shows it."""
 
     name: ClassVar[str] = "short-support"
-    codec: ClassVar[int] = 213
 
     def encode(self, x: F32, ctx: CodecContext) -> tuple[Sections, Update]:
         return super().encode(np.where(np.arange(len(x)) < 2**16, x, np.float32(0)), ctx)
@@ -342,7 +327,6 @@ class SampledThreshold(TopK):
     """Top-k by a threshold from a sample, with a surplus cut off at the end of the vector. Short vectors do not show it."""
 
     name: ClassVar[str] = "sampled-threshold"
-    codec: ClassVar[int] = 214
 
     def encode(self, x: F32, ctx: CodecContext) -> tuple[Sections, Update]:
         k, stride = top_k_size(self.density, len(x)), max(1, len(x) // 4096)
@@ -356,7 +340,6 @@ class LongVectorBias(QSGD):
     """A bias of 3 % in vectors of more than 10,000 coordinates."""
 
     name: ClassVar[str] = "long-vector-bias"
-    codec: ClassVar[int] = 215
 
     def encode(self, x: F32, ctx: CodecContext) -> tuple[Sections, Update]:
         return super().encode(x * np.float32(0.97) if len(x) > 10_000 else x, ctx)

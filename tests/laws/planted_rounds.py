@@ -62,7 +62,6 @@ class HiddenChannel(CompressionOperator):
     """Four bytes without information; decode reads the vector from another place in the process or on the machine."""
 
     name: ClassVar[str] = "hidden-channel"
-    codec: ClassVar[int] = 207
     stored: ClassVar[dict[str, F32]] = {}
 
     channel: Literal["global", "class", "instance", "cache", "environment", "file", "temporary-file"] = "global"
@@ -125,7 +124,6 @@ class DyingDecoder(HiddenChannel):
     """The decoder ends the process if the vector is not found."""
 
     name: ClassVar[str] = "dying-decoder"
-    codec: ClassVar[int] = 208
 
     def decode(self, sections: Sections, ctx: CodecContext) -> Update:
         if f"{ctx.round}-{ctx.client}-{ctx.layout.size}" not in self._dictionary():
@@ -138,7 +136,6 @@ class WaitingDecoder(HiddenChannel):
     """The decoder waits until encode has stored the vector."""
 
     name: ClassVar[str] = "waiting-decoder"
-    codec: ClassVar[int] = 216
 
     def decode(self, sections: Sections, ctx: CodecContext) -> Update:
         while f"{ctx.round}-{ctx.client}-{ctx.layout.size}" not in self._dictionary():
@@ -151,7 +148,6 @@ class OrderedDecoder(TopK):
     """The decoder assumes the order of the frames: it multiplies values by a count that encode and decode share."""
 
     name: ClassVar[str] = "ordered-decoder"
-    codec: ClassVar[int] = 209
     counts: ClassVar[dict[str, int]] = {"encoded": 0, "decoded": 0}
 
     def encode(self, x: F32, ctx: CodecContext) -> tuple[Sections, Update]:
@@ -194,7 +190,6 @@ class SeededByEncode(_GlobalSupport):
     """encode seeds numpy's global generator, decode draws from it: correct only if decode directly follows encode."""
 
     name: ClassVar[str] = "seeded-by-encode"
-    codec: ClassVar[int] = 210
 
     def encode(self, x: F32, ctx: CodecContext) -> tuple[Sections, Update]:
         numpy_random.seed(ctx.derive_key("support") % 2**32)
@@ -212,7 +207,6 @@ class RestoredNumpy(_GlobalSupport):
     """A support from numpy's global generator, seeded by the context; the generator's state is restored afterwards."""
 
     name: ClassVar[str] = "restored-numpy"
-    codec: ClassVar[int] = 211
 
     def _support(self, ctx: CodecContext) -> I64:
         state: Any = numpy_random.get_state()
@@ -227,7 +221,6 @@ class RestoredPython(_GlobalSupport):
     """Same as `RestoredNumpy`, but with functions of `random` that were imported by name."""
 
     name: ClassVar[str] = "restored-python"
-    codec: ClassVar[int] = 212
 
     def _support(self, ctx: CodecContext) -> I64:
         state = getstate()
@@ -242,7 +235,6 @@ class RestoredTorch(_GlobalSupport):
     """Same as `RestoredNumpy`, but with torch's generator."""
 
     name: ClassVar[str] = "restored-torch"
-    codec: ClassVar[int] = 213
 
     def _support(self, ctx: CodecContext) -> I64:
         state = torch.get_rng_state()
@@ -258,7 +250,6 @@ class PeekingDecoder(TopK):
     """The decoder reads the state of Python's global generator, but draws nothing and restores nothing."""
 
     name: ClassVar[str] = "peeking-decoder"
-    codec: ClassVar[int] = 214
 
     def decode(self, sections: Sections, ctx: CodecContext) -> Update:
         random.getstate()
@@ -418,7 +409,6 @@ class TableOfClients(OperatorScheme):
     """y_i ← update of client i; the aggregate is the mean of all y_i. One row a client at the server. Without a fault."""
 
     name: ClassVar[str] = "table-of-clients"
-    codec: ClassVar[int] = 215
     aggregator: ClassVar[type[Component]] = TableOfClientsAggregator
 
     op: CompressionOperator = TopK(0.1)

@@ -1,9 +1,9 @@
 """Registry of datasets, one file for each. To add a dataset, write its file and add a line here."""
 
-from fedsgd.config.component import Registry
+from fedsgd.config.registry import Registry
 from fedsgd.data.base import DatasetSource
 
-DATASETS: Registry[DatasetSource] = Registry(
+DATASETS: Registry[type[DatasetSource]] = Registry(
     "dataset",
     DatasetSource,
     {

@@ -1,9 +1,9 @@
 """Registry of partitioners, one file for each. To add a partitioner, write its file and add a line here."""
 
-from fedsgd.config.component import Registry
+from fedsgd.config.registry import Registry
 from fedsgd.data.partitioners.base import Partition, Partitioner, partition_examples
 
-PARTITIONERS: Registry[Partitioner] = Registry(
+PARTITIONERS: Registry[type[Partitioner]] = Registry(
     "partitioner",
     Partitioner,
     {

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fedsgd.config.component import FieldError, PositiveInt, import_by_path
+from fedsgd.config.component import FieldError, PositiveInt
+from fedsgd.config.registry import import_by_path
 from fedsgd.data.base import Examples
 from fedsgd.data.datasets.files import require_extra
 from fedsgd.data.partitioners.base import Partitioner, require_enough_examples
