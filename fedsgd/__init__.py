@@ -37,20 +37,26 @@ if TYPE_CHECKING:
         WireError,
     )
     from fedsgd.experiment.ledger import Ledger
+    from fedsgd.experiment.options import CustomModel, ExecutionConfig, RunCallbacks
     from fedsgd.experiment.runner import Result, run
     from fedsgd.federation.round_record import RoundRecord
-    from fedsgd.flower.deployment import DeploymentResult, deploy
+    from fedsgd.flower.deployment import DeploymentCallbacks, DeploymentConfig, DeploymentResult, deploy
     from fedsgd.scenario.scenario import Scenario, load
+    from fedsgd.sweeps.options import SweepCallbacks, SweepConfig
     from fedsgd.sweeps.runner import sweep
     from fedsgd.trackers import Tracker
 
 _EXPORT_MODULES = {
     "Certificate": "certification",
+    "CustomModel": "experiment.options",
     "DataError": "errors",
     "Dataset": "data",
-    "DeploymentResult": "flower.deployment",
+    "DeploymentCallbacks": "flower.deployment",
+    "DeploymentConfig": "flower.deployment",
     "DeploymentError": "errors",
+    "DeploymentResult": "flower.deployment",
     "Examples": "data",
+    "ExecutionConfig": "experiment.options",
     "FedsgdError": "errors",
     "LawError": "errors",
     "Ledger": "experiment.ledger",
@@ -60,10 +66,13 @@ _EXPORT_MODULES = {
     "ReportError": "errors",
     "Result": "experiment.runner",
     "RoundRecord": "federation.round_record",
+    "RunCallbacks": "experiment.options",
     "RunError": "errors",
     "Scenario": "scenario.scenario",
     "ScenarioError": "errors",
     "ScenarioWarning": "errors",
+    "SweepCallbacks": "sweeps.options",
+    "SweepConfig": "sweeps.options",
     "Tracker": "trackers",
     "WireError": "errors",
     "certify": "certification",
@@ -75,11 +84,15 @@ _EXPORT_MODULES = {
 
 __all__ = [
     "Certificate",
+    "CustomModel",
     "DataError",
     "Dataset",
+    "DeploymentCallbacks",
+    "DeploymentConfig",
     "DeploymentError",
     "DeploymentResult",
     "Examples",
+    "ExecutionConfig",
     "FedsgdError",
     "LawError",
     "Ledger",
@@ -89,10 +102,13 @@ __all__ = [
     "ReportError",
     "Result",
     "RoundRecord",
+    "RunCallbacks",
     "RunError",
     "Scenario",
     "ScenarioError",
     "ScenarioWarning",
+    "SweepCallbacks",
+    "SweepConfig",
     "Tracker",
     "WireError",
     "certify",

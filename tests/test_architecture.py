@@ -7,9 +7,11 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from dataclasses import MISSING, FrozenInstanceError, fields
+from inspect import isfunction, signature
 
 import pytest
 
+import fedsgd
 from fedsgd.scenario.parsing import REGISTRIES
 from tests import structure
 from tests.structure import FLOORS, Module
@@ -21,6 +23,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
         "aggregation.server_step",
         "experiment.builder",
         "experiment.final_model",
+        "experiment.options",
         "experiment.runner",
         "experiment.summary",
         "models",
@@ -57,6 +60,8 @@ MAX_FLOORS = 14
 MAX_LINES = 320
 MAX_FUNCTION_LINES = 45
 """Limits of a module and of a function, docstrings not counted."""
+MAX_PARAMETERS = 8
+"""Limit of a function that fedsgd exports."""
 
 each_module = pytest.mark.parametrize("module", structure.modules(), ids=lambda module: module.name)
 
@@ -157,3 +162,10 @@ def test_components_are_frozen() -> None:
             for field in fields(component):
                 with pytest.raises(FrozenInstanceError):
                     setattr(component, field.name, None)
+
+
+def test_exported_functions_have_few_parameters() -> None:
+    functions = {name: getattr(fedsgd, name) for name in fedsgd.__all__ if isfunction(getattr(fedsgd, name))}
+    assert {"run", "sweep", "deploy"} <= set(functions)
+    counts = {name: len(signature(function).parameters) for name, function in functions.items()}
+    assert {name: count for name, count in counts.items() if count > MAX_PARAMETERS} == {}

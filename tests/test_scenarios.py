@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from fedsgd import SweepConfig
 from fedsgd.analysis import load_methods
 from fedsgd.data.datasets.mnist import read_idx
 from fedsgd.experiment.federation_plan import make_plan
@@ -111,7 +112,7 @@ def test_method_warnings_appear_only_where_its_comment_announces_them(path: Path
 def test_compressors_sweep_runs_every_method(tiny_data: Path, tmp_path: Path) -> None:
     folder = FOLDER / "compressors"
     scenario = load(folder / "compressors.toml", TINY)
-    result = sweep(scenario, methods=folder / "methods.toml", out=tmp_path / "sweep", data=tiny_data)
+    result = sweep(scenario, methods=folder / "methods.toml", out=tmp_path / "sweep", execution=SweepConfig(data=tiny_data))
     methods = load_methods([tmp_path / "sweep"])
     assert len(methods) == len(result.cells) == 13
     assert [method.label for method in methods if method.uncompressed] == ["dense"]

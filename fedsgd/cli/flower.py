@@ -53,6 +53,7 @@ def flower_command(
     keep_logs: Path | None,
     cold: bool,
     out: Path | None,
+    overwrite: bool,
     track: tuple[str, ...],
     networks: str | None,
     **settings: Any,
@@ -73,10 +74,18 @@ def flower_command(
     if n_clients is not None and nodes > n_clients:
         raise click.BadParameter(f"got {nodes}, expected at most {n_clients}, the number of clients", param_hint="--nodes")
     with errors_in_file(options.scenario), claim_numbered_folder(scenario.name) if out is None else nullcontext(out) as folder:
-        _deploy(scenario, options, folder, nodes=nodes, use_fork_server=not cold, logs=keep_logs, trackers=trackers, **settings)
+        _deploy(scenario, options, folder, nodes, trackers, overwrite, use_fork_server=not cold, logs=keep_logs, **settings)
 
 
-def _deploy(scenario: Scenario, options: ScenarioOptions, out: Path, trackers: Sequence[Tracker], **settings: Any) -> None:
+def _deploy(
+    scenario: Scenario,
+    options: ScenarioOptions,
+    out: Path,
+    nodes: int,
+    trackers: Sequence[Tracker],
+    overwrite: bool,
+    **execution: Any,
+) -> None:
     from fedsgd.cli import terminal
 
     with (
@@ -85,9 +94,17 @@ def _deploy(scenario: Scenario, options: ScenarioOptions, out: Path, trackers: S
         terminal.show_deployment_progress(scenario, options.quiet) as progress,
         with_trackers(trackers, scenario, out, progress) as (callbacks, tracker_group),
     ):
-        from fedsgd.flower.deployment import deploy
+        from fedsgd.flower.deployment import DeploymentConfig, deploy
 
-        result = deploy(scenario, out, data=options.data, callbacks=callbacks, **settings)
+        result = deploy(
+            scenario,
+            out,
+            nodes=nodes,
+            data=options.data,
+            overwrite=overwrite,
+            execution=DeploymentConfig(**execution),
+            callbacks=callbacks,
+        )
         tracker_group.end(RunFinished(result.summary))
     if options.as_json:
         echo_json(json.dumps(result.summary, indent=2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from fedsgd.cli.tracking import print_warnings, tracker_options, trackers_from_o
 
 if TYPE_CHECKING:
     from fedsgd.scenario.scenario import Scenario
+    from fedsgd.trackers import Tracker
 
 
 @main.command("run")
@@ -55,24 +57,27 @@ def run_command(
     trackers = trackers_from_options(**tracking)
     mention_shared_cores(workers, "workers", options.quiet)
     with errors_in_file(options.scenario), claim_numbered_folder(scenario.name) if out is None else nullcontext(out) as folder:
-        _run(scenario, options, folder, overwrite=overwrite, workers=workers, trackers=trackers, profile=profile)
+        _run(scenario, options, folder, overwrite, trackers, workers=workers, profile=profile)
 
 
-def _run(scenario: Scenario, options: ScenarioOptions, out: Path, **settings: Any) -> None:
+def _run(
+    scenario: Scenario, options: ScenarioOptions, out: Path, overwrite: bool, trackers: Sequence[Tracker], **execution: Any
+) -> None:
     from fedsgd.cli import terminal
 
     show_progress = terminal.show_progress(scenario, options.quiet)
-    with mention_partial_ledger(out), print_warnings(options.quiet), show_progress as callbacks:
+    with mention_partial_ledger(out), print_warnings(options.quiet), show_progress as progress:
+        from fedsgd.experiment.options import ExecutionConfig, RunCallbacks
         from fedsgd.experiment.runner import run as run_scenario
 
         result = run_scenario(
             scenario,
-            out=out,
             data=options.data,
-            on_engine=callbacks.on_engine,
-            on_state_budget=callbacks.on_state_budget,
-            on_round=callbacks.on_round,
-            **settings,
+            out=out,
+            overwrite=overwrite,
+            on_round=progress.on_round,
+            callbacks=RunCallbacks(progress.on_engine, progress.on_state_budget, trackers),
+            execution=ExecutionConfig(**execution),
         )
     if options.as_json:
         echo_json(json.dumps(result.summary, indent=2))

@@ -82,6 +82,7 @@ def sweep_command(
     """
     from fedsgd.cli import terminal
     from fedsgd.sweeps import parse_grids
+    from fedsgd.sweeps.options import SweepConfig
     from fedsgd.sweeps.runner import sweep as run_sweep
 
     scenario, grids, tuned, quiet = options.load(), parse_grids(grid, "--grid"), parse_grids(tune, "--tune"), options.quiet
@@ -100,12 +101,9 @@ def sweep_command(
             grid=grids,
             tune=tuned,
             seeds=seeds,
-            jobs=jobs,
             out=folder,
-            data=options.data,
-            overwrite=overwrite,
-            retry_failed=retry_failed,
-            **callbacks._asdict(),
+            execution=SweepConfig(jobs, options.data, overwrite, retry_failed),
+            callbacks=callbacks,
         )
     if options.as_json:
         echo_json(result.to_json())

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dis
 import hashlib
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
@@ -33,7 +33,8 @@ _IGNORED_CLASS_ATTRIBUTES = (
     "__firstlineno__",
     "__static_attributes__",
 )
-_ARGUMENT_OF_KEY = {"data.name": "dataset=...", "model.name": "module=...", "model.loss": "loss=..."}
+_OBJECT_OF_KEY = {"data.name": "dataset", "model.name": "module", "model.loss": "loss"}
+"""Name of the Python object that takes the place of a marker, by the marker's key."""
 _METRIC_KEY_PREFIX = "model.metrics."
 
 
@@ -116,11 +117,10 @@ def check_marker(marker: str, value: Any, label: str) -> None:
 
 
 def find_missing_objects(
-    markers: Iterable[tuple[str, str]], argument_names: Iterable[str], metric_names: Iterable[str]
+    markers: Iterable[tuple[str, str]], names: Collection[str], metric_names: Iterable[str]
 ) -> dict[str, str]:
-    """Return the markers without an object, as description by dotted key; `argument_names` are among dataset, module, loss."""
-    arguments = {f"{name}=..." for name in argument_names}
-    keys_with_object = {key for key, argument in _ARGUMENT_OF_KEY.items() if argument in arguments} | {
+    """Return the markers without an object, as description by dotted key; `names` are among dataset, module, loss."""
+    keys_with_object = {key for key, name in _OBJECT_OF_KEY.items() if name in names} | {
         f"{_METRIC_KEY_PREFIX}{name}" for name in metric_names
     }
     return {key: description for key, description in markers if key not in keys_with_object}
@@ -129,16 +129,27 @@ def find_missing_objects(
 def describe_missing_objects(markers: Mapping[str, str]) -> str:
     """Return the message for a scenario whose Python objects are missing, with the arguments that take them."""
     descriptions = "; ".join(f"{key.removesuffix('.name')}: {description}" for key, description in markers.items())
-    metrics = [f'"{key.removeprefix(_METRIC_KEY_PREFIX)}": ...' for key in markers if key.startswith(_METRIC_KEY_PREFIX)]
-    arguments = [_ARGUMENT_OF_KEY[key] for key in markers if key in _ARGUMENT_OF_KEY]
-    arguments += [f"metrics={{{', '.join(metrics)}}}"] if metrics else []
-    classes = [key for key in markers if key not in _ARGUMENT_OF_KEY and not key.startswith(_METRIC_KEY_PREFIX)]
+    arguments = _format_arguments(markers)
+    classes = [key for key in markers if key not in _OBJECT_OF_KEY and not key.startswith(_METRIC_KEY_PREFIX)]
     remedies = [f"pass them again, fedsgd.run(..., {', '.join(arguments)})"] if arguments else []
     if classes:
         remedies.append(f'define the class in a module and set {", ".join(classes)} to "my_package.my_module:MyClass"')
     return (
         f"needs Python objects that a file cannot store ({descriptions}): {', and '.join(remedies)}, or change these settings"
     )
+
+
+def _format_arguments(keys: Iterable[str]) -> list[str]:
+    """Return the arguments of `fedsgd.run` that take the objects of some keys, as "data=..."."""
+    keys = [*keys]
+    names = [_OBJECT_OF_KEY[key] for key in keys if key in _OBJECT_OF_KEY]
+    metrics = [f'"{key.removeprefix(_METRIC_KEY_PREFIX)}": ...' for key in keys if key.startswith(_METRIC_KEY_PREFIX)]
+    parts = [f"{name}=..." for name in names if name != "dataset"]
+    parts += [f"metrics={{{', '.join(metrics)}}}"] if metrics else []
+    arguments = ["data=..."] if "dataset" in names else []
+    if parts:
+        arguments.append("model=..." if parts == ["module=..."] else f"model=fedsgd.CustomModel({', '.join(parts)})")
+    return arguments
 
 
 # ---------------------------------------------------------------------------------------------------------------- fingerprints

@@ -32,12 +32,19 @@ _CONVERSION_HINTS = {
 """Conversion of a type to a `Dataset`, by the top-level package and the name of its class."""
 
 
-def check_dataset(dataset: object) -> Dataset:
-    """Return the dataset that a user passed in Python. DataError, with a hint of the conversion, for any other type."""
+def check_dataset(dataset: object, argument: str = "dataset", alternative: str = "") -> Dataset:
+    """Return the dataset that a user passed in Python. DataError, with a hint of the conversion, for any other type.
+
+    Args:
+        dataset: value that a user passed.
+        argument: name of the argument, for the message.
+        alternative: other value that the argument accepts, for the message: "the path of a folder or ".
+    """
+    expected = EXPECTED_DATASET.replace("expected ", f"expected {alternative}")
     if isinstance(dataset, Dataset):
         return dataset
     if isinstance(dataset, type):
-        raise DataError(f"dataset: got the class {dataset.__name__}, {EXPECTED_DATASET}")
+        raise DataError(f"{argument}: got the class {dataset.__name__}, {expected}")
     kinds = [f"{cls.__module__.partition('.')[0]}.{cls.__name__}" for cls in type(dataset).__mro__]
     conversion = next((f"; {_CONVERSION_HINTS[kind]}" for kind in kinds if kind in _CONVERSION_HINTS), "")
-    raise DataError(f"dataset: got {add_article(kinds[0].removeprefix('builtins.'))}, {EXPECTED_DATASET}{conversion}")
+    raise DataError(f"{argument}: got {add_article(kinds[0].removeprefix('builtins.'))}, {expected}{conversion}")

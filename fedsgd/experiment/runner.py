@@ -7,41 +7,47 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedsgd.config.argument_checks import resolve_config
 from fedsgd.data import Dataset
 from fedsgd.errors import ModelWarning, OutputError, RunError, ScenarioError, ScenarioWarning, warn_once
 from fedsgd.experiment.builder import Experiment, build_experiment, with_worker_pool
 from fedsgd.experiment.final_model import FinalModel, build_final_model
 from fedsgd.experiment.ledger import Ledger
-from fedsgd.experiment.state_budget import StateBudget
+from fedsgd.experiment.options import (
+    CustomModel,
+    ExecutionConfig,
+    RunCallbacks,
+    collect_objects,
+    resolve_callbacks,
+    resolve_data,
+)
 from fedsgd.experiment.summary import build_summary, build_table_row, dense_frame_bytes, save_clients
 from fedsgd.federation import ServerState
 from fedsgd.federation.round_loop import Runtime, as_run_error, run_rounds
 from fedsgd.federation.round_record import ResidualStatistics, RoundRecord
-from fedsgd.models import Loss, Metric
 from fedsgd.numerics.arrays import F32, F64
 from fedsgd.numerics.parameter_layout import ParameterLayout
-from fedsgd.scenario.scenario import Scenario, open_scenario
+from fedsgd.scenario.scenario import PythonObjects, Scenario, open_scenario
 from fedsgd.storage.parquet import TableWriter
 from fedsgd.storage.run_directory import ROUND_COLUMNS, clear_run_directory, write_all, write_atomically
 from fedsgd.system.forkserver import preload_workers
 from fedsgd.system.profiling import PhaseTimer, RoundProfile, profiling_into, timed
 from fedsgd.system.torch_determinism import isolate_global_state, use_caller_state
 from fedsgd.system.user_files import check_paths, expand_user_path
-from fedsgd.trackers import RunFinished, RunStarted, Tracker, TrackerGroup, check_callbacks
+from fedsgd.trackers import RunFinished, RunStarted, TrackerGroup, check_callbacks
 from fedsgd.training import explain_restart
-from fedsgd.training.selection import EngineChoice
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from fedsgd.trackers import Tracker
+
 RuntimeFactory = Callable[[Experiment], Runtime]
 """Function from an experiment to the runtime that reaches its clients."""
-StartCallbacks = tuple[Callable[[EngineChoice], None] | None, Callable[[StateBudget], None] | None]
-"""(`on_engine`, `on_state_budget`), as for `run`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,20 +82,13 @@ class Result:
 def run(
     scenario: Scenario | str | Path,
     *,
+    data: str | Path | Dataset | None = None,
+    model: nn.Module | CustomModel | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
-    data: str | Path | None = None,
-    dataset: Dataset | None = None,
-    module: nn.Module | None = None,
-    loss: Loss | None = None,
-    metrics: Mapping[str, Metric] | None = None,
-    on_engine: Callable[[EngineChoice], None] | None = None,
-    on_state_budget: Callable[[StateBudget], None] | None = None,
     on_round: Callable[[RoundRecord], None] | None = None,
-    trackers: Sequence[Tracker] = (),
-    workers: int = 1,
-    profile: bool = False,
-    runtime_factory: RuntimeFactory | None = None,
+    callbacks: RunCallbacks | Sequence[Tracker] | None = None,
+    execution: ExecutionConfig | None = None,
 ) -> Result:
     """Run a scenario to its end.
 
@@ -105,24 +104,16 @@ def run(
 
     Args:
         scenario: scenario, or the path of its TOML file.
+        data: folder of the data files, None for the folder that FEDSGD_DATA names; or a dataset in place of the scenario's.
+        model: torch module in place of the one that the scenario names; or a `CustomModel` with module, loss and metrics.
         out: run directory, which must be new or empty unless `overwrite`; None writes nothing.
         overwrite: replace an earlier run in `out`.
-        data: folder of the data files; None for the folder that FEDSGD_DATA names.
-        dataset: dataset in place of the one that the scenario names.
-        module: model in place of the one that the scenario names.
-        loss: function of (output, target) of a batch that returns a scalar, in place of the scenario's.
-        metrics: name → function of (output, target) that returns one number for each example, in addition to the scenario's.
-        on_engine: called with the selected engine before the first round.
-        on_state_budget: called with the location and size of the client states before the first round.
         on_round: called after each round.
-        trackers: objects that receive the run's events; a tracker that raises causes a TrackerWarning and gets no more events.
-        workers: number of processes that train clients, with one thread each; 1 is this process. The number does not change
-            results. With more than one, a script must call `run` under `if __name__ == "__main__":`.
-        profile: add the time of a round by phase to the summary.
-        runtime_factory: function that returns the runtime, in place of this process or workers; clients then keep their states.
+        callbacks: receivers of other events; a list of trackers stands for `RunCallbacks(trackers=...)`.
+        execution: worker processes and measurements, which do not change results; None for one process.
 
     Raises:
-        ScenarioError: a setting is wrong, or does not fit the data or the model.
+        ScenarioError: a setting or an argument is wrong, or does not fit the data or the model.
         DataError: the data cannot be read or partitioned.
         ModelError: the model, its loss or a metric cannot be used.
         OutputError: the run directory cannot be written.
@@ -132,50 +123,54 @@ def run(
         ScenarioWarning: a component is not made for a setting; the summary has the same lines.
         ModelWarning: without `on_engine`, the module has state that clients do not carry from round to round.
     """
-    preload_workers(workers)
-    check_callbacks(trackers, {"on_engine": on_engine, "on_state_budget": on_state_budget, "on_round": on_round})
-    python_objects = {"dataset": dataset, "module": module, "loss": loss, "metrics": metrics}
+    execution = resolve_config("execution", execution, ExecutionConfig)
+    preload_workers(execution.workers)
+    callbacks = resolve_callbacks(callbacks)
+    functions = {"on_engine": callbacks.on_engine, "on_state_budget": callbacks.on_state_budget, "on_round": on_round}
+    check_callbacks(callbacks.trackers, functions)
+    folder, dataset = resolve_data(data)
+    objects = collect_objects(dataset, model)
     with isolate_global_state():
-        return _execute(
+        return execute_run(
             scenario,
-            out,
-            overwrite,
-            data,
-            python_objects,
-            (on_engine, on_state_budget),
-            on_round,
-            trackers,
-            workers,
-            profile,
-            runtime_factory,
+            data=folder,
+            objects=objects,
+            out=out,
+            overwrite=overwrite,
+            on_round=on_round,
+            callbacks=callbacks,
+            execution=execution,
         )
 
 
-def _execute(
+def execute_run(
     scenario: Scenario | str | Path,
-    out: str | Path | None,
-    overwrite: bool,
-    data: str | Path | None,
-    python_objects: Mapping[str, Any],
-    start_callbacks: StartCallbacks,
-    on_round: Callable[[RoundRecord], None] | None,
-    trackers: Sequence[Tracker],
-    workers: int,
-    profile: bool,
-    runtime_factory: RuntimeFactory | None,
+    *,
+    data: str | Path | None = None,
+    objects: PythonObjects = PythonObjects(),
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    on_round: Callable[[RoundRecord], None] | None = None,
+    callbacks: RunCallbacks = RunCallbacks(),
+    execution: ExecutionConfig = ExecutionConfig(),
+    runtime_factory: RuntimeFactory | None = None,
 ) -> Result:
-    """Run a scenario; arguments as for `run`, which has isolated the global state."""
+    """Run a scenario; arguments as for `run`, with `data` a folder. The caller has isolated the global state.
+
+    `runtime_factory` returns the runtime, in place of this process or workers; clients then keep their states.
+    """
+    workers, profile = execution.workers, execution.profile
+    python_objects = {field.name: getattr(objects, field.name) for field in fields(objects)}
     located_errors, scenario = open_scenario(scenario)
-    check_paths(out=out, data=data)
+    check_paths(out=out)
     start = time.perf_counter()
+    data = data or os.environ.get("FEDSGD_DATA") or None
     with located_errors:
-        experiment = build_experiment(
-            scenario, data or os.environ.get("FEDSGD_DATA") or None, **python_objects, share_data=workers > 1
-        )
+        experiment = build_experiment(scenario, data, **python_objects, share_data=workers > 1)
     scenario = experiment.scenario
-    _notify_start(experiment, *start_callbacks)
+    _notify_start(experiment, callbacks)
     round_profile = RoundProfile() if profile else None
-    with TrackerGroup(trackers) as tracker_group, ExitStack() as files:
+    with TrackerGroup(callbacks.trackers) as tracker_group, ExitStack() as files:
         with (
             profiling_into(None if round_profile is None else round_profile.profile),
             _with_runtime(experiment, workers, profile, runtime_factory) as experiment,
@@ -215,20 +210,16 @@ def _with_runtime(
     )
 
 
-def _notify_start(
-    experiment: Experiment,
-    on_engine: Callable[[EngineChoice], None] | None,
-    on_state_budget: Callable[[StateBudget], None] | None,
-) -> None:
+def _notify_start(experiment: Experiment, callbacks: RunCallbacks) -> None:
     with use_caller_state():
-        if on_engine is not None:
-            on_engine(experiment.engine_choice)
+        if callbacks.on_engine is not None:
+            callbacks.on_engine(experiment.engine_choice)
         elif experiment.task.reset_attribute is not None:
             warn_once(explain_restart(experiment.task.reset_attribute), ModelWarning, stacklevel=4)
         for text in experiment.warnings:
             warn_once(text, ScenarioWarning, stacklevel=4)
-        if on_state_budget is not None:
-            on_state_budget(experiment.state_budget)
+        if callbacks.on_state_budget is not None:
+            callbacks.on_state_budget(experiment.state_budget)
 
 
 def _call_metadata(workers: int, round_profile: RoundProfile | None, python_objects: Mapping[str, object]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fedsgd.config.component import add_article, describe_value
+from fedsgd.config.component import Component, add_article, describe_value
 from fedsgd.errors import ModelError
 
 
@@ -39,11 +39,13 @@ def _check_module(module: object) -> None:
     if isinstance(module, torch.nn.Module):
         return
     hint = ""
-    if isinstance(module, str):
+    if isinstance(module, Component):
+        hint = "; a component goes into the scenario: fedsgd.Scenario(..., model=...)"
+    elif isinstance(module, str):
         hint = '; a name goes into the scenario: [model] module = "package.module:function"'
     elif callable(module):
         hint = f": call it, {_factory_name(module)}()"
-    raise ModelError(f"module: got {_describe_kind(module)}, expected an instance of torch.nn.Module{hint}")
+    raise ModelError(f"model: got {_describe_kind(module)}, expected an instance of torch.nn.Module{hint}")
 
 
 def _check_callable(value: object, subject: str, key: str) -> None:

@@ -23,9 +23,8 @@ from fedsgd.errors import FedsgdError, OutputError, ScenarioError, ScenarioWarni
 from fedsgd.federation.round_record import RoundRecord
 from fedsgd.scenario.scenario import Scenario
 from fedsgd.sweeps.cells import Cell, PlannedCell
+from fedsgd.sweeps.options import RoundCallback
 from fedsgd.system.forkserver import EXIT_MISSING_MAIN_GUARD, hide_missing_main, single_threaded_children
-
-RoundCallback = Callable[[Cell, RoundRecord], None]
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import multiprocessing as mp
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fedsgd.config.argument_checks import resolve_config
 from fedsgd.errors import ScenarioError, ScenarioWarning, warn_once
 from fedsgd.scenario.scenario import Scenario, open_scenario
 from fedsgd.sweeps.cells import DETERMINISTIC_ERRORS, Cell, PlannedCell, Sweep, plan_cells
 from fedsgd.sweeps.directory import locked_directory, resume, save
-from fedsgd.sweeps.executor import CellOutcome, CellResults, RoundCallback, run_in_processes, run_sequentially
+from fedsgd.sweeps.executor import CellOutcome, CellResults, run_in_processes, run_sequentially
+from fedsgd.sweeps.options import RoundCallback, SweepCallbacks, SweepConfig
 from fedsgd.sweeps.settings import DottedSettings, check_grids, normalize_methods, read_methods
 from fedsgd.system.forkserver import EXIT_MISSING_MAIN_GUARD, MAX_PROCESSES, MAX_SEEDS
 from fedsgd.system.user_files import check_paths, expand_user_path
@@ -27,14 +29,9 @@ def sweep(
     grid: Mapping[str, Sequence[Any]] | None = None,
     tune: Mapping[str, Sequence[Any]] | None = None,
     seeds: int = 1,
-    jobs: int = 1,
     out: str | Path | None = None,
-    data: str | Path | None = None,
-    overwrite: bool = False,
-    retry_failed: bool = False,
-    on_begin: Callable[[Sweep], None] | None = None,
-    on_round: RoundCallback | None = None,
-    on_cell: Callable[[Sweep, Cell, float], None] | None = None,
+    execution: SweepConfig | None = None,
+    callbacks: SweepCallbacks | None = None,
 ) -> Sweep:
     """Run a scenario with every combination of method, grid values, tuned values and seed, each into a run folder.
 
@@ -52,45 +49,43 @@ def sweep(
         grid: values by dotted key, which become part of the label.
         tune: values by dotted key, of which an analysis selects one for each label.
         seeds: number of seeds, from the scenario's seed on.
-        jobs: number of processes; with more than one, a script must start the sweep under `if __name__ == "__main__":`.
         out: folder of the sweep, by default runs/NAME-sweep.
-        data: folder of the data files; None for the folder that FEDSGD_DATA names.
-        overwrite: run cells again that are finished with another scenario.
-        retry_failed: run cells again that failed with a RunError.
-        on_begin: called with the sweep before the first run.
-        on_round: called with the cell and the record after each round, if `jobs` is 1.
-        on_cell: called after each cell with the sweep, the cell and its duration in seconds.
+        execution: processes, data folder, and cells that run again; None for the defaults.
+        callbacks: functions that are called during the sweep; None for none.
 
     Raises:
-        ScenarioError: a setting is wrong, or the script starts the sweep without `if __name__ == "__main__":`.
+        ScenarioError: a setting or an argument is wrong, or the script starts the sweep without `if __name__ == "__main__":`.
         OutputError: the folder is not a sweep's, is in use or cannot be written; or a cell is finished with another scenario.
         FedsgdError: the first cell that ended raised an error other than a RunError, or a process was killed.
     """
     if getattr(mp.current_process(), "_inheriting", False):
         os._exit(EXIT_MISSING_MAIN_GUARD)  # this process was started for a cell, and imports a main script without a guard
-    for name, number, limit in (("seeds", seeds, MAX_SEEDS), ("jobs", jobs, MAX_PROCESSES)):
+    execution = resolve_config("execution", execution, SweepConfig)
+    callbacks = resolve_config("callbacks", callbacks, SweepCallbacks)
+    for name, number, limit in (("seeds", seeds, MAX_SEEDS), ("jobs", execution.jobs, MAX_PROCESSES)):
         if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= limit:
             raise ScenarioError(f"{name}: got {number!r}, expected 1 or more, at most {limit}")
-    check_paths(out=out, data=data)
+    check_paths(out=out, data=execution.data)
     plan = _plan_sweep(scenario, methods, grid or {}, tune or {}, seeds)
     folder = Path("runs") / f"{plan[0].scenario.name}-sweep" if out is None else expand_user_path(out)
     with locked_directory(folder):
-        current_sweep = resume(folder, plan, overwrite, retry_failed)
+        current_sweep = resume(folder, plan, execution.overwrite, execution.retry_failed)
         save(current_sweep)
-        if on_begin is not None:
-            on_begin(current_sweep)
+        if callbacks.on_begin is not None:
+            callbacks.on_begin(current_sweep)
         waiting_folders = {cell.folder for cell in current_sweep.cells if cell.state == "waiting"}
         waiting_cells = [planned_cell for planned_cell in plan if planned_cell.cell.folder in waiting_folders]
         issued_warnings = set[str]()
-        with closing(_run_cells(waiting_cells, folder, None if data is None else str(data), jobs, on_round)) as results:
+        with closing(_run_cells(waiting_cells, folder, execution, callbacks.on_round)) as results:
             for cell, outcome in results:
                 current_sweep = _record_outcome(current_sweep, cell, outcome)
                 save(current_sweep)
                 for text in (text for text in outcome.warnings if text not in issued_warnings):
                     issued_warnings.add(text)
                     warn_once(f"{cell.label}: {text}", ScenarioWarning, stacklevel=2)
-                if on_cell is not None:
-                    on_cell(current_sweep, next(c for c in current_sweep.cells if c.folder == cell.folder), outcome.seconds)
+                if callbacks.on_cell is not None:
+                    new_cell = next(c for c in current_sweep.cells if c.folder == cell.folder)
+                    callbacks.on_cell(current_sweep, new_cell, outcome.seconds)
     return current_sweep
 
 
@@ -114,15 +109,17 @@ def _plan_sweep(
 
 
 def _run_cells(
-    planned_cells: Sequence[PlannedCell], out: Path, data: str | None, jobs: int, on_round: RoundCallback | None
+    planned_cells: Sequence[PlannedCell], out: Path, execution: SweepConfig, on_round: RoundCallback | None
 ) -> CellResults:
     """Yield cells in the order in which they end. Raise an error that is not deterministic if no cell has ended before."""
     if not planned_cells:
         return
     has_result = False
-    cells = (
-        run_sequentially(planned_cells, out, data, on_round) if jobs == 1 else run_in_processes(planned_cells, out, data, jobs)
-    )
+    data = None if execution.data is None else str(execution.data)
+    if execution.jobs == 1:
+        cells = run_sequentially(planned_cells, out, data, on_round)
+    else:
+        cells = run_in_processes(planned_cells, out, data, execution.jobs)
     with closing(cells):
         for cell, outcome in cells:
             if outcome.cause is not None and outcome.cause not in DETERMINISTIC_ERRORS and not has_result:

@@ -36,7 +36,7 @@ def network() -> nn.Module:
 
 
 for policy in ("group", "batch", "mean", "local"):
-    result = fedsgd.run(SCENARIO.with_settings({"model.batch_norm": policy}), module=network())
+    result = fedsgd.run(SCENARIO.with_settings({"model.batch_norm": policy}), model=network())
     final, up = result.summary["final_metrics"], result.summary["uplink"]
     print(
         f"{policy:>6}: {final['client_accuracy_mean']:.3f} by client, worst tenth {final['client_accuracy_worst_tenth']:.3f}, "

@@ -108,7 +108,11 @@ def fail_on_some_batches(output: Any, target: Any) -> Any:
 
 def test_unanswered_messages_are_reported(root: Path, tmp_path: Path) -> None:
     settings = {**TINY, "rounds": 2, "participation.on_failure": "continue", "engine.name": "sequential"}
-    fedsgd.run(fedsgd.load(root / "scenarios" / "quickstart.toml", settings), out=tmp_path / "run", loss=fail_on_some_batches)
+    fedsgd.run(
+        fedsgd.load(root / "scenarios" / "quickstart.toml", settings),
+        out=tmp_path / "run",
+        model=fedsgd.CustomModel(loss=fail_on_some_batches),
+    )
     methods = load_methods([tmp_path / "run"])
     failures = methods[0].runs[0].summary["failures"]
     assert failures > 0

@@ -142,7 +142,7 @@ def test_runs_without_accuracy_have_no_best_value_and_no_target(tmp_path: Path) 
     module, loss = torch.nn.Linear(3, 1), torch.nn.functional.mse_loss
     for lr in (0.05, 0.07):
         scenario = Scenario(name="x", rounds=1).with_settings({**settings, "client.optimizer.lr": lr})
-        fedsgd.run(scenario, dataset=dataset, module=module, loss=loss, out=tmp_path / str(lr))
+        fedsgd.run(scenario, data=dataset, model=fedsgd.CustomModel(module=module, loss=loss), out=tmp_path / str(lr))
     paths = [tmp_path / "0.05", tmp_path / "0.07"]
     assert [method.best_variant.summarize_best_accuracy() for method in load_methods(paths)] == [None, None]
     with pytest.raises(ReportError, match=r"no metric named accuracy, which decides on the best value of client.optimizer.lr"):

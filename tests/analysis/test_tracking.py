@@ -35,7 +35,7 @@ class RecordingTracker:
 def test_priced_tracker_forwards_times_on_networks(root: Path, tmp_path: Path) -> None:
     tracker, pricing_models = RecordingTracker(), {"4g": build_pricing_model("4g"), "slow": PRICING_MODEL}
     scenario = fedsgd.load(root / "scenarios" / "quickstart.toml", {**TINY, "rounds": 3})
-    fedsgd.run(scenario, out=tmp_path / "run", trackers=[PricedTracker(tracker, pricing_models)])
+    fedsgd.run(scenario, out=tmp_path / "run", callbacks=[PricedTracker(tracker, pricing_models)])
     (outcome,) = tracker.outcomes
     assert tracker.rounds == [1, 2, 3]
     for (name, seconds), priced in zip(
@@ -54,7 +54,7 @@ def test_priced_tracker_of_unpriceable_run_forwards_the_rest(root: Path, tmp_pat
     ):
         tracker = RecordingTracker()
         with pytest.warns(TrackerWarning, match=problem):
-            fedsgd.run(scenario, out=out, trackers=[PricedTracker(tracker, {"4g": build_pricing_model("4g")})])
+            fedsgd.run(scenario, out=out, callbacks=[PricedTracker(tracker, {"4g": build_pricing_model("4g")})])
         (outcome,) = tracker.outcomes
         assert outcome.summary is not None
         assert not outcome.seconds_by_network

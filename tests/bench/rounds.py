@@ -26,6 +26,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from fedsgd import ExecutionConfig
 from fedsgd.data import Dataset, Examples
 from fedsgd.experiment.builder import build_experiment
 from fedsgd.experiment.runner import run
@@ -89,7 +90,7 @@ def scenario(model: str, uplink: str, rounds: int) -> Scenario:
 
 def time_round(model: str, uplink: str, rounds: int, workers: int, data: Dataset) -> float:
     """Return the median seconds of a round."""
-    history = run(scenario(model, uplink, rounds), dataset=data, workers=workers).history
+    history = run(scenario(model, uplink, rounds), data=data, execution=ExecutionConfig(workers=workers)).history
     return median(record.seconds for record in history[SKIPPED:-1])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -125,7 +126,7 @@ def single_line(error: BaseException) -> str:
 
 def test_importable_loss_and_metric_rerun_from_the_file_alone_to_equal_digests(scenario: Make, tmp_path: Path) -> None:
     s = scenario(SHORT)
-    first = fedsgd.run(s, loss=smoothed, metrics={"top2": top2}, out=tmp_path / "a")
+    first = fedsgd.run(s, model=fedsgd.CustomModel(loss=smoothed, metrics={"top2": top2}), out=tmp_path / "a")
     assert (first.scenario.model.loss, first.scenario.model.metrics) == (f"{HERE}:smoothed", {"top2": f"{HERE}:top2"})
     second = fedsgd.run(tmp_path / "a" / "scenario.toml", out=tmp_path / "b")
     assert digests(second) == digests(first) != digests(fedsgd.run(s))
@@ -136,14 +137,18 @@ def test_importable_loss_and_metric_rerun_from_the_file_alone_to_equal_digests(s
 
 def test_python_metrics_are_merged_into_the_metrics_of_the_scenario(scenario: Make) -> None:
     s = scenario({**SHORT, "model.metrics": {"a": f"{HERE}:top2", "b": "nowhere_at_all:f"}})
-    result = fedsgd.run(s, metrics={"b": top2, "c": lambda o, t: o[:, 0]})
+    result = fedsgd.run(s, model=fedsgd.CustomModel(metrics={"b": top2, "c": lambda o, t: o[:, 0]}))
     assert [*result.scenario.model.metrics] == ["a", "b", "c"]
     assert [*result.summary["final_metrics"]] == ["loss", "accuracy", "a", "b", "c"]
     assert result.scenario.model.metrics["b"] == f"{HERE}:top2"
-    with pytest.raises(ScenarioError, match=r'model\.metrics\.c: .*fedsgd\.run\(\.\.\., metrics=\{"c": \.\.\.\}\)') as error:
+    with pytest.raises(
+        ScenarioError, match=r'model\.metrics\.c: .*run\(\.\.\., model=fedsgd\.CustomModel\(metrics=\{"c": \.\.\.\}\)\)'
+    ) as error:
         fedsgd.run(result.scenario)
     single_line(error.value)
-    assert digests(fedsgd.run(result.scenario, metrics={"c": lambda o, t: o[:, 0]})) == digests(result)
+    assert digests(fedsgd.run(result.scenario, model=fedsgd.CustomModel(metrics={"c": lambda o, t: o[:, 0]}))) == digests(
+        result
+    )
 
 
 @pytest.mark.parametrize(
@@ -177,7 +182,7 @@ def test_import_path_of_a_module_in_memory_is_none(monkeypatch: pytest.MonkeyPat
 
 def test_module_is_written_as_a_marker_and_reruns_only_with_the_module(scenario: Make, tmp_path: Path) -> None:
     s = scenario({**SHORT, "model.hidden": [7], "model.batch_norm": "group"})
-    first = fedsgd.run(s, module=make_net(), out=tmp_path / "a")
+    first = fedsgd.run(s, model=make_net(), out=tmp_path / "a")
     file = tmp_path / "a" / "scenario.toml"
     model = load(file).model
     assert isinstance(model, PythonObjectModule)
@@ -188,30 +193,32 @@ def test_module_is_written_as_a_marker_and_reruns_only_with_the_module(scenario:
         fedsgd.run(file)
     assert "model.name: needs Python objects" in single_line(error.value)
     assert "310 parameters" in single_line(error.value)
-    assert "fedsgd.run(..., module=...)" in single_line(error.value)
-    second = fedsgd.run(file, module=make_net(), out=tmp_path / "b")
+    assert "fedsgd.run(..., model=...)" in single_line(error.value)
+    second = fedsgd.run(file, model=make_net(), out=tmp_path / "b")
     assert digests(second) == digests(first)
     assert (tmp_path / "b" / "scenario.toml").read_text() == file.read_text()
 
 
 def test_dataset_is_written_as_a_marker_and_reruns_only_with_the_dataset(scenario: Make, tmp_path: Path) -> None:
-    first = fedsgd.run(scenario({**SHORT, "data.held_out": 0.2}), dataset=digits(), out=tmp_path / "a")
+    first = fedsgd.run(scenario({**SHORT, "data.held_out": 0.2}), data=digits(), out=tmp_path / "a")
     file = tmp_path / "a" / "scenario.toml"
     data = load(file).data
     assert (data.held_out, data.partition) == (0.2, scenario().data.partition)
     assert "60 training and 30 test examples, float32 [64]" in file.read_text()
-    with pytest.raises(ScenarioError, match=r"scenario\.toml: data\.name: .*fedsgd\.run\(\.\.\., dataset=\.\.\.\)") as error:
+    with pytest.raises(ScenarioError, match=r"scenario\.toml: data\.name: .*fedsgd\.run\(\.\.\., data=\.\.\.\)") as error:
         fedsgd.run(file)
     single_line(error.value)
-    assert digests(fedsgd.run(file, dataset=digits())) == digests(first)
-    other = fedsgd.run(load(file, {"data.sha256": ""}), dataset=digits(1e-3))
+    assert digests(fedsgd.run(file, data=digits())) == digests(first)
+    other = fedsgd.run(load(file, {"data.sha256": ""}), data=digits(1e-3))
     assert other.scenario != first.scenario, "other values, another fingerprint"
 
 
 def test_all_missing_objects_are_named_in_one_sentence(scenario: Make) -> None:
-    objects: dict[str, Any] = {"dataset": digits(), "module": make_net(), "loss": nn.CrossEntropyLoss(), "metrics": {"z": top2}}
+    model = fedsgd.CustomModel(make_net(), nn.CrossEntropyLoss(), {"z": top2})
+    objects: dict[str, Any] = {"data": digits(), "model": model}
     result = fedsgd.run(scenario(SHORT), **objects)
-    with pytest.raises(ScenarioError, match=r"fedsgd\.run\(\.\.\., dataset=\.\.\., module=\.\.\., loss=\.\.\.\)"):
+    expected = "fedsgd.run(..., data=..., model=fedsgd.CustomModel(module=..., loss=...))"
+    with pytest.raises(ScenarioError, match=re.escape(expected)):
         fedsgd.run(result.scenario)
     assert digests(fedsgd.run(result.scenario, **objects)) == digests(result)
     replaced = result.scenario.with_settings({"data.name": "digits", "model.name": "mlp"})
@@ -220,7 +227,7 @@ def test_all_missing_objects_are_named_in_one_sentence(scenario: Make) -> None:
 
 def test_commands_refuse_a_marker_in_one_line(scenario: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    fedsgd.run(scenario(SHORT), module=make_net(), dataset=digits(), out=tmp_path / "a")
+    fedsgd.run(scenario(SHORT), model=make_net(), data=digits(), out=tmp_path / "a")
     file = str(tmp_path / "a" / "scenario.toml")
     commands = (["run", file], ["partition", file], ["sweep", file], ["flower", file, "--nodes", "2"])
     for command in commands:
@@ -236,7 +243,7 @@ def test_commands_refuse_a_marker_in_one_line(scenario: Make, tmp_path: Path, mo
 
 
 def test_tracker_settings_contain_the_marker(scenario: Make, tmp_path: Path) -> None:
-    result = fedsgd.run(scenario(SHORT), module=make_net())
+    result = fedsgd.run(scenario(SHORT), model=make_net())
     settings = RunStarted(result.scenario).settings
     assert settings["model.name"] == "python-object"
     assert "310 parameters" in str(settings["model.description"])
@@ -311,10 +318,10 @@ def test_markers_of_local_model_and_source_are_replaced_by_objects(scenario: Mak
     fedsgd.run(s, out=tmp_path / "a")
     loaded = load(tmp_path / "a" / "scenario.toml")
     assert (loaded.data.partition, loaded.model.batch_norm) == (s.data.partition, "group")
-    with pytest.raises(ScenarioError, match=r"LocalWaves\(size=40\).*LocalMlp\(.*run\(\.\.\., dataset=\.\.\., module=\.\.\.\)"):
+    with pytest.raises(ScenarioError, match=r"LocalWaves\(size=40\).*LocalMlp\(.*run\(\.\.\., data=\.\.\., model=\.\.\.\)"):
         fedsgd.run(loaded)
     module = nn.Sequential(nn.Linear(64, 5), nn.ReLU(), nn.Linear(5, 2))
-    assert fedsgd.run(loaded, dataset=Waves().load(None), module=module).summary["parameters"] == 337
+    assert fedsgd.run(loaded, data=Waves().load(None), model=module).summary["parameters"] == 337
 
 
 def test_nested_component_of_a_local_class_is_refused_with_its_key(scenario: Make, tmp_path: Path) -> None:
@@ -423,9 +430,9 @@ def test_fingerprint_is_equal_in_another_process() -> None:
 
 def test_runs_with_different_python_objects_are_separate_methods(scenario: Make, tmp_path: Path) -> None:
     s = scenario(SHORT)
-    fedsgd.run(s, dataset=digits(), out=tmp_path / "a")
-    fedsgd.run(s.with_settings({"seed": 1}), dataset=digits(), out=tmp_path / "b")
-    fedsgd.run(s.with_settings({"seed": 2}), dataset=digits(0.5), out=tmp_path / "c")
+    fedsgd.run(s, data=digits(), out=tmp_path / "a")
+    fedsgd.run(s.with_settings({"seed": 1}), data=digits(), out=tmp_path / "b")
+    fedsgd.run(s.with_settings({"seed": 2}), data=digits(0.5), out=tmp_path / "c")
     methods = load_methods([tmp_path])
     assert sorted([run.seed for run in method.runs] for method in methods) == [[0, 1], [2]]
     digests = sorted(str(method.runs[0].settings["data.sha256"])[:6] for method in methods)
@@ -439,19 +446,19 @@ def test_runs_with_different_initial_parameters_are_one_method_only_under_a_labe
         module = make_net()
         with torch.no_grad():
             module[1].weight.add_(seed)
-        fedsgd.run(scenario({**SHORT, "seed": seed}), module=module, out=tmp_path / str(seed))
+        fedsgd.run(scenario({**SHORT, "seed": seed}), model=module, out=tmp_path / str(seed))
     notices: list[str] = []
     assert len(load_methods([tmp_path], on_notice=notices.append)) == 2
     assert any("LABEL=RUN" in line for line in notices)
     (method,) = load_methods([("mine", tmp_path)])
     assert [run.seed for run in method.runs] == [0, 1]
-    fedsgd.run(scenario({**SHORT, "seed": 2}), module=make_net(5), out=tmp_path / "2")
+    fedsgd.run(scenario({**SHORT, "seed": 2}), model=make_net(5), out=tmp_path / "2")
     with pytest.raises(ReportError, match=r"differ in more than their seed"):
         load_methods([("mine", tmp_path)])
 
 
 def test_page_price_and_compare_accept_a_run_of_python_objects(scenario: Make, tmp_path: Path) -> None:
-    fedsgd.run(scenario(SHORT), module=make_net(), loss=local_loss(1.0), out=tmp_path / "a")
+    fedsgd.run(scenario(SHORT), model=fedsgd.CustomModel(module=make_net(), loss=local_loss(1.0)), out=tmp_path / "a")
     fedsgd.run(scenario(SHORT), out=tmp_path / "b")
     from fedsgd.network import Link, Network, PricingModel, get_device
 
@@ -463,7 +470,7 @@ def test_page_price_and_compare_accept_a_run_of_python_objects(scenario: Make, t
         ]
     )
     assert 'name = "python-object"' in custom["scenario"]
-    assert "fedsgd.run(..., module=..., loss=...)" in custom["needs"]
+    assert "fedsgd.run(..., model=fedsgd.CustomModel(module=..., loss=...))" in custom["needs"]
     assert named["needs"] is None
     for command in (
         ["price", tmp_path / "a", "--network", "4g"],
@@ -478,18 +485,23 @@ def test_page_price_and_compare_accept_a_run_of_python_objects(scenario: Make, t
 
 def python_objects(slope: float = 1.0, power: int = 1) -> dict[str, Any]:
     return {
-        "dataset": digits(),
+        "data": digits(),
         "module": make_net(),
         "loss": lambda o, t: slope * nn.functional.cross_entropy(o, t),
         "metrics": {"half": lambda o, t: (o.sum(1) ** power).detach()},
     }
 
 
+def run_with_objects(scenario: Scenario | Path, out: Path | None = None, **replacements: Any) -> fedsgd.Result:
+    objects = {**python_objects(), **replacements}
+    return fedsgd.run(scenario, data=objects.pop("data"), model=fedsgd.CustomModel(**objects), out=out)
+
+
 @pytest.fixture(scope="module")
 def rerun_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("given") / "run"
     raw = {"name": "g", "rounds": 1, "data": {"name": "digits", "partition": {"name": "iid", "clients": 4}}}
-    fedsgd.run(parse_scenario(raw), out=folder, **python_objects())
+    run_with_objects(parse_scenario(raw), out=folder)
     return folder / "scenario.toml"
 
 
@@ -503,7 +515,7 @@ def net_with_bias(bias: float) -> nn.Module:
 @pytest.mark.parametrize(
     ("key", "replacements", "problem", "remedy"),
     [
-        ("data.sha256", {"dataset": digits(1.0)}, "the dataset differs from that of the run", {"data.sha256": ""}),
+        ("data.sha256", {"data": digits(1.0)}, "the dataset differs from that of the run", {"data.sha256": ""}),
         (
             "model.sha256",
             {"module": make_net(5)},
@@ -529,7 +541,7 @@ def test_rerun_with_another_object_is_refused_until_the_remedy_is_applied(
     rerun_folder: Path, key: str, replacements: dict[str, Any], problem: str, remedy: dict[str, str]
 ) -> None:
     with pytest.raises(ScenarioError) as error:
-        fedsgd.run(rerun_folder, **{**python_objects(), **replacements})
+        run_with_objects(rerun_folder, **replacements)
     message = single_line(error.value)
     assert message.startswith(f"{rerun_folder}: {key}: {problem}: got sha256 ")
     marker = str(dict(flatten_settings(dump_table(load(rerun_folder))))[key])
@@ -538,13 +550,13 @@ def test_rerun_with_another_object_is_refused_until_the_remedy_is_applied(
         assert quoted in marker
         remedy = {key: marker.replace(quoted, "")}
     assert all(f"{name}" in message for name in remedy if name != key)
-    result = fedsgd.run(load(rerun_folder, remedy), **{**python_objects(), **replacements})
+    result = run_with_objects(load(rerun_folder, remedy), **replacements)
     written = str(dict(flatten_settings(dump_table(result.scenario)))[key])
     assert written not in ("", marker)
 
 
 def test_rerun_with_equal_objects_gives_equal_digests_and_an_equal_scenario(rerun_folder: Path) -> None:
-    first, second = (fedsgd.run(rerun_folder, **python_objects()) for _ in range(2))
+    first, second = (run_with_objects(rerun_folder) for _ in range(2))
     assert digests(first) == digests(second)
     assert first.scenario == load(rerun_folder)
 
@@ -559,8 +571,8 @@ def test_rerun_with_a_metric_that_counts_its_calls_starts_from_its_first_state(s
 
         return metric
 
-    first = fedsgd.run(scenario(SHORT), metrics={"first": counting()}, out=tmp_path / "run")
-    second = fedsgd.run(tmp_path / "run" / "scenario.toml", metrics={"first": counting()})
+    first = fedsgd.run(scenario(SHORT), model=fedsgd.CustomModel(metrics={"first": counting()}), out=tmp_path / "run")
+    second = fedsgd.run(tmp_path / "run" / "scenario.toml", model=fedsgd.CustomModel(metrics={"first": counting()}))
     assert digests(first) == digests(second)
 
 
@@ -577,7 +589,7 @@ def test_labels_of_python_objects_are_class_names_with_digests_where_names_colli
     first, second, _ = (PythonObjectModule.from_module(module, Mlp()) for module in modules)
     folders = [tmp_path / str(n) for n in range(3)]
     for folder, module in zip(folders, modules, strict=True):
-        fedsgd.run(scenario({**SHORT, "rounds": 1}), module=module, loss=local_loss(1.0), out=folder)
+        fedsgd.run(scenario({**SHORT, "rounds": 1}), model=fedsgd.CustomModel(module=module, loss=local_loss(1.0)), out=folder)
     assert [method.label for method in load_methods(folders[:1])] == ["top-k, error feedback"]
     assert [method.label for method in load_methods(folders[::2])] == [
         f"top-k, error feedback, model {name}" for name in ("My_Net", "Other_Net")
@@ -605,7 +617,7 @@ SMALL = Examples(np.zeros((8, 4), np.float32), np.arange(8) % 2)
 QUICKSTART = Path(__file__).parents[2] / "scenarios" / "quickstart.toml"
 WRONG_ARGUMENTS: dict[str, tuple[Callable[[], object], str]] = {
     "run, metrics": (
-        lambda: run(QUICKSTART, metrics=cast("Any", print)),
+        lambda: run(QUICKSTART, model=fedsgd.CustomModel(metrics=cast("Any", print))),
         "metrics: got a builtin_function_or_method, expected a dic",
     ),
     "run, tables": (
@@ -614,9 +626,41 @@ WRONG_ARGUMENTS: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "run, None": (lambda: run(cast("Any", None)), "scenario: got None, expected a fedsgd.Scenario, or the path of a TOML file"),
     "run, out": (lambda: run(QUICKSTART, out=cast("Any", 3)), "out: got 3, expected the path of a file or folder"),
-    "run, data": (lambda: run(QUICKSTART, data=cast("Any", 3)), "data: got 3, expected the path of a file or folder"),
+    "run, data": (
+        lambda: run(QUICKSTART, data=cast("Any", 3)),
+        "data: got an int, expected the path of a folder or a fedsgd.Dataset(",
+    ),
     "run, on_round": (lambda: run(QUICKSTART, on_round=cast("Any", 3)), "on_round: got 3, expected a function"),
-    "run, trackers": (lambda: run(QUICKSTART, trackers=cast("Any", 3)), "trackers: got 3, expected a list of fedsgd.Tracker"),
+    "run, execution": (
+        lambda: run(QUICKSTART, execution=cast("Any", 4)),
+        "execution: got 4, expected fedsgd.ExecutionConfig(workers=4)",
+    ),
+    "run, execution of a sweep": (
+        lambda: run(QUICKSTART, execution=cast("Any", fedsgd.SweepConfig())),
+        "expected fedsgd.ExecutionConfig(workers=...)",
+    ),
+    "run, model": (lambda: run(QUICKSTART, model=cast("Any", 3)), "model: got an int, expected an instance of torch.nn.Module"),
+    "run, component": (
+        lambda: run(QUICKSTART, model=cast("Any", Mlp())),
+        "; a component goes into the scenario: fedsgd.Scenario(..., model=...)",
+    ),
+    "run, tracker": (
+        lambda: run(QUICKSTART, callbacks=cast("Any", [3])),
+        "trackers: got [3], expected a list of fedsgd.Tracker",
+    ),
+    "sweep, execution": (
+        lambda: sweep(QUICKSTART, execution=cast("Any", {"jobs": 2})),
+        "execution: got { jobs = 2 }, expected fedsgd.SweepConfig(jobs=...)",
+    ),
+    "sweep, callbacks": (
+        lambda: sweep(QUICKSTART, callbacks=cast("Any", print)),
+        "callbacks: got <built-in function print>, expected fedsgd.SweepCallbacks(on_begin=...)",
+    ),
+    "deploy, execution": (
+        lambda: fedsgd.deploy(QUICKSTART, "never", nodes=2, execution=cast("Any", True)),
+        "execution: got true, expected fedsgd.DeploymentConfig(tls=true)",
+    ),
+    "run, trackers": (lambda: run(QUICKSTART, callbacks=cast("Any", 3)), "callbacks: got 3, expected fedsgd.RunCallbacks("),
     "load, path": (lambda: load(cast("Any", 3)), "scenario: got 3, expected the path of a file or folder"),
     "load, list": (
         lambda: load(QUICKSTART, cast("Any", ["a"])),

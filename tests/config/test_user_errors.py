@@ -81,7 +81,7 @@ def data() -> Dataset:
 
 def run_error(scenario: Scenario) -> str:
     with pytest.raises(FedsgdError) as error:
-        run(scenario, dataset=data())
+        run(scenario, data=data())
     return str(error.value)
 
 

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedsgd import ExecutionConfig
 from fedsgd.cli import main
 from fedsgd.data import ClientData, Examples, Partition, PartitionedData, generate_clients
 from fedsgd.data.datasets.synthetic import Synthetic
@@ -163,7 +164,7 @@ def test_cohort_larger_than_generated_clients_raises_error() -> None:
 def test_worker_count_changes_no_result(held_out: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedsgd.runtime.workers.pool.MIN_DISTRIBUTED_EVALUATION", 0)
     settings = {"data.held_out": held_out, "evaluation.training": True, "evaluation.clients": held_out > 0}
-    results = [run(make_scenario(settings, examples=40), workers=workers) for workers in (1, 2)]
+    results = [run(make_scenario(settings, examples=40), execution=ExecutionConfig(workers=workers)) for workers in (1, 2)]
     digests = [[r.summary[key] for key in ("params_sha256", "ledger_sha256", "final_metrics")] for r in results]
     assert digests[0] == digests[1]
 
@@ -199,7 +200,7 @@ def test_rounds_generate_examples_of_the_cohort_only(workers: int, monkeypatch: 
         return original(self, client, seed)
 
     monkeypatch.setattr(Synthetic, "examples_of", examples_of)
-    result: Result = run(make_scenario({"data.clients": 10**6}), workers=workers)
+    result: Result = run(make_scenario({"data.clients": 10**6}), execution=ExecutionConfig(workers=workers))
     cohort = [] if workers > 1 else [client for round in result.history for client in round.cohort]  # else in the workers
     assert sorted(generated) == sorted([*range(8), *range(10**6, 10**6 + 5), *cohort])
 

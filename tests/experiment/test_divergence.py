@@ -136,7 +136,7 @@ def test_initial_metrics_match_the_untrained_model_in_pytorch(blobs: Dataset, sc
     """PyTorch computes cross-entropy and accuracy from the same initial weights on the same test examples."""
     import torch
 
-    result = fedsgd.run(scenario({"model.hidden": [5], "data.partition.clients": 4, "rounds": 1}), dataset=blobs)
+    result = fedsgd.run(scenario({"model.hidden": [5], "data.partition.clients": 4, "rounds": 1}), data=blobs)
     from fedsgd.experiment.builder import build_experiment
 
     weights = build_experiment(result.scenario, dataset=blobs).initial_server_state.weights
@@ -161,7 +161,12 @@ def test_failure_of_initial_metrics_keeps_the_finished_run(blobs: Dataset, scena
         return (output.argmax(1) == target).float()
 
     settings, metrics = {"data.partition.clients": 4}, {"accuracy": fails_at_last}
-    result = fedsgd.run(scenario(settings), dataset=blobs, metrics=metrics, on_round=lambda record: rounds.append(record.round))
+    result = fedsgd.run(
+        scenario(settings),
+        data=blobs,
+        model=fedsgd.CustomModel(metrics=metrics),
+        on_round=lambda record: rounds.append(record.round),
+    )
     assert rounds == [1, 2, 3]
     assert failures == 1
     assert result.summary["initial_metrics"] is None

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fedsgd import CustomModel
 from fedsgd.data import Dataset, Examples, Partition, PartitionedData
 from fedsgd.errors import ModelError, ScenarioError
 from fedsgd.experiment.builder import build_experiment
@@ -163,7 +164,7 @@ def test_metric_of_a_wrong_shape_is_refused(blobs: Dataset) -> None:
 
     s = Scenario(name="x").with_settings({"data.partition.clients": 5})
     with pytest.raises(ModelError, match=r"metric column is of shape \[100, 1\], expected .* of shape \[100\]"):
-        run(s, dataset=blobs, metrics={"column": column})
+        run(s, data=blobs, model=CustomModel(metrics={"column": column}))
 
 
 def test_error_after_loading_names_the_scenario_file(scenario: Make, tmp_path: Path) -> None:
@@ -178,7 +179,7 @@ def test_non_finite_client_accuracy_is_distinguished_from_no_examples(scenario: 
         return torch.where(target == 3, torch.nan, 1.0)
 
     custom = scenario({"data.held_out": 0.2, "evaluation.clients": True, "rounds": 1})
-    result = run(custom, metrics={"accuracy": odd}, out=tmp_path / "run")
+    result = run(custom, model=CustomModel(metrics={"accuracy": odd}), out=tmp_path / "run")
     assert result.summary["final_metrics"]["client_accuracy_mean"] is None
     assert result.summary["final_metrics"]["client_accuracy_worst_tenth"] is None
     table = pq.read_table(tmp_path / "run" / "clients.parquet").to_pydict()
@@ -194,7 +195,9 @@ def test_client_examples_are_evaluated_once_a_round(scenario: Make) -> None:
         n_examples += len(target)
         return torch.ones(len(target))
 
-    result = run(scenario({"data.held_out": 0.2, "evaluation.clients": True, "rounds": 2}), metrics={"one": counting})
+    result = run(
+        scenario({"data.held_out": 0.2, "evaluation.clients": True, "rounds": 2}), model=CustomModel(metrics={"one": counting})
+    )
     assert result.client_accuracy is not None
     held_out = build_experiment(scenario({"data.held_out": 0.2})).held_out
     assert held_out is not None

@@ -160,7 +160,7 @@ def test_rerun_from_the_run_directory_with_two_workers_has_equal_digests(name: s
     out = tmp_path / "run"
     first = fedsgd.run(make_scenario(CASES[name], tmp_path / "data.npz", 4), out=out)
     rerun = fedsgd.run(fedsgd.load(out / "scenario.toml"))
-    workers = fedsgd.run(fedsgd.load(out / "scenario.toml"), workers=2)
+    workers = fedsgd.run(fedsgd.load(out / "scenario.toml"), execution=fedsgd.ExecutionConfig(workers=2))
     for key in ("params_sha256", "ledger_sha256", "final_metrics"):
         assert first.summary[key] == rerun.summary[key] == workers.summary[key]
 
@@ -261,6 +261,6 @@ def test_state_in_an_attribute_raises_a_warning_with_its_name(tmp_path: Path) ->
         reasons: list[str] = []
         fedsgd.run(
             scenario.with_settings({"engine.name": engine}),
-            on_engine=lambda choice, reasons=reasons: reasons.append(choice.reason),
+            callbacks=fedsgd.RunCallbacks(on_engine=lambda choice, reasons=reasons: reasons.append(choice.reason)),
         )
         assert "training changes Counter.calls in Python" in reasons[0]

@@ -109,31 +109,31 @@ def test_training_uses_only_the_selected_rows(scenario: Make, blobs: Dataset) ->
     x, y, rows = blobs.train.x, blobs.train.y, np.arange(30, 90)
     part = Dataset(Examples(x, y, rows), blobs.test, 3)
     copied = Dataset(Examples(x[rows], y[rows]), blobs.test, 3)
-    assert digests(run(s, dataset=part)) == digests(run(s, dataset=copied)) != digests(run(s, dataset=blobs))
+    assert digests(run(s, data=part)) == digests(run(s, data=copied)) != digests(run(s, data=blobs))
 
 
 def test_summary_lists_the_objects_passed_in_python(scenario: Make, blobs: Dataset) -> None:
     s = Scenario(name="x", rounds=1).with_settings({"data.partition.clients": 5})
-    assert run(s, dataset=blobs).summary["given_in_python"] == ["dataset"]
+    assert run(s, data=blobs).summary["given_in_python"] == ["dataset"]
     assert run(scenario({"rounds": 1})).summary["given_in_python"] == []
 
 
 def test_non_finite_metric_is_null_in_json(scenario: Make, blobs: Dataset, tmp_path: Path) -> None:
     s = Scenario(name="x", rounds=1).with_settings({"data.partition.clients": 5})
-    run(s, dataset=blobs, metrics={"odd": lambda o, t: o[:, 0] / 0}, out=tmp_path / "r")
+    run(s, data=blobs, model=fedsgd.CustomModel(metrics={"odd": lambda o, t: o[:, 0] / 0}), out=tmp_path / "r")
     assert json.loads((tmp_path / "r" / "summary.json").read_text(), parse_constant=pytest.fail)["final_metrics"]["odd"] is None
 
 
 def test_metric_with_the_name_of_a_column_is_refused(blobs: Dataset) -> None:
     s = Scenario(name="x", rounds=1).with_settings({"data.partition.clients": 5})
     with pytest.raises(ModelError, match='cannot be called "uplink_bytes"'):
-        run(s, dataset=blobs, metrics={"uplink_bytes": lambda o, t: o[:, 0]})
+        run(s, data=blobs, model=fedsgd.CustomModel(metrics={"uplink_bytes": lambda o, t: o[:, 0]}))
 
 
 def test_failing_metric_ends_the_run_with_the_round(blobs: Dataset, failing_metrics: Any) -> None:
     s = Scenario(name="x", rounds=2).with_settings({"data.partition.clients": 5})
     with pytest.raises(RunError, match="round 1, server: evaluation: ZeroDivisionError"):
-        run(s, dataset=blobs, metrics=failing_metrics)
+        run(s, data=blobs, model=fedsgd.CustomModel(metrics=failing_metrics))
 
 
 def test_overwrite_removes_a_killed_run_and_follows_no_links(scenario: Make, tmp_path: Path) -> None:
@@ -223,10 +223,12 @@ def test_module_loss_metrics_and_data_from_python_are_trained(blobs: Dataset) ->
     s = Scenario(name="own", rounds=40).with_settings({"data.partition.clients": 6, "client.optimizer.lr": 0.1})
     result = run(
         s,
-        dataset=blobs,
-        module=nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.2), nn.Tanh(), nn.Linear(8, 3)),
-        loss=lambda output, target: nn.functional.cross_entropy(output, target, label_smoothing=0.1),
-        metrics={"top2": lambda output, target: (output.topk(2).indices == target[:, None]).any(1).float()},
+        data=blobs,
+        model=fedsgd.CustomModel(
+            module=nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.2), nn.Tanh(), nn.Linear(8, 3)),
+            loss=lambda output, target: nn.functional.cross_entropy(output, target, label_smoothing=0.1),
+            metrics={"top2": lambda output, target: (output.topk(2).indices == target[:, None]).any(1).float()},
+        ),
     )
     assert result.summary["final_metrics"].keys() == {"loss", "accuracy", "top2"}
     assert result.summary["final_metrics"]["top2"] >= result.summary["final_accuracy"] > 0.6
@@ -238,11 +240,17 @@ def test_regression_runs_without_accuracy(tmp_path: Path) -> None:
     y = (x @ np.float32([[1], [2], [-1], [0.5]])).astype(np.float32)
     data = Dataset(Examples(x[:80], y[:80]), Examples(x[80:], y[80:]), classes=None)
     s = Scenario(name="line", rounds=100).with_settings({"data.partition.clients": 4, "client.optimizer.lr": 0.05})
-    result = run(s, dataset=data, module=nn.Linear(4, 1), loss=nn.functional.mse_loss, out=tmp_path / "r")
+    result = run(
+        s, data=data, model=fedsgd.CustomModel(module=nn.Linear(4, 1), loss=nn.functional.mse_loss), out=tmp_path / "r"
+    )
     assert result.summary["final_accuracy"] is None
     assert result.summary["final_metrics"]["loss"] < 1e-3
     with pytest.raises(ScenarioError, match="there is no metric named accuracy"):
-        run(s.with_settings({"report.target_accuracy": 0.9}), dataset=data, module=nn.Linear(4, 1), loss=nn.functional.mse_loss)
+        run(
+            s.with_settings({"report.target_accuracy": 0.9}),
+            data=data,
+            model=fedsgd.CustomModel(module=nn.Linear(4, 1), loss=nn.functional.mse_loss),
+        )
 
 
 # ----------------------------------------------------------------------------------------------------------------- determinism

@@ -31,7 +31,9 @@ def run_error(y: Any, classes: int | None, outputs: int, **functions: Any) -> st
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         with pytest.raises(ModelError) as error:
-            fedsgd.run(parse_scenario(RAW), dataset=examples(y, classes), module=nn.Linear(3, outputs), **functions)
+            fedsgd.run(
+                parse_scenario(RAW), data=examples(y, classes), model=fedsgd.CustomModel(nn.Linear(3, outputs), **functions)
+            )
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -54,7 +56,7 @@ def test_cross_entropy_on_a_column_of_labels_advises_flattening() -> None:
     assert message.startswith("the loss cannot be computed (output [B, 2], targets int64 [B, 1]): ")
     assert message.endswith("; labels are [B, 1], flatten them: y.reshape(-1)")
     torch.manual_seed(0)
-    fedsgd.run(parse_scenario(RAW), dataset=examples(LABELS[:, None].reshape(-1), 2), module=nn.Linear(3, 2))
+    fedsgd.run(parse_scenario(RAW), data=examples(LABELS[:, None].reshape(-1), 2), model=nn.Linear(3, 2))
 
 
 BCE = functional.binary_cross_entropy_with_logits
@@ -76,7 +78,7 @@ def test_one_logit_with_flat_targets_advises_a_common_shape(
     assert message.endswith(
         f"; give both the same shape, as in lambda output, target: loss(output.reshape(target.shape), target{number})"
     )
-    fedsgd.run(parse_scenario(RAW), dataset=examples(y, classes), module=nn.Linear(3, 1), loss=advised)
+    fedsgd.run(parse_scenario(RAW), data=examples(y, classes), model=fedsgd.CustomModel(module=nn.Linear(3, 1), loss=advised))
 
 
 def test_squared_error_that_broadcasts_is_refused_without_a_warning() -> None:
@@ -114,7 +116,7 @@ def test_changed_buffers_are_named_in_singular_or_plural(names: list[str], probl
             return super().forward(x)
 
     with pytest.raises(ModelError) as error:
-        fedsgd.run(parse_scenario(RAW), dataset=examples(LABELS, 2), module=Counts())
+        fedsgd.run(parse_scenario(RAW), data=examples(LABELS, 2), model=Counts())
     assert problem in str(error.value)
 
 
@@ -127,7 +129,9 @@ def test_metric_never_finite_is_named_in_summary_and_closing_table(capsys: pytes
     metrics = {"void": lambda o, t: torch.full((len(t),), float("nan")), "late": late}
     torch.manual_seed(0)
     raw = {**RAW, "rounds": 20}
-    result = fedsgd.run(parse_scenario(raw), dataset=examples(LABELS, 2), module=nn.Linear(3, 2), metrics=metrics)
+    result = fedsgd.run(
+        parse_scenario(raw), data=examples(LABELS, 2), model=fedsgd.CustomModel(module=nn.Linear(3, 2), metrics=metrics)
+    )
     assert result.summary["never_finite_metrics"] == ["void"]
     print_result(result)
     assert "void was never finite\n" in capsys.readouterr().out

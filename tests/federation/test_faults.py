@@ -27,7 +27,7 @@ def make_scenario(**hostile: object) -> Scenario:
 
 
 def final_model(scenario: Scenario, workers: int = 1) -> bytes:
-    return fedsgd.run(scenario, workers=workers).parameters.tobytes()
+    return fedsgd.run(scenario, execution=fedsgd.ExecutionConfig(workers=workers)).parameters.tobytes()
 
 
 @pytest.mark.parametrize(

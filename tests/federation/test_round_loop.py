@@ -309,7 +309,9 @@ def test_run_does_not_depend_on_the_store_of_states(scenario: Make, workers: int
     }
     digests = []
     for state_store, n_workers in (("memory", 1), (store, workers)):
-        result = fedsgd.run(scenario({**settings, "state.store": state_store}), workers=n_workers)
+        result = fedsgd.run(
+            scenario({**settings, "state.store": state_store}), execution=fedsgd.ExecutionConfig(workers=n_workers)
+        )
         digests.append((result.summary["params_sha256"], result.summary["ledger_sha256"]))
     assert digests[0] == digests[1]
 
@@ -543,7 +545,7 @@ def test_mean_buffers_are_sent_averaged_and_counted(scenario: Make) -> None:
         )
     )
     assert server.buffers == pytest.approx(expected, abs=1e-6)
-    result = fedsgd.run(s, module=make_norm_module())
+    result = fedsgd.run(s, model=make_norm_module())
     assert result.summary["uplink"]["side"] == 8 * 4 * 16 == result.summary["downlink"]["side"]
     assert result.summary["batch_norm"] == "mean"
 
@@ -566,7 +568,7 @@ def test_fednova_does_not_normalize_buffers(scenario: Make) -> None:
         "client.optimizer.schedule.name": "cosine",
         "client.optimizer.schedule.length": 1,
     }
-    assert len(fedsgd.run(s.with_settings({**zero_rate_settings, "rounds": 3}), module=module).history) == 3
+    assert len(fedsgd.run(s.with_settings({**zero_rate_settings, "rounds": 3}), model=module).history) == 3
 
 
 def test_non_finite_buffers_fail_their_client(scenario: Make) -> None:
@@ -581,8 +583,8 @@ def test_non_finite_buffers_fail_their_client(scenario: Make) -> None:
 
     s = scenario({**NORM, "model.batch_norm": "mean", "rounds": 2})
     with pytest.raises(NonFiniteError, match=r"round 1, client \d: the vector of the model's buffers is not finite"):
-        fedsgd.run(s, module=Overflowing())
-    result = fedsgd.run(s.with_settings({"participation.on_failure": "continue"}), module=Overflowing())
+        fedsgd.run(s, model=Overflowing())
+    result = fedsgd.run(s.with_settings({"participation.on_failure": "continue"}), model=Overflowing())
     assert result.summary["failures"] == 8
     assert result.summary["uplink_ratio"] is None, "no update was sent"
     assert result.summary["bidirectional_ratio"] == result.summary["downlink_ratio"]
@@ -593,7 +595,7 @@ def test_local_batch_norm_is_not_sent_and_differs_between_clients(scenario: Make
     experiment = build_experiment(s, module=make_norm_module())
     assert experiment.plan.layout.size == sum(p.numel() for p in make_norm_module().parameters()) - 16
     assert not any("2." in name for name in experiment.plan.layout.names)
-    result = fedsgd.run(s, module=make_norm_module())
+    result = fedsgd.run(s, model=make_norm_module())
     assert result.summary["uplink"]["side"] == 0
     assert result.summary["parameters"] == experiment.plan.layout.size
     with with_worker_pool(build_experiment(s, module=make_norm_module(), share_data=True), 1) as built:
@@ -650,7 +652,7 @@ def test_state_budget_is_reported_before_the_first_round(scenario: Make) -> None
     calls: list[str] = []
     fedsgd.run(
         scenario({"rounds": 2}),
-        on_state_budget=lambda budget: calls.append(str(budget)),
+        callbacks=fedsgd.RunCallbacks(on_state_budget=lambda budget: calls.append(str(budget))),
         on_round=lambda _: calls.append("round"),
     )
     assert calls[0].startswith("client state: at most 8 of 8 clients x ")

@@ -348,7 +348,7 @@ INVALID_MODULES: dict[str, tuple[Callable[[], object], str]] = {
     "double precision": (lambda: nn.Linear(8, 3).double(), "weight is torch.float64"),
     "lazy": (lambda: nn.LazyLinear(3), "weight is not initialised yet"),
     "a hook": (lambda: add_hook(nn.Linear(8, 3)), "weight has a hook"),
-    "not a module": (lambda: 7, "module: got an int, expected an instance of torch.nn.Module"),
+    "not a module": (lambda: 7, "model: got an int, expected an instance of torch.nn.Module"),
 }
 
 

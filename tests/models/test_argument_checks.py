@@ -20,10 +20,10 @@ def are_correct(output: Tensor, target: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"module": nn.Linear}, r"module: got the class Linear, expected an instance of torch.nn.Module: call it, Linear\(\)"),
-        ({"module": lambda: nn.Linear(8, 3)}, "module: got a function, expected an instance of torch.nn.Module: call it"),
+        ({"module": nn.Linear}, r"model: got the class Linear, expected an instance of torch.nn.Module: call it, Linear\(\)"),
+        ({"module": lambda: nn.Linear(8, 3)}, "model: got a function, expected an instance of torch.nn.Module: call it"),
         ({"module": "own:make"}, r'got the text "own:make", .*\[model\] module = "package.module:function"'),
-        ({"module": {"weight": 1}}, "module: got a dict, expected an instance of torch.nn.Module$"),
+        ({"module": {"weight": 1}}, "model: got a dict, expected an instance of torch.nn.Module$"),
         ({"loss": nn.L1Loss}, r"loss: got the class L1Loss, expected a function of .*, or an instance: L1Loss\(\)"),
         ({"loss": "mse"}, r'loss: got the text "mse", .*\[model\] loss = "package.module:function"'),
         ({"loss": 0.5}, "loss: got a float, expected a function"),

@@ -99,7 +99,7 @@ def test_terminal_shows_a_progress_bar(
     for name, value in (("FORCE_COLOR", "1"), ("TERM", "xterm"), ("COLUMNS", "120")):
         monkeypatch.setenv(name, value)
     with terminal.show_sweep_progress(quiet=False) as callbacks:
-        fedsgd.sweep(short_scenario, methods={"a [b]": {}}, seeds=2, out=tmp_path, **callbacks._asdict())
+        fedsgd.sweep(short_scenario, methods={"a [b]": {}}, seeds=2, out=tmp_path, callbacks=callbacks)
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)
     assert "2 cells" in text
     assert "cell 2/2" in text

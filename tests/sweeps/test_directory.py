@@ -77,10 +77,13 @@ def test_finished_cell_with_another_scenario_is_an_error_before_any_run(
     ):
         assert words in str(caught.value)
     assert (run_folders, summary_stamps(tmp_path), (tmp_path / "sweep.json").read_text()) == ([], stamps, text)
-    assert states(fedsgd.sweep(other_scenario, out=tmp_path, seeds=3, overwrite=True)) == ["finished"] * 3
+    assert (
+        states(fedsgd.sweep(other_scenario, out=tmp_path, seeds=3, execution=fedsgd.SweepConfig(overwrite=True)))
+        == ["finished"] * 3
+    )
     assert len(run_folders) == 3
     run_folders.clear()
-    fedsgd.sweep(other_scenario, out=tmp_path, seeds=3, overwrite=True)
+    fedsgd.sweep(other_scenario, out=tmp_path, seeds=3, execution=fedsgd.SweepConfig(overwrite=True))
     assert not run_folders, "a cell that is finished with the same scenario does not run again"
 
 
@@ -125,7 +128,7 @@ def test_second_sweep_in_a_folder_is_an_error(short_scenario: Scenario, tmp_path
         with pytest.raises(OutputError, match="another sweep is writing to it"):
             fedsgd.sweep(short_scenario, out=tmp_path)
 
-    fedsgd.sweep(short_scenario, out=tmp_path, on_begin=start_second_sweep)
+    fedsgd.sweep(short_scenario, out=tmp_path, callbacks=fedsgd.SweepCallbacks(on_begin=start_second_sweep))
     assert len(run_folders) == 1
 
 
@@ -138,7 +141,7 @@ def test_file_has_the_states_of_all_cells_after_each_cell(
         assert Sweep.read(tmp_path) == sweep
         calls.append((cell.seed, cell.state, seconds, states(sweep)))
 
-    fedsgd.sweep(short_scenario, out=tmp_path, seeds=2, on_cell=on_cell)
+    fedsgd.sweep(short_scenario, out=tmp_path, seeds=2, callbacks=fedsgd.SweepCallbacks(on_cell=on_cell))
     assert calls == [(0, "finished", 1.0, ["finished", "waiting"]), (1, "finished", 1.0, ["finished", "finished"])]
     raw = json.loads((tmp_path / "sweep.json").read_text())
     assert {key: raw[key] for key in raw if key != "cells"} == {"format": 1, "scenario": "quickstart", "tuned": [], "grid": []}

@@ -52,7 +52,10 @@ def test_error_of_fedsgd_is_an_outcome_and_other_errors_are_raised(
 
 def test_number_of_jobs_does_not_change_results(short_scenario: Scenario, tmp_path: Path) -> None:
     methods = {"top-k": {}, "nothing left out": {"uplink": {"compressor": "dense", "error_feedback": "none"}}}
-    first, second = (fedsgd.sweep(short_scenario, methods=methods, seeds=2, jobs=n, out=tmp_path / str(n)) for n in (1, 2))
+    first, second = (
+        fedsgd.sweep(short_scenario, methods=methods, seeds=2, execution=fedsgd.SweepConfig(jobs=n), out=tmp_path / str(n))
+        for n in (1, 2)
+    )
     assert first.cells == second.cells
     for cell in first.cells:
         assert cell.state == "finished"
@@ -70,8 +73,12 @@ def test_error_in_a_process_is_raised_or_recorded(
 ) -> None:
     monkeypatch.delenv("FEDSGD_DATA", raising=False)
     with pytest.raises(fedsgd.DataError, match="no data folder is set"):
-        fedsgd.sweep(short_scenario.with_settings({"data.name": "mnist"}), seeds=2, jobs=2, out=tmp_path)
-    sweep = fedsgd.sweep(short_scenario.with_settings({"client.optimizer.lr": 1e30}), jobs=2, out=tmp_path / "o")
+        fedsgd.sweep(
+            short_scenario.with_settings({"data.name": "mnist"}), seeds=2, execution=fedsgd.SweepConfig(jobs=2), out=tmp_path
+        )
+    sweep = fedsgd.sweep(
+        short_scenario.with_settings({"client.optimizer.lr": 1e30}), execution=fedsgd.SweepConfig(jobs=2), out=tmp_path / "o"
+    )
     assert sweep.cells[0].diverged
 
 

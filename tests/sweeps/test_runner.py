@@ -15,7 +15,11 @@ from fedsgd.sweeps import Sweep, executor
 from tests.sweeps.helpers import SHORT_RUN, replace_outcomes, run_command, states, summary_stamps
 
 
-@pytest.mark.parametrize("options", [{"seeds": 0}, {"jobs": 0}, {"jobs": True}])
+@pytest.mark.parametrize(
+    "options",
+    [{"seeds": 0}, {"execution": fedsgd.SweepConfig(jobs=0)}, {"execution": fedsgd.SweepConfig(jobs=True)}],
+    ids=["seeds", "jobs", "boolean"],
+)
 def test_wrong_number_of_seeds_or_jobs_is_an_error(short_scenario: Scenario, options: dict[str, Any]) -> None:
     with pytest.raises(ScenarioError, match="expected 1 or more"):
         fedsgd.sweep(short_scenario, out="never", **options)
@@ -84,6 +88,6 @@ def test_round_callback_is_called_with_each_cell(short_scenario: Scenario, tmp_p
         short_scenario.with_settings({"rounds": 2}),
         out=tmp_path,
         seeds=2,
-        on_round=lambda cell, record: calls.append((cell.seed, record.round)),
+        callbacks=fedsgd.SweepCallbacks(on_round=lambda cell, record: calls.append((cell.seed, record.round))),
     )
     assert calls == [(0, 1), (0, 2), (1, 1), (1, 2)]

@@ -361,7 +361,7 @@ def test_rows_of_a_failed_segment_are_written_later(tmp_path: Path, monkeypatch:
 def test_cell_of_a_sweep_without_parameters_is_run_again(quick: Scenario) -> None:
     def states() -> list[str]:
         folders: list[str] = []
-        fedsgd.sweep(quick, out="s", on_cell=lambda _, cell, __: folders.append(cell.folder))
+        fedsgd.sweep(quick, out="s", callbacks=fedsgd.SweepCallbacks(on_cell=lambda _, cell, __: folders.append(cell.folder)))
         return folders
 
     assert len(states()) == 1
@@ -439,7 +439,12 @@ def test_number_option_out_of_bounds_is_rejected(arguments: list[str], quick: Sc
 
 
 @pytest.mark.parametrize(
-    "call", [lambda q, n: fedsgd.run(q, workers=n), lambda q, n: fedsgd.sweep(q, seeds=n), lambda q, n: fedsgd.sweep(q, jobs=n)]
+    "call",
+    [
+        lambda q, n: fedsgd.run(q, execution=fedsgd.ExecutionConfig(workers=n)),
+        lambda q, n: fedsgd.sweep(q, seeds=n),
+        lambda q, n: fedsgd.sweep(q, execution=fedsgd.SweepConfig(jobs=n)),
+    ],
 )
 def test_number_of_processes_in_python_out_of_bounds_is_rejected(
     call: Callable[[Scenario, int], object], quick: Scenario

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from fedsgd import ExecutionConfig
 from fedsgd.cli import main
 from fedsgd.experiment.runner import run
 from fedsgd.scenario.scenario import Scenario
@@ -89,7 +90,7 @@ def test_first_round_counts_only_if_it_is_the_only_round(clock: list[float]) -> 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_profile_of_a_run_has_all_phases(scenario: Callable[..., Scenario], workers: int) -> None:
-    result = run(scenario({"rounds": 3}), workers=workers, profile=True)
+    result = run(scenario({"rounds": 3}), execution=ExecutionConfig(workers=workers, profile=True))
     profile = result.summary["profile"]
     assert list(profile) == (["server"] if workers == 1 else ["server", "workers"])
     client_seconds = profile["server" if workers == 1 else "workers"]

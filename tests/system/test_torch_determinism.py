@@ -31,7 +31,7 @@ def make_dropout_module() -> nn.Module:
 
 
 def run_digest(scenario: Scenario, module: nn.Module) -> str:
-    sha: str = fedsgd.run(scenario, module=module).summary["params_sha256"]
+    sha: str = fedsgd.run(scenario, model=module).summary["params_sha256"]
     return sha
 
 

@@ -35,7 +35,7 @@ def test_tracker_receives_all_events_in_order_and_does_not_change_the_run(scenar
     tracker, out = RecordingTracker(), tmp_path / "run"
     earlier_methods: list[tuple[int, list[str]]] = []
     result = fedsgd.run(
-        scenario(), out=out, trackers=[tracker], on_round=lambda r: earlier_methods.append((r.round, tracker.methods))
+        scenario(), out=out, callbacks=[tracker], on_round=lambda r: earlier_methods.append((r.round, tracker.methods))
     )
     assert tracker.methods == COMPLETE_RUN
     assert earlier_methods == [(n, ["begin", "round", "round"][:n]) for n in (1, 2, 3)], "`on_round` is called first"
@@ -54,7 +54,7 @@ def test_run_folder_exists_at_the_begin_event_and_is_complete_at_the_end_event(s
             super()._record(method, sorted(p.name for p in (tmp_path / "run").iterdir() if p.is_file()))
 
     tracker = FileRecorder()
-    fedsgd.run(scenario(), out=tmp_path / "run", trackers=[tracker])
+    fedsgd.run(scenario(), out=tmp_path / "run", callbacks=[tracker])
     assert tracker.calls[0] == ("begin", ["scenario.toml"])
     assert tracker.calls[-1] == ("end", sorted(RUN_FILES))
 
@@ -67,7 +67,7 @@ def test_failing_tracker_is_reported_once_and_the_run_continues(
 ) -> None:
     failing, intact = RecordingTracker(failing_method), RecordingTracker()
     with pytest.warns(TrackerWarning, match=f"RecordingTracker.{failing_method}: ValueError: no space left") as caught:
-        result = fedsgd.run(scenario(), trackers=[failing, intact])
+        result = fedsgd.run(scenario(), callbacks=[failing, intact])
     assert len(caught) == 1
     assert failing.methods == methods
     assert intact.methods == COMPLETE_RUN
@@ -81,7 +81,7 @@ def test_failing_tracker_is_removed_by_identity(scenario: Make) -> None:
 
     first, second = EqualTracker("round"), EqualTracker("begin")
     with pytest.warns(TrackerWarning) as caught:
-        fedsgd.run(scenario({"rounds": 1}), trackers=[first, second])
+        fedsgd.run(scenario({"rounds": 1}), callbacks=[first, second])
     assert len(caught) == 2
     assert second.methods == ["begin"]
     assert first.methods == ["begin", "round"]
@@ -91,7 +91,7 @@ def test_failed_run_ends_its_trackers_once_with_the_error(blobs: Dataset, tmp_pa
     s = Scenario(name="x", rounds=3).with_settings({"data.partition.clients": 5})
     tracker = RecordingTracker()
     with pytest.raises(RunError) as caught:
-        fedsgd.run(s, dataset=blobs, metrics=failing_metrics, trackers=[tracker], out=tmp_path / "r")
+        fedsgd.run(s, data=blobs, model=fedsgd.CustomModel(metrics=failing_metrics), callbacks=[tracker], out=tmp_path / "r")
     assert tracker.methods == ["begin", "end"]
     assert tracker.calls[-1][1] == RunFinished(error=caught.value)
 
@@ -100,21 +100,21 @@ def test_interrupt_ends_all_trackers_that_received_begin(scenario: Make) -> None
     first, last = RecordingTracker(), RecordingTracker()
     interrupted = RecordingTracker("round", KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
-        fedsgd.run(scenario(), trackers=[first, interrupted, last])
+        fedsgd.run(scenario(), callbacks=[first, interrupted, last])
     assert first.methods == ["begin", "round", "end"]
     assert interrupted.methods == ["begin", "round", "end"]
     assert last.methods == ["begin", "end"]
     assert isinstance(first.calls[-1][1].error, KeyboardInterrupt)
     interrupted, not_begun = RecordingTracker("begin", KeyboardInterrupt()), RecordingTracker()
     with pytest.raises(KeyboardInterrupt):
-        fedsgd.run(scenario(), trackers=[interrupted, not_begun])
+        fedsgd.run(scenario(), callbacks=[interrupted, not_begun])
     assert (interrupted.methods, not_begun.methods) == (["begin", "end"], [])
 
 
 def test_interrupt_in_the_end_event_ends_all_other_trackers(scenario: Make) -> None:
     interrupted, failing, last = RecordingTracker("end", KeyboardInterrupt()), RecordingTracker("end"), RecordingTracker()
     with pytest.raises(KeyboardInterrupt), pytest.warns(TrackerWarning, match="no space left"):
-        fedsgd.run(scenario({"rounds": 1}), trackers=[interrupted, failing, last])
+        fedsgd.run(scenario({"rounds": 1}), callbacks=[interrupted, failing, last])
     assert interrupted.methods == failing.methods == last.methods == ["begin", "round", "end"]
 
 
@@ -123,7 +123,7 @@ def test_warning_that_is_raised_as_an_error_ends_all_trackers(scenario: Make) ->
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(TrackerWarning):
-            fedsgd.run(scenario(), trackers=[RecordingTracker("round"), tracker])
+            fedsgd.run(scenario(), callbacks=[RecordingTracker("round"), tracker])
     assert tracker.methods == ["begin", "end"]
 
 
@@ -131,7 +131,7 @@ def test_run_that_does_not_begin_sends_no_event(scenario: Make, tmp_path: Path) 
     (tmp_path / "thesis.tex").touch()
     tracker = RecordingTracker()
     with pytest.raises(OutputError):
-        fedsgd.run(scenario(), out=tmp_path, trackers=[tracker])
+        fedsgd.run(scenario(), out=tmp_path, callbacks=[tracker])
     assert tracker.calls == []
 
 
@@ -214,8 +214,8 @@ def test_tracker_receives_the_events_of_a_deployment(
     tracker = RecordingTracker()
 
     def deploy(s: Scenario, out: Path, *, callbacks: Any, **options: Any) -> Any:
-        names = ("nodes", "use_fork_server", "overwrite", "start_seconds")
-        assert tuple(options[name] for name in names) == (3, False, False, 120.0)
+        assert (options["nodes"], options["overwrite"]) == (3, False)
+        assert options["execution"] == fedsgd.DeploymentConfig(use_fork_server=False)
         callbacks.on_status("starting")
         assert tracker.calls == []
         callbacks.on_engine("sequential")

@@ -65,7 +65,7 @@ class TestMLflow:
         from mlflow import MlflowClient
 
         runs, settings = tmp_path / "my runs", {"rounds": 5, "evaluation.every": 2}
-        result = fedsgd.run(scenario(settings), out=runs / "one", trackers=[create_tracker("mlflow")])
+        result = fedsgd.run(scenario(settings), out=runs / "one", callbacks=[create_tracker("mlflow")])
         client = MlflowClient(f"sqlite:///{runs / 'mlflow.db'}")
         (run,) = find_runs(client, "fedsgd")
         assert (run.info.run_name, run.info.status) == ("one", "FINISHED")
@@ -89,7 +89,7 @@ class TestMLflow:
         import mlflow
 
         with mlflow.start_run() as user_run:
-            fedsgd.run(scenario({"rounds": 1}), trackers=[create_tracker("mlflow")])
+            fedsgd.run(scenario({"rounds": 1}), callbacks=[create_tracker("mlflow")])
             assert mlflow.active_run().info.run_id == user_run.info.run_id
         nested, parent = sorted(find_runs(store, "thesis"), key=lambda run: run.info.run_id == user_run.info.run_id)
         assert nested.data.tags["mlflow.parentRunId"] == user_run.info.run_id
@@ -104,7 +104,7 @@ class TestMLflow:
 
         monkeypatch.chdir(tmp_path)
         with mlflow.start_run() as user_run:
-            fedsgd.run(scenario({"rounds": 1}), out=tmp_path / "runs" / "one", trackers=[create_tracker("mlflow")])
+            fedsgd.run(scenario({"rounds": 1}), out=tmp_path / "runs" / "one", callbacks=[create_tracker("mlflow")])
         (nested,) = mlflow.MlflowClient().search_runs(
             [user_run.info.experiment_id], filter_string=f"tags.mlflow.parentRunId = '{user_run.info.run_id}'"
         )
@@ -118,10 +118,16 @@ class TestMLflow:
             raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            fedsgd.run(scenario(), out=tmp_path / "k", trackers=[create_tracker("mlflow")], on_round=interrupt)
+            fedsgd.run(scenario(), out=tmp_path / "k", callbacks=[create_tracker("mlflow")], on_round=interrupt)
         s = Scenario(name="x", rounds=3).with_settings({"data.partition.clients": 5})
         with pytest.raises(RunError):
-            fedsgd.run(s, dataset=blobs, metrics=failing_metrics, out=tmp_path / "f", trackers=[create_tracker("mlflow")])
+            fedsgd.run(
+                s,
+                data=blobs,
+                model=fedsgd.CustomModel(metrics=failing_metrics),
+                out=tmp_path / "f",
+                callbacks=[create_tracker("mlflow")],
+            )
         run_by_name = {run.info.run_name: run for run in find_runs(store, "thesis")}
         assert {name: run.info.status for name, run in run_by_name.items()} == {"k": "KILLED", "f": "FAILED"}
         assert run_by_name["f"].data.tags["fedsgd.error"].startswith("RunError: round 1, server: evaluation")
@@ -158,7 +164,7 @@ class TestMLflow:
 
         reader = StoreReader()
         monkeypatch.setattr("fedsgd.trackers.mlflow.FLUSH_SECONDS", 0.0)
-        fedsgd.run(scenario(), trackers=[create_tracker("mlflow"), reader])
+        fedsgd.run(scenario(), callbacks=[create_tracker("mlflow"), reader])
         assert reader.calls[1:-1] == [("RUNNING", [1]), ("RUNNING", [1, 2]), ("RUNNING", [1, 2, 3])]
 
     def test_command_with_both_trackers_uses_each_once(

@@ -49,7 +49,7 @@ def read_hparams_data(events: Any, tag: str) -> Any:
 def test_event_file_has_each_metric_over_each_axis(scenario: Make, tmp_path: Path) -> None:
     start = time.time()
     result = fedsgd.run(
-        scenario({"rounds": 5, "evaluation.every": 2}), out=tmp_path / "runs" / "one", trackers=[create_tracker("tensorboard")]
+        scenario({"rounds": 5, "evaluation.every": 2}), out=tmp_path / "runs" / "one", callbacks=[create_tracker("tensorboard")]
     )
     events = read_events(tmp_path / "runs" / "tensorboard" / "one")
     for metric in ("loss", "accuracy"):
@@ -74,7 +74,7 @@ def test_event_file_has_each_metric_over_each_axis(scenario: Make, tmp_path: Pat
 
 
 def test_event_file_has_the_scenario_and_the_status(scenario: Make, tmp_path: Path) -> None:
-    result = fedsgd.run(scenario({"rounds": 1}), out=tmp_path / "one", trackers=[create_tracker("tensorboard")])
+    result = fedsgd.run(scenario({"rounds": 1}), out=tmp_path / "one", callbacks=[create_tracker("tensorboard")])
     events = read_events(tmp_path / "tensorboard" / "one")
     text = events.Tensors("scenario")[0].tensor_proto.string_val[0].decode()
     assert events.SummaryMetadata("scenario").plugin_data.plugin_name == "text"
@@ -89,14 +89,20 @@ def test_event_file_has_the_scenario_and_the_status(scenario: Make, tmp_path: Pa
 def test_event_file_has_the_error_of_a_failed_run(blobs: Dataset, tmp_path: Path, failing_metrics: Any) -> None:
     s = Scenario(name="x", rounds=3).with_settings({"data.partition.clients": 5})
     with pytest.raises(RunError):
-        fedsgd.run(s, dataset=blobs, metrics=failing_metrics, out=tmp_path / "r", trackers=[create_tracker("tensorboard")])
+        fedsgd.run(
+            s,
+            data=blobs,
+            model=fedsgd.CustomModel(metrics=failing_metrics),
+            out=tmp_path / "r",
+            callbacks=[create_tracker("tensorboard")],
+        )
     events = read_events(tmp_path / "tensorboard" / "r")
     assert b"RunError: round 1, server: evaluation" in events.Tensors("error")[0].tensor_proto.string_val[0]
     assert read_hparams_data(events, "_hparams_/session_end_info").session_end_info.status == api_pb2.STATUS_FAILURE
 
 
 def test_overwritten_run_replaces_only_its_own_event_files(scenario: Make, tmp_path: Path) -> None:
-    options = {"out": tmp_path / "r", "trackers": [create_tracker("tensorboard")]}
+    options: dict[str, Any] = {"out": tmp_path / "r", "callbacks": [create_tracker("tensorboard")]}
     fedsgd.run(scenario({"rounds": 3}), **options)
     user_file = tmp_path / "tensorboard" / "r" / "events.out.tfevents.1.mine"
     user_file.touch()
@@ -111,7 +117,7 @@ def test_event_folders_of_runs_without_a_run_folder_are_numbered(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
-        fedsgd.run(scenario({"rounds": 1}), trackers=[create_tracker("tensorboard")])
+        fedsgd.run(scenario({"rounds": 1}), callbacks=[create_tracker("tensorboard")])
     assert sorted(p.name for p in (tmp_path / "runs" / "tensorboard").iterdir()) == ["quickstart-1", "quickstart-2"]
 
 

@@ -171,7 +171,7 @@ def test_ledger_counts_the_steps_and_examples_of_the_batches(
         "engine.name": engine,
         "rounds": 1,
     }
-    run(scenario({**settings, "client.epochs": 2, "client.last_batch": last_batch}), dataset=blobs, out=tmp_path / "run")
+    run(scenario({**settings, "client.epochs": 2, "client.last_batch": last_batch}), data=blobs, out=tmp_path / "run")
     table = pq.read_table(tmp_path / "run" / "ledger.parquet").to_pydict()
     rows = zip(table["steps"], table["examples"], strict=True)
     expected = {"keep": {(4, 34): 6, (4, 36): 1}, "drop": {(2, 20): 7}, "merge": {(2, 34): 6, (2, 36): 1}}

@@ -632,7 +632,9 @@ def test_best_accuracy_ignores_nan() -> None:
         {"data.partition.clients": 2, "engine.name": "sequential", "evaluation.every": 1}
     )
     result = fedsgd.run(
-        scenario, dataset=make_dataset(make_labels(3), 3), module=nn.Linear(4, 3), metrics={"accuracy": nan_in_round_1}
+        scenario,
+        data=make_dataset(make_labels(3), 3),
+        model=fedsgd.CustomModel(module=nn.Linear(4, 3), metrics={"accuracy": nan_in_round_1}),
     )
     assert result.history[0].accuracy != result.history[0].accuracy
     assert result.summary["best_accuracy"] == 0.5
@@ -647,7 +649,7 @@ def test_run_reports_loss_and_accuracy_of_its_final_model() -> None:
         return (BCE(output, target.float(), reduction="none") * (1 + 2 * target)).sum() / (1 + 2 * target).sum()
 
     scenario = Scenario(name="x", rounds=2).with_settings({"data.partition.clients": 2, "engine.name": "sequential"})
-    result = fedsgd.run(scenario, dataset=data, module=nn.Linear(4, 1), loss=loss)
+    result = fedsgd.run(scenario, data=data, model=fedsgd.CustomModel(module=nn.Linear(4, 1), loss=loss))
     final = result.history[-1].metrics
     assert final is not None
     w = torch.from_numpy(result.parameters)

@@ -151,7 +151,7 @@ def test_batch_norm_trains_with_setting_of_the_remedy(scenario: ScenarioFactory,
     assert 1 in collect_batch_size_uses(
         load_client_data(scenario(settings), None, make_dataset(n))[1], LocalTraining(SGD(), 1, None, 10)
     )
-    result = run(scenario(settings), dataset=make_dataset(n), module=make_normalised())
+    result = run(scenario(settings), data=make_dataset(n), model=make_normalised())
     assert result.summary["rounds"] == 2
 
 
@@ -239,7 +239,7 @@ def test_last_slice_of_one_with_batch_statistics_raises_error(
 
 def test_clients_with_one_test_example_each_are_evaluated_together(scenario: ScenarioFactory) -> None:
     settings = make_settings(model__batch_norm="batch", data__held_out=0.1, evaluation__clients=True, rounds=1)
-    result = run(scenario(settings), dataset=make_dataset(55, 100), module=make_normalised())
+    result = run(scenario(settings), data=make_dataset(55, 100), model=make_normalised())
     assert result.client_accuracy is not None
     assert len(result.client_accuracy) == 5
 
@@ -329,4 +329,4 @@ class Locked(nn.Linear):
 def test_module_that_cannot_be_copied_trains_without_trial(scenario: ScenarioFactory) -> None:
     settings = {**make_settings(rounds=1), "model": {"module": "tests.training.test_step_trial:Locked"}}
     settings.pop("model.batch_norm")
-    assert run(scenario(settings), dataset=make_dataset(501)).summary["rounds"] == 1
+    assert run(scenario(settings), data=make_dataset(501)).summary["rounds"] == 1

@@ -3,15 +3,14 @@
 from fedsgd.cli.terminal.certificate_tables import print_certificate, print_certificates
 from fedsgd.cli.terminal.comparison_tables import print_comparison, print_price
 from fedsgd.cli.terminal.partition_tables import MAX_CLASSES, MAX_ROWS, print_partition
-from fedsgd.cli.terminal.progress import RunCallbacks, show_deployment_progress, show_progress, spinner
+from fedsgd.cli.terminal.progress import ProgressCallbacks, show_deployment_progress, show_progress, spinner
 from fedsgd.cli.terminal.run_tables import print_result
-from fedsgd.cli.terminal.sweep_tables import SweepCallbacks, print_sweep, show_sweep_progress
+from fedsgd.cli.terminal.sweep_tables import print_sweep, show_sweep_progress
 
 __all__ = [
     "MAX_CLASSES",
     "MAX_ROWS",
-    "RunCallbacks",
-    "SweepCallbacks",
+    "ProgressCallbacks",
     "print_certificate",
     "print_certificates",
     "print_comparison",

@@ -23,7 +23,7 @@ LINE_SECONDS = 5.0
 """Minimum number of seconds between two lines of progress, if standard error is not a terminal."""
 
 
-class RunCallbacks(NamedTuple):
+class ProgressCallbacks(NamedTuple):
     """Functions that show a run on standard error, each None if nothing is shown.
 
     `on_status` and `on_trouble` are for deployments, as in `DeploymentCallbacks`.
@@ -37,7 +37,7 @@ class RunCallbacks(NamedTuple):
 
 
 @contextmanager
-def show_progress(scenario: Scenario, quiet: bool) -> Iterator[RunCallbacks]:
+def show_progress(scenario: Scenario, quiet: bool) -> Iterator[ProgressCallbacks]:
     """Show the progress of a run: a bar in a terminal, otherwise lines."""
     console = Console(stderr=True)
 
@@ -51,7 +51,7 @@ def show_progress(scenario: Scenario, quiet: bool) -> Iterator[RunCallbacks]:
         print_line(str(state_budget))
 
     if quiet:
-        yield RunCallbacks()
+        yield ProgressCallbacks()
     elif console.is_terminal:
         with _create_bar(console) as bar:
             task = bar.add_task("", total=scenario.rounds, state="preparing")
@@ -62,9 +62,9 @@ def show_progress(scenario: Scenario, quiet: bool) -> Iterator[RunCallbacks]:
             def set_status(status: str) -> None:
                 bar.update(task, state=status)
 
-            yield RunCallbacks(print_engine, print_state_budget, update_bar, set_status, print_line)
+            yield ProgressCallbacks(print_engine, print_state_budget, update_bar, set_status, print_line)
     else:
-        yield RunCallbacks(
+        yield ProgressCallbacks(
             print_engine,
             print_state_budget,
             _make_line_printer(console, scenario),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -18,19 +18,14 @@ from fedsgd.config.quantities import format_bytes
 if TYPE_CHECKING:
     from fedsgd.federation.round_record import RoundRecord
     from fedsgd.sweeps import Cell, Sweep
-
-
-class SweepCallbacks(NamedTuple):
-    """Functions that show a sweep on standard error, each None if nothing is shown. `on_cell` receives the cell's seconds."""
-
-    on_begin: Callable[[Sweep], None] | None = None
-    on_round: Callable[[Cell, RoundRecord], None] | None = None
-    on_cell: Callable[[Sweep, Cell, float], None] | None = None
+    from fedsgd.sweeps.options import SweepCallbacks
 
 
 @contextmanager
 def show_sweep_progress(quiet: bool) -> Iterator[SweepCallbacks]:
     """Show the progress of a sweep: a bar in a terminal, otherwise lines."""
+    from fedsgd.sweeps.options import SweepCallbacks
+
     console = Console(stderr=True)
 
     def print_start(sweep: Sweep) -> None:
@@ -65,6 +60,8 @@ def _create_bar(console: Console) -> Progress:
 
 
 def _make_bar_callbacks(bar: Progress, print_start: Callable[[Sweep], None]) -> SweepCallbacks:
+    from fedsgd.sweeps.options import SweepCallbacks
+
     task = bar.add_task("", total=None, visible=False, n_finished=0, state="")
     n_finished = 0
 

@@ -12,11 +12,16 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fedsgd.flower.deployment.monitor import DeploymentCallbacks
-    from fedsgd.flower.deployment.runner import DeploymentResult, deploy
+    from fedsgd.flower.deployment.runner import DeploymentConfig, DeploymentResult, deploy
 
-_EXPORT_MODULES = {"DeploymentCallbacks": "monitor", "DeploymentResult": "runner", "deploy": "runner"}
+_EXPORT_MODULES = {
+    "DeploymentCallbacks": "monitor",
+    "DeploymentConfig": "runner",
+    "DeploymentResult": "runner",
+    "deploy": "runner",
+}
 
-__all__ = ["DeploymentCallbacks", "DeploymentResult", "deploy"]
+__all__ = ["DeploymentCallbacks", "DeploymentConfig", "DeploymentResult", "deploy"]
 
 
 def __getattr__(name: str) -> object:

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from fedsgd.config.argument_checks import resolve_config
 from fedsgd.errors import DeploymentError, OutputError, ScenarioError, make_write_error
 from fedsgd.flower.deployment import app_bundle, transport_table
 from fedsgd.flower.deployment.cluster import ClusterConfig, LocalCluster, local_cluster
@@ -30,9 +31,28 @@ from fedsgd.storage.run_directory import find_files_to_remove, write_atomically
 from fedsgd.system.forkserver import MAX_PROCESSES
 from fedsgd.system.user_files import check_paths, expand_user_path, find_temporary_folder
 
-START_SECONDS = 120.0
-ROUND_SECONDS = 600.0
 _STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+
+
+@dataclass(frozen=True)
+class DeploymentConfig:
+    """Transport, processes, logs and time limits of a deployment.
+
+    Attributes:
+        tls: whether nodes and SuperLink communicate over TLS, with certificates that are created for this run.
+        measure_socket: whether all bytes on the nodes' sockets are counted.
+        use_fork_server: whether Flower's apps are forked from a process that has imported their modules, which is faster.
+        logs: folder for the processes' logs. None: the logs are removed at the end, unless a message names them.
+        start_seconds: seconds, time limit for the start of the ServerApp, and then for all nodes to be ready.
+        round_seconds: seconds, time limit for a node's reply in a round.
+    """
+
+    tls: bool = False
+    measure_socket: bool = False
+    use_fork_server: bool = True
+    logs: str | Path | None = None
+    start_seconds: float = 120.0
+    round_seconds: float = 600.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,14 +73,9 @@ def deploy(
     out: str | Path,
     *,
     nodes: int,
-    tls: bool = False,
-    measure_socket: bool = False,
-    use_fork_server: bool = True,
-    overwrite: bool = False,
     data: str | Path | None = None,
-    logs: str | Path | None = None,
-    start_seconds: float = START_SECONDS,
-    round_seconds: float = ROUND_SECONDS,
+    overwrite: bool = False,
+    execution: DeploymentConfig | None = None,
     callbacks: DeploymentCallbacks | None = None,
 ) -> DeploymentResult:
     """Run a scenario over Flower on this machine's loopback interface, and stop all processes at the end.
@@ -71,43 +86,43 @@ def deploy(
         scenario: scenario, or the path of a scenario file.
         out: run folder, as for `fedsgd.run`.
         nodes: number of SuperNodes; client c runs on node c mod `nodes`.
-        tls: whether nodes and SuperLink communicate over TLS, with certificates that are created for this run.
-        measure_socket: whether all bytes on the nodes' sockets are counted.
-        use_fork_server: whether Flower's apps are forked from a process that has imported their modules, which is faster.
+        data: folder of the data files; None for the folder that FEDSGD_DATA names.
         overwrite: whether an earlier run in the run folder is replaced.
-        data: folder of the data files.
-        logs: folder for the processes' logs. None: the logs are removed at the end, unless a message names them.
-        start_seconds: seconds, time limit for the start of the ServerApp, and then for all nodes to be ready.
-        round_seconds: seconds, time limit for a node's reply in a round.
+        execution: transport, processes, logs and time limits; None for the defaults.
         callbacks: functions that are called during the run, None for none.
 
     Raises:
         ScenarioError, OutputError, RunError: as in a simulation.
         DeploymentError: a process that the run needs did not start, died, or does not answer. The message names the process.
     """
+    execution = resolve_config("execution", execution, DeploymentConfig)
+    callbacks = resolve_config("callbacks", callbacks, DeploymentCallbacks)
     source, scenario = open_scenario(scenario)
-    check_paths(out=out, data=data, logs=logs)
+    check_paths(out=out, data=data, logs=execution.logs)
     _check_nodes(nodes, scenario.data.n_clients)
-    _check_seconds(start_seconds=start_seconds, round_seconds=round_seconds)
-    config = ClusterConfig(nodes, scenario.to_toml(), _locate_data(data), tls, measure_socket, use_fork_server)
+    start_seconds = execution.start_seconds
+    _check_seconds(start_seconds=start_seconds, round_seconds=execution.round_seconds)
+    config = ClusterConfig(
+        nodes, scenario.to_toml(), _locate_data(data), execution.tls, execution.measure_socket, execution.use_fork_server
+    )
     folder = expand_user_path(out).absolute()
-    logs = None if logs is None else _resolve_log_folder(logs, folder)
+    logs = None if execution.logs is None else _resolve_log_folder(execution.logs, folder)
     find_files_to_remove(folder, overwrite)  # only a check: the files are replaced when the nodes are ready
     settings: dict[str, app_bundle.AppConfigValue] = {
         "out": str(folder),
         "start-seconds": float(start_seconds),
-        "round-seconds": float(round_seconds),
+        "round-seconds": float(execution.round_seconds),
     }
     with source, _handle_signals() as signals, _temporary_folders(logs) as folders:
         PythonObjects().check(scenario, require_importable=True)
-        callbacks = _keep_logs_on_trouble(DeploymentCallbacks() if callbacks is None else callbacks, folders)
+        callbacks = _keep_logs_on_trouble(callbacks, folders)
         with local_cluster(config, folders.work, folders.logs, signals.ignore, callbacks.on_trouble, folders.guard) as cluster:
             callbacks.on_cluster_start(cluster)
             progress = _run_app(cluster, settings, callbacks, scenario.participation.on_failure == "continue", start_seconds)
             signals.ignore()
             has_fork_server = cluster.fork_server is not None
-            byte_counters = cluster.read_flower_byte_counters() if measure_socket else None
-            traffic = {node: list(proxy.traffic) for node, proxy in cluster.proxies.items()} if measure_socket else None
+            byte_counters = cluster.read_flower_byte_counters() if config.measure_socket else None
+            traffic = {node: list(proxy.traffic) for node, proxy in cluster.proxies.items()} if config.measure_socket else None
         return _write_outputs(folder, replace(config, use_fork_server=has_fork_server), progress, traffic, byte_counters)
 
 

@@ -20,10 +20,12 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedsgd.errors import FedsgdError, make_write_error
 from fedsgd.experiment.builder import Experiment
-from fedsgd.experiment.runner import run
+from fedsgd.experiment.options import RunCallbacks
+from fedsgd.experiment.runner import execute_run
 from fedsgd.flower.runtime.grid_runtime import FlowerRuntime, MessageEvent
 from fedsgd.flower.runtime.settings import ServerAppConfig, read_scenario, read_server_config
 from fedsgd.flower.state_directory import add_user_folder_to_path
+from fedsgd.system.torch_determinism import isolate_global_state
 
 app = ServerApp()
 HEARTBEAT_SECONDS = 5.0
@@ -104,12 +106,13 @@ def _run_scenario(grid: Grid, config: ServerAppConfig, events: EventLog) -> None
         events.write("ready")
         return runtime
 
-    run(
-        read_scenario(config.scenario),
-        out=config.out,
-        overwrite=True,  # the launcher has checked the run folder
-        data=config.data or None,
-        runtime_factory=create_runtime,
-        on_engine=lambda engine: events.write("engine", text=str(engine)),
-        on_round=lambda record: events.write("round", record=asdict(record)),
-    )
+    with isolate_global_state():
+        execute_run(
+            read_scenario(config.scenario),
+            data=config.data or None,
+            out=config.out,
+            overwrite=True,  # the launcher has checked the run folder
+            on_round=lambda record: events.write("round", record=asdict(record)),
+            callbacks=RunCallbacks(on_engine=lambda engine: events.write("engine", text=str(engine))),
+            runtime_factory=create_runtime,
+        )

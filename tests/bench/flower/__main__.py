@@ -191,7 +191,9 @@ def measure_rounds(rounds: int) -> list[Rounds]:
         with tempfile.TemporaryDirectory() as folder:
             import pyarrow.parquet as pq
 
-            result = deploy(scenario, Path(folder) / "run", nodes=NODES, use_fork_server=warm)
+            result = deploy(
+                scenario, Path(folder) / "run", nodes=NODES, execution=fedsgd.DeploymentConfig(use_fork_server=warm)
+            )
             rows = pq.read_table(Path(folder) / "run" / transport_table.FILE_NAME).to_pylist()
         answering = median(row["seconds"] for row in rows if row["round"] and row["seconds"] is not None)
         figures.append(Rounds(name, result.summary["flower"]["round_seconds_median"], answering))
@@ -227,7 +229,13 @@ def cold_runs(times: int) -> Iterator[ColdRun]:
         with tempfile.TemporaryDirectory() as folder:
             try:
                 callbacks = DeploymentCallbacks(on_trouble=warnings.append)
-                result = deploy(scenario, Path(folder) / "run", nodes=2, use_fork_server=False, callbacks=callbacks)
+                result = deploy(
+                    scenario,
+                    Path(folder) / "run",
+                    nodes=2,
+                    execution=fedsgd.DeploymentConfig(use_fork_server=False),
+                    callbacks=callbacks,
+                )
                 if result.summary["params_sha256"] != expected:
                     failure = "the parameters differ from those of a simulation"
             except Exception as error:

@@ -23,7 +23,16 @@ import pytest
 import fedsgd
 from fedsgd.cli.terminal import print_result
 from fedsgd.errors import DataError, DeploymentError, NonFiniteError, OutputError, ScenarioError
-from fedsgd.flower.deployment import DeploymentCallbacks, DeploymentResult, deploy, launch_folder, launchers, monitor, processes
+from fedsgd.flower.deployment import (
+    DeploymentCallbacks,
+    DeploymentConfig,
+    DeploymentResult,
+    deploy,
+    launch_folder,
+    launchers,
+    monitor,
+    processes,
+)
 from fedsgd.flower.deployment.cluster import ClusterConfig, LocalCluster, local_cluster
 from fedsgd.scenario.scenario import Scenario
 from tests.flower import run as flower_run
@@ -80,9 +89,18 @@ def check_processes_and_ports(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
             listener.bind(("127.0.0.1", port))
 
 
-def deploy_scenario(scenario: Scenario | Path, out: Path, **options: Any) -> DeploymentResult:
-    """Deploy a scenario on two nodes, with logs next to the run folder."""
-    return deploy(scenario, out, **{"nodes": 2, "logs": out.with_name(f"logs-of-{out.name}"), **options})
+def deploy_scenario(
+    scenario: Scenario | Path,
+    out: Path,
+    nodes: int = 2,
+    data: Path | None = None,
+    overwrite: bool = False,
+    callbacks: DeploymentCallbacks | None = None,
+    **execution: Any,
+) -> DeploymentResult:
+    """Deploy a scenario, with logs next to the run folder."""
+    config = DeploymentConfig(**{"logs": out.with_name(f"logs-of-{out.name}"), **execution})
+    return deploy(scenario, out, nodes=nodes, data=data, overwrite=overwrite, execution=config, callbacks=callbacks)
 
 
 def read_rows_without_seconds(path: Path) -> list[dict[str, Any]]:

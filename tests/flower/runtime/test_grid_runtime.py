@@ -20,7 +20,7 @@ from torch import nn
 import fedsgd
 from fedsgd.errors import NonFiniteError, OutputError, RunError, ScenarioError, WireError
 from fedsgd.experiment.builder import build_experiment
-from fedsgd.experiment.runner import run
+from fedsgd.experiment.runner import execute_run
 from fedsgd.federation import Reply, broadcast
 from fedsgd.federation.round_loop import ClientFailure
 from fedsgd.flower import state_directory
@@ -31,6 +31,7 @@ from fedsgd.flower.runtime.grid_runtime import FlowerRuntime, MessageEvent
 from fedsgd.flower.runtime.settings import read_scenario
 from fedsgd.runtime.workers import protocol
 from fedsgd.scenario.scenario import Scenario
+from fedsgd.system.torch_determinism import isolate_global_state
 from tests.flower.grid import InProcessGrid, InProcessNode, identity
 
 Make = Callable[..., Scenario]
@@ -61,7 +62,8 @@ def run_over_grid(
         runtime.wait_for_nodes(5.0)
         return runtime
 
-    return run(scenario, runtime_factory=create_runtime, **options)
+    with isolate_global_state():
+        return execute_run(scenario, runtime_factory=create_runtime, **options)
 
 
 CASES: dict[str, dict[str, Any]] = {

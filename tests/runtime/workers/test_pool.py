@@ -22,6 +22,7 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor, nn
 
+from fedsgd import CustomModel, ExecutionConfig
 from fedsgd.cli import main
 from fedsgd.data import Examples
 from fedsgd.errors import ModelError, NonFiniteError, RunError, ScenarioError
@@ -146,8 +147,11 @@ def collect_results(result: Result) -> tuple[Any, ...]:
 @pytest.mark.parametrize("settings", SCENARIOS.values(), ids=SCENARIOS.keys())
 def test_results_do_not_depend_on_the_number_of_workers(scenario: Make, settings: dict[str, Any], tmp_path: Path) -> None:
     s = scenario(settings)
-    functions: dict[str, Any] = {"loss": double_loss, "metrics": {"largest": largest_output}}
-    results = [run(s, out=tmp_path / str(n_workers), workers=n_workers, **functions) for n_workers in (1, 2, 3)]
+    model = CustomModel(loss=double_loss, metrics={"largest": largest_output})
+    results = [
+        run(s, out=tmp_path / str(n_workers), model=model, execution=ExecutionConfig(workers=n_workers))
+        for n_workers in (1, 2, 3)
+    ]
     assert collect_results(results[0]) == collect_results(results[1]) == collect_results(results[2])
     assert [r.summary["workers"] for r in results] == [1, 2, 3]
 
@@ -171,7 +175,7 @@ def test_distributed_evaluation_equals_that_of_one_engine(scenario: Make) -> Non
 
 def test_run_with_workers_keeps_thread_count_and_environment(scenario: Make) -> None:
     environment, threads = dict(os.environ), torch.get_num_threads()
-    run(scenario({"rounds": 1}), workers=2)
+    run(scenario({"rounds": 1}), execution=ExecutionConfig(workers=2))
     assert dict(os.environ) == environment
     assert torch.get_num_threads() == threads
 
@@ -243,7 +247,7 @@ def test_workers_train_chunks_of_the_preferred_size(scenario: Make) -> None:
 
 def run_to_error(s: Scenario, workers: int, **functions: Any) -> tuple[type[BaseException], str, str]:
     with pytest.raises(RunError) as error_info:
-        run(s, workers=workers, **functions)
+        run(s, model=CustomModel(**functions), execution=ExecutionConfig(workers=workers))
     return error_info.type, str(error_info.value), type(error_info.value.__cause__).__name__
 
 
@@ -264,7 +268,11 @@ def test_client_error_is_the_same_with_workers(scenario: Make, settings: Any, fu
 
 def test_evaluation_error_names_the_evaluation(scenario: Make) -> None:
     with pytest.raises(RunError, match="round 1, server: evaluation: KeyError: 'in my metric'"):
-        run(scenario({"evaluation.every": 1}), workers=2, metrics={"odd": broken_metric})
+        run(
+            scenario({"evaluation.every": 1}),
+            execution=ExecutionConfig(workers=2),
+            model=CustomModel(metrics={"odd": broken_metric}),
+        )
 
 
 @pytest.mark.parametrize(
@@ -274,7 +282,11 @@ def test_evaluation_error_names_the_evaluation(scenario: Make) -> None:
 )
 def test_worker_that_ends_ends_the_run(scenario: Make, loss: Any, description: str) -> None:
     with pytest.raises(RunError, match=rf"round 1, client \d: ChildProcessError: worker \d {description}"):
-        run(scenario({"server.cohort": 8, "engine.name": "sequential"}), workers=2, loss=loss)
+        run(
+            scenario({"server.cohort": 8, "engine.name": "sequential"}),
+            execution=ExecutionConfig(workers=2),
+            model=CustomModel(loss=loss),
+        )
 
 
 def test_ended_worker_fails_only_its_own_clients(scenario: Make) -> None:
@@ -308,20 +320,25 @@ def test_function_that_cannot_be_pickled_raises_error_with_advice(
 ) -> None:
     advice = r'name it in \[model\].*"package.module:function", or run with workers = 1'
     with pytest.raises(ModelError, match=f"the loss cannot be sent to worker processes .*{advice}"):
-        run(scenario(), workers=2, loss=lambda o, t: nn.functional.cross_entropy(o, t), out=tmp_path / "out")
+        run(
+            scenario(),
+            execution=ExecutionConfig(workers=2),
+            model=CustomModel(loss=lambda o, t: nn.functional.cross_entropy(o, t)),
+            out=tmp_path / "out",
+        )
     assert not (tmp_path / "out").exists()
     with pytest.raises(ModelError, match="the metric odd cannot be sent"):
-        run(scenario(), workers=2, metrics={"odd": lambda o, t: o[:, 0]})
+        run(scenario(), execution=ExecutionConfig(workers=2), model=CustomModel(metrics={"odd": lambda o, t: o[:, 0]}))
     monkeypatch.setattr(interactive_loss, "__module__", "__main__")
     monkeypatch.setattr(sys.modules["__main__"], "interactive_loss", interactive_loss, raising=False)
     with pytest.raises(ModelError, match=f"cannot be made again in a worker process .*interactive_loss.*{advice}"):
-        run(scenario(), workers=2, loss=interactive_loss)
+        run(scenario(), execution=ExecutionConfig(workers=2), model=CustomModel(loss=interactive_loss))
 
 
 @pytest.mark.parametrize("workers", [0, -1, 1.5, True, "2"])
 def test_invalid_number_of_workers_raises_scenario_error(scenario: Make, workers: Any) -> None:
     with pytest.raises(ScenarioError, match=rf"workers: got {workers!r}, expected .* from 1 to 4096"):
-        run(scenario(), workers=workers)
+        run(scenario(), execution=ExecutionConfig(workers=workers))
 
 
 # ------------------------------------------------------------------------------------------------------- commands and scripts
@@ -347,7 +364,7 @@ def show(record):
     print(*(child.pid for child in mp.active_children()), flush=True)
 
 {guard}
-    fedsgd.run(fedsgd.load({path!r}, {{"rounds": 10_000, "client.epochs": 1}}), workers=2, on_round=show)
+    fedsgd.run(fedsgd.load({path!r}, {{"rounds": 10_000, "client.epochs": 1}}), on_round=show, execution=fedsgd.ExecutionConfig(workers=2))
 """
 
 
@@ -381,7 +398,7 @@ class Net(nn.Module):
         return self.linear(x.flatten(1))
 
 if __name__ == "__main__":
-    print(fedsgd.run(fedsgd.load({path!r}, {{"rounds": 1, "client.epochs": 1}}), workers=2, module=Net()).summary["parameters"])
+    print(fedsgd.run(fedsgd.load({path!r}, {{"rounds": 1, "client.epochs": 1}}), model=Net(), execution=fedsgd.ExecutionConfig(workers=2)).summary["parameters"])
 """
 
 

@@ -1,0 +1,44 @@
+"""Groups of options of `fedsgd.sweep`: execution and callbacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedsgd.federation.round_record import RoundRecord
+from fedsgd.sweeps.cells import Cell, Sweep
+
+RoundCallback = Callable[[Cell, RoundRecord], None]
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """Processes and data of a sweep, and the cells that run again.
+
+    Attributes:
+        jobs: number of processes; with more than one, a script must start the sweep under `if __name__ == "__main__":`.
+        data: folder of the data files; None for the folder that FEDSGD_DATA names.
+        overwrite: run cells again that are finished with another scenario.
+        retry_failed: run cells again that failed with a RunError.
+    """
+
+    jobs: int = 1
+    data: str | Path | None = None
+    overwrite: bool = False
+    retry_failed: bool = False
+
+
+@dataclass(frozen=True)
+class SweepCallbacks:
+    """Functions that are called during a sweep.
+
+    Attributes:
+        on_begin: called with the sweep before the first run.
+        on_round: called with the cell and the record after each round, if `jobs` is 1.
+        on_cell: called after each cell with the sweep, the cell and its duration in seconds.
+    """
+
+    on_begin: Callable[[Sweep], None] | None = None
+    on_round: RoundCallback | None = None
+    on_cell: Callable[[Sweep, Cell, float], None] | None = None
