@@ -157,7 +157,7 @@ if __name__ == "__main__":
     scenario = Scenario(name="own", rounds=1, uplink=UplinkConfig(Own(density=0.5), error_feedback="persist"))
     print(fedsgd.run(scenario).summary["uplink_bytes"] > 0)
     try:
-        fedsgd.run(scenario, workers=2)
+        fedsgd.run(scenario, execution=fedsgd.ExecutionConfig(workers=2))
     except fedsgd.ScenarioError as error:
         print(error)
 """

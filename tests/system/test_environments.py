@@ -204,7 +204,7 @@ SCRIPT = """
 import fedsgd
 from fedsgd.scenario.scenario import load
 if __name__ == "__main__":
-    print(fedsgd.run(load("q.toml"), workers=2).summary["params_sha256"])
+    print(fedsgd.run(load("q.toml"), execution=fedsgd.ExecutionConfig(workers=2)).summary["params_sha256"])
 """
 
 
