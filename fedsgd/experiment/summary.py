@@ -60,6 +60,7 @@ def build_summary(
         "parameters": experiment.plan.layout.size,
         "clients": experiment.plan.n_clients,
         "cohort": experiment.plan.cohort_size,
+        "hostile": _summarize_hostile_clients(experiment.plan),
         "engine": asdict(experiment.engine_choice),
         **_summarize_evaluations(history, evaluate_initial_model(experiment)),
         "target_accuracy": target,
@@ -87,6 +88,13 @@ def build_summary(
         "versions": _collect_versions(),
     }
     return json_safe(summary)
+
+
+def _summarize_hostile_clients(plan: FederationPlan) -> dict[str, Any] | None:
+    """Return the number of hostile clients and their attack, None without any."""
+    hostile = plan.hostile
+    clients = () if hostile is None else hostile.clients(plan.seed, plan.n_clients)
+    return {"clients": len(clients), "kind": hostile.kind, "factor": hostile.effective_factor} if hostile and clients else None
 
 
 def _summarize_failures(history: Sequence[RoundRecord]) -> dict[str, Any]:

@@ -34,6 +34,11 @@ class HostileClients(ValidatedConfig):
     share: ClosedFraction
     factor: PositiveFloat | None = None
 
+    @property
+    def effective_factor(self) -> float:
+        """Factor that replaces an unset one."""
+        return (10.0 if self.kind == "scaling" else 1.0) if self.factor is None else self.factor
+
     def clients(self, seed: int, n_clients: int) -> frozenset[ClientId]:
         """Return the hostile clients of a run.
 
@@ -52,7 +57,7 @@ class HostileClients(ValidatedConfig):
             round: number of the round, from 1.
             client: number of the client, from 0.
         """
-        factor = np.float32((10.0 if self.kind == "scaling" else 1.0) if self.factor is None else self.factor)
+        factor = np.float32(self.effective_factor)
         if self.kind == "scaling":
             return factor * update
         if self.kind == "sign-flip":

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import fedsgd
+from fedsgd.cli.terminal import print_result
 from fedsgd.errors import RunError, ScenarioError
 from fedsgd.federation.faults import HostileClients
 from fedsgd.scenario.scenario import Scenario, parse_scenario
@@ -99,3 +100,12 @@ def test_hostile_clients_survive_the_round_trip_through_toml(tmp_path: Path) -> 
     scenario = make_scenario(kind="scaling", share=0.1, factor=5.0)
     (tmp_path / "hostile.toml").write_text(scenario.to_toml())
     assert fedsgd.load(tmp_path / "hostile.toml") == scenario
+
+
+def test_summary_and_table_of_a_run_name_its_hostile_clients(capsys: pytest.CaptureFixture[str]) -> None:
+    hostile_run = fedsgd.run(make_scenario(kind="scaling", share=0.3))
+    assert hostile_run.summary["hostile"] == {"clients": 3, "kind": "scaling", "factor": 10.0}
+    print_result(hostile_run)
+    assert "hostile clients: 3, scaling with factor 10" in capsys.readouterr().out
+    assert fedsgd.run(make_scenario()).summary["hostile"] is None
+    assert fedsgd.run(make_scenario(kind="scaling", share=0.04)).summary["hostile"] is None

@@ -133,6 +133,9 @@ def _describe_result(result: Result | DeploymentResult) -> Iterator[str]:
     if up["kept"]:
         total, index = (8 * up[key] / up["kept"] for key in ("n_bytes", "index"))
         yield f"uplink: {total:.1f} bits per coordinate sent, {index:.2f} of them for its position"
+    if summary["hostile"] is not None:
+        hostile = summary["hostile"]
+        yield f"hostile clients: {hostile['clients']:,}, {hostile['kind']} with factor {hostile['factor']:g}"
     if summary["failures"]:
         yield f"client failures: {summary['failures']:,}, the first in {summary['first_failure']}"
     if summary["residuals"] is not None:
