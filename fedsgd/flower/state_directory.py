@@ -24,6 +24,7 @@ from flwr.app import ConfigRecord, Context, RecordDict
 from fedsgd.config.quantities import format_binary_bytes, format_bytes, parse_memory_size
 from fedsgd.errors import ModelError, OutputError, ScenarioError
 from fedsgd.flower.records import RECORD_KEY
+from fedsgd.flower.source_files import MODULE_FOLDER
 from fedsgd.numerics.kernels import set_fallback_cache
 from fedsgd.runtime.stores.directory import CLIENT_PREFIX, FolderStore
 from fedsgd.system.user_files import expand_user_path
@@ -90,11 +91,15 @@ def hide_record(context: Context) -> Iterator[None]:
             context.state[RECORD_KEY] = record  # not into `state`: the app may have replaced `context.state`
 
 
-def add_user_folder_to_path() -> None:
-    """Append the user's working folder (FEDSGD_FOLDER) to the module path, after all installed modules."""
-    folder = os.environ.get("FEDSGD_FOLDER")
-    if folder and folder not in sys.path:
-        sys.path.append(folder)
+def add_user_folders_to_path() -> None:
+    """Append the user's modules in the app and the user's working folder (FEDSGD_FOLDER) to the path, after installed modules.
+
+    Flower puts the folder of the app on the path before it imports the app.
+    """
+    app_folders = [str(folder) for entry in sys.path if (folder := Path(entry, MODULE_FOLDER)).is_dir()]
+    for folder in (*app_folders, os.environ.get("FEDSGD_FOLDER")):
+        if folder and folder not in sys.path:
+            sys.path.append(folder)
 
 
 def _get_root() -> Path:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from http.client import HTTPException
@@ -18,10 +18,12 @@ from pathlib import Path
 from fedsgd.errors import DeploymentError, OutputError, make_write_error
 from fedsgd.flower.deployment import launchers, processes, tls
 from fedsgd.flower.deployment.addresses import ProcessAddresses
+from fedsgd.flower.deployment.app_bundle import write_modules
 from fedsgd.flower.deployment.counting_proxy import CountingProxy
 from fedsgd.flower.deployment.guard import Guard
 from fedsgd.flower.deployment.launch_folder import SOCKET_NAME, find_launch_folder
 from fedsgd.flower.deployment.tls import TlsCertificates
+from fedsgd.flower.source_files import MODULE_FOLDER
 from fedsgd.numerics.kernels import FALLBACK_CACHE_VARIABLE
 
 CONNECTION_NAME = "here"
@@ -43,7 +45,8 @@ LOG_PATTERNS = ("superlink", "serverapp", "submission", "warm", "node-*")
 class ClusterConfig:
     """Configuration of a local deployment, with the settings of `deploy`.
 
-    `scenario_toml` and `data` are "" for a user's own app. `data` is also "" for the default folder.
+    `scenario_toml` and `data` are "" for a user's own app. `data` is also "" for the default folder. `user_modules` has the
+    contents of the files that travel in the app, by relative path.
     """
 
     nodes: int
@@ -52,6 +55,7 @@ class ClusterConfig:
     tls: bool = False
     measure_socket: bool = False
     use_fork_server: bool = True
+    user_modules: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass
@@ -132,8 +136,11 @@ class LocalCluster:
         _get_startup_marker(address).touch()
         self.env[launchers.SOCKET_VARIABLE] = str(address)
         self.addresses.assign("warm", str(address))  # forked processes have the same command line
+        module_folder = self.folder / MODULE_FOLDER
+        write_modules(module_folder, self.config.user_modules)
         python = [sys.executable, "-P", "-m", "fedsgd.flower.deployment.fork_server"]
-        self.fork_server = self.start_process("warm", [*python, str(address), str(scenario_file), self.config.data])
+        arguments = [str(address), str(scenario_file), self.config.data, str(module_folder)]
+        self.fork_server = self.start_process("warm", [*python, *arguments])
 
     def check_fork_server(self) -> None:
         """Let apps start without the fork server if it has ended, and report its end once."""

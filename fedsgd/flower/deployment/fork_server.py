@@ -1,6 +1,6 @@
 """Fork server: a process that has imported the modules of Flower's apps and built the scenario, and forks for each app.
 
-    python -m fedsgd.flower.deployment.fork_server SOCKET SCENARIO DATA
+    python -m fedsgd.flower.deployment.fork_server SOCKET SCENARIO DATA MODULES
 
 Flower starts a process for each message to a ClientApp, so that messages cannot affect each other. A forked process is as
 isolated as a new process: it has its own id, environment, output and exit status. It only
@@ -155,7 +155,8 @@ def _read_request(connection: socket.socket) -> tuple[bytes | None, list[int]]:
 def main() -> None:
     """Import the apps, build the scenario, and serve requests."""
     parent = os.getppid()  # first, because the parent may end during the imports
-    address, scenario, data = sys.argv[1:]
+    address, scenario, data, module_folder = sys.argv[1:]
+    sys.path.append(module_folder)
     listener = socket.socket(socket.AF_UNIX)
     try:
         commands = _load_commands(Path(scenario), data)

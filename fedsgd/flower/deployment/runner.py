@@ -26,6 +26,7 @@ from fedsgd.flower.deployment.cluster import ClusterConfig, LocalCluster, local_
 from fedsgd.flower.deployment.counting_proxy import SocketTraffic
 from fedsgd.flower.deployment.guard import Guard
 from fedsgd.flower.deployment.monitor import DeploymentCallbacks, DeploymentMonitor, ServerAppProgress
+from fedsgd.flower.deployment.user_modules import import_from_scenario_folder, read_user_modules
 from fedsgd.scenario.scenario import PythonObjects, Scenario, open_scenario
 from fedsgd.storage.run_directory import find_files_to_remove, write_atomically
 from fedsgd.system.forkserver import MAX_PROCESSES
@@ -68,6 +69,7 @@ class DeploymentResult:
     out: Path
 
 
+@import_from_scenario_folder
 def deploy(
     scenario: Scenario | str | Path,
     out: str | Path,
@@ -81,6 +83,7 @@ def deploy(
     """Run a scenario over Flower on this machine's loopback interface, and stop all processes at the end.
 
     With `[participation] on_failure = "continue"`, the run continues without a SuperNode that died or does not answer in time.
+    A module of the user that is next to the scenario file or in the current folder travels in the app (see `user_modules`).
 
     Args:
         scenario: scenario, or the path of a scenario file.
@@ -115,6 +118,7 @@ def deploy(
     }
     with source, _handle_signals() as signals, _temporary_folders(logs) as folders:
         PythonObjects().check(scenario, require_importable=True)
+        config = replace(config, user_modules=read_user_modules(scenario))
         callbacks = _keep_logs_on_trouble(callbacks, folders)
         with local_cluster(config, folders.work, folders.logs, signals.ignore, callbacks.on_trouble, folders.guard) as cluster:
             callbacks.on_cluster_start(cluster)
@@ -181,7 +185,7 @@ def _run_app(
     }
     try:
         events.touch()
-        app = app_bundle.write_app(cluster.folder / "app", {**run_config, **settings})
+        app = app_bundle.write_app(cluster.folder / "app", {**run_config, **settings}, cluster.config.user_modules)
     except OSError as error:
         raise make_write_error(error.filename or cluster.folder, error) from None
     submission = cluster.submit(app)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -11,8 +12,10 @@ from flwr.clientapp import ClientApp
 from fedsgd.errors import FedsgdError, ScenarioError
 from fedsgd.flower.records import RECORD_KEY, read_payload, write_payload
 from fedsgd.flower.runtime import message_content, node
+from fedsgd.flower.runtime.message_content import CLASSES_KEY, SCENARIO_ERROR_KEY
 from fedsgd.flower.runtime.settings import read_client_config
 from fedsgd.flower.state_directory import commit_state, open_state_store
+from fedsgd.flower.user_classes import ClassIdentity, decode_identities
 from fedsgd.runtime.stores.directory import FolderStore
 from fedsgd.system.torch_determinism import isolate_global_state
 from fedsgd.system.torch_threads import pin_single_thread
@@ -23,18 +26,24 @@ app = ClientApp()
 @app.query()
 @isolate_global_state()
 def report_identity(message: Message, context: Context) -> Message:
-    """Reply with this node's partition, and with the reason if the node cannot take part, such as a different engine."""
+    """Reply with this node's partition, and with the reason if the node cannot take part.
+
+    A node cannot take part if its engine differs from the server's, or if it lacks a class of the scenario or has another one.
+    """
     pin_single_thread()
     partition, n_nodes = _read_partition(context)
     values = ConfigRecord({"partition-id": partition, "num-partitions": n_nodes, "process": os.getpid()})
+    record = message.content.get(RECORD_KEY)
+    settings = record if isinstance(record, ConfigRecord) else ConfigRecord()
     try:
+        if CLASSES_KEY in settings:
+            _check_classes(context, decode_identities(settings[CLASSES_KEY]))
         engine = str(_load_node(context, open_state_store(context)).engine_choice)
-        record = message.content.get(RECORD_KEY)
-        server_engine = str(record.get("hello", "")) if isinstance(record, ConfigRecord) else ""
+        server_engine = str(settings.get("hello", ""))
         if server_engine and engine != server_engine:
             values["trouble"] = f"its engine would be {engine}; the server expects {server_engine}"
     except FedsgdError as error:
-        values["trouble"] = str(error)
+        values |= {"trouble": str(error), SCENARIO_ERROR_KEY: isinstance(error, ScenarioError)}
     return Message(RecordDict({RECORD_KEY: values}), reply_to=message)
 
 
@@ -68,7 +77,22 @@ def _read_partition(context: Context) -> tuple[int, int]:
     raise ScenarioError(f"node config: {got}, {expected}")
 
 
+def _read_source(context: Context) -> node.NodeSource:
+    config = read_client_config(context.run_config)
+    return node.NodeSource(config.scenario, config.data)
+
+
+def _check_classes(context: Context, server_classes: Sequence[ClassIdentity]) -> None:
+    """Raise a ScenarioError if a class of the scenario is missing at this node, or differs from the server's class."""
+    try:
+        mismatch = node.find_class_mismatch(_read_source(context), server_classes)
+    except ScenarioError as error:
+        names = ", ".join(identity.path for identity in server_classes)
+        raise ScenarioError(f"the scenario needs {names}: {error}") from error
+    if mismatch is not None:
+        raise ScenarioError(mismatch)
+
+
 def _load_node(context: Context, store: FolderStore) -> node.NodeExperiment:
     partition, n_nodes = _read_partition(context)
-    config = read_client_config(context.run_config)
-    return node.load_node(store, node.NodeSource(config.scenario, config.data), lambda client: client % n_nodes == partition)
+    return node.load_node(store, _read_source(context), lambda client: client % n_nodes == partition)

@@ -16,11 +16,13 @@ from flwr.app import Message as FlowerMessage
 from flwr.serverapp import Grid
 
 from fedsgd.compression import ClientId
-from fedsgd.errors import RunError, WireError
+from fedsgd.errors import RunError, ScenarioError, WireError
 from fedsgd.federation import Message
 from fedsgd.federation.round_loop import ClientFailure, ClientOutcome
 from fedsgd.flower.records import RECORD_KEY, count_message_bytes, read_payload, write_payload
 from fedsgd.flower.runtime import message_content
+from fedsgd.flower.runtime.message_content import CLASSES_KEY, SCENARIO_ERROR_KEY
+from fedsgd.flower.user_classes import ClassIdentity, encode_identities
 from fedsgd.wire import decode_frame, frame_overhead
 
 POLL_SECONDS = 0.02, 0.25
@@ -62,6 +64,7 @@ class FlowerRuntime:
         timeout: seconds, time limit for the replies to the messages of one `exchange`; None for no limit.
         on_message: called with each message that is sent or received.
         expected_engine: server's engine choice as text, which all nodes must select too; "" accepts any engine.
+        server_classes: the server's classes outside fedsgd, which all nodes must have too.
     """
 
     def __init__(
@@ -72,13 +75,16 @@ class FlowerRuntime:
         timeout: float | None = None,
         on_message: Callable[[MessageEvent], None] = lambda event: None,
         expected_engine: str = "",
+        server_classes: Sequence[ClassIdentity] = (),
     ) -> None:
         self.timeout = timeout
         self._grid = grid
         self._n_clients = n_clients
         self._n_nodes = n_nodes
         self._on_message = on_message
-        self._expected_engine = expected_engine
+        self._setup_values: dict[str, str] = {"hello": expected_engine}
+        if server_classes:
+            self._setup_values[CLASSES_KEY] = encode_identities(server_classes)
         self._nodes: dict[int, int] = {}  # partition → Flower's id of the node, which changes with each start
         self._contacted_nodes: set[int] = set()
         self._pending_queries: dict[str, int] = {}  # id of a query without a reply → Flower's id of the node
@@ -88,7 +94,12 @@ class FlowerRuntime:
         return range(self._n_clients)
 
     def wait_for_nodes(self, timeout: float) -> None:
-        """Wait until all nodes have reported their partition. RunError if a node is too late or cannot take part."""
+        """Wait until all nodes have reported their partition.
+
+        Raises:
+            RunError: a node is too late or cannot take part.
+            ScenarioError: a node cannot import a class of the scenario, or has another class or release of the same name.
+        """
         deadline = time.monotonic() + timeout
         while True:
             self._query_identity(set(self._grid.get_node_ids()) - self._contacted_nodes)
@@ -192,21 +203,22 @@ class FlowerRuntime:
         for node, reply in self._receive_replies(self._pending_queries, deadline):
             try:
                 self._register_node(node, reply)
-            except RunError as error:
-                print(f"fedsgd: {error.cause}; the run continues without this node", flush=True)
+            except (RunError, ScenarioError) as error:
+                text = error.cause if isinstance(error, RunError) else error
+                print(f"fedsgd: {text}; the run continues without this node", flush=True)
 
     def _query_identity(self, nodes: Collection[int]) -> None:
         """Send a query for the partition to nodes, by Flower's ids."""
         self._contacted_nodes |= set(nodes)
         messages = []
         for node in nodes:
-            content = RecordDict({RECORD_KEY: ConfigRecord({"hello": self._expected_engine})})
+            content = RecordDict({RECORD_KEY: ConfigRecord(dict(self._setup_values))})
             messages.append(FlowerMessage(content, node, MessageType.QUERY, group_id="0"))
         ids = self._grid.push_messages(messages) if messages else ()
         self._pending_queries.update((message_id, node) for message_id, node in zip(ids, nodes, strict=True) if message_id)
 
     def _register_node(self, node: int, reply: FlowerMessage) -> None:
-        """Store the partition that a node reports. RunError if the node cannot take part in the run."""
+        """Store the partition that a node reports. RunError or ScenarioError if the node cannot take part in the run."""
         if reply.has_error():
             raise RunError(1, None, f"a node cannot take part: {_describe_error(reply)}")
         record = reply.content.get(RECORD_KEY)
@@ -215,6 +227,8 @@ class FlowerRuntime:
         if not isinstance(partition, int) or n_partitions != self._n_nodes or not 0 <= partition < self._n_nodes:
             expected = f"expected a partition-id from 0 to {self._n_nodes - 1} of {self._n_nodes}"
             raise RunError(1, None, f"a node reports partition {partition!r} of {n_partitions!r}, {expected}")
+        if problem and values.get(SCENARIO_ERROR_KEY):
+            raise ScenarioError(f"node {partition}: cannot take part: {problem!s}")
         if problem:
             raise RunError(1, None, f"node {partition}: cannot take part: {problem!s}")
         self._nodes[partition] = node

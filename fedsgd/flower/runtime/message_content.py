@@ -20,6 +20,8 @@ from fedsgd.federation.round_loop import ClientFailure, ClientOutcome
 from fedsgd.runtime.workers import protocol
 from fedsgd.runtime.workers.protocol import MessageType, Packet
 
+CLASSES_KEY, SCENARIO_ERROR_KEY = "classes", "is-scenario-error"
+"""Keys of the set-up message: identities of the server's user classes; and of its reply: True for a ScenarioError."""
 _NODE_STRUCT = struct.Struct("<Qd")
 _CLIENT_STRUCT = struct.Struct("<Bq")
 _ERROR_KINDS: Mapping[bytes, type[RunError]] = {b"": RunError, b"not finite": NonFiniteError}

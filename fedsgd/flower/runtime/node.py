@@ -8,7 +8,7 @@ was built (`PREBUILT`) does not read the cache.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,8 @@ from fedsgd.data.partitioned import PartitionedData
 from fedsgd.experiment.builder import build_experiment
 from fedsgd.federation import FederationPlan
 from fedsgd.flower.runtime.settings import read_scenario
-from fedsgd.flower.state_directory import add_user_folder_to_path
+from fedsgd.flower.state_directory import add_user_folders_to_path
+from fedsgd.flower.user_classes import ClassIdentity, find_import_paths, find_mismatch, identify_classes
 from fedsgd.models.task import LearningTask
 from fedsgd.runtime.in_process import InProcessRuntime
 from fedsgd.runtime.stores.directory import FolderModelCache, FolderStore
@@ -60,16 +61,28 @@ def create_runtime(store: FolderStore, experiment: NodeExperiment) -> InProcessR
 
 def load_node(store: FolderStore, source: NodeSource, is_local_client: Callable[[int], bool]) -> NodeExperiment:
     """Return the experiment: prebuilt, from the cache in the store's folder, or built and then cached for the local clients."""
-    add_user_folder_to_path()
+    add_user_folders_to_path()
     if source in PREBUILT:
         return PREBUILT[source]
     cache_path = store.folder / CACHE_FILE
     return _load_cached(cache_path, source) or _build_and_cache(source, cache_path, is_local_client)
 
 
+def find_class_mismatch(source: NodeSource, server_classes: Sequence[ClassIdentity]) -> str | None:
+    """Return the first difference between the server's and this node's user classes, None if all are equal.
+
+    Only classes of the node's own scenario, which is a part of its app, are imported.
+
+    Raises:
+        ScenarioError: a class cannot be imported.
+    """
+    add_user_folders_to_path()
+    return find_mismatch(server_classes, identify_classes(find_import_paths(read_scenario(source.scenario))))
+
+
 def prebuild(source: NodeSource) -> None:
     """Build the experiment for all processes that will be forked from this process."""
-    add_user_folder_to_path()
+    add_user_folders_to_path()
     PREBUILT[source] = _build_and_cache(source)
 
 

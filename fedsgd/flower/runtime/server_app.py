@@ -24,7 +24,8 @@ from fedsgd.experiment.options import RunCallbacks
 from fedsgd.experiment.runner import execute_run
 from fedsgd.flower.runtime.grid_runtime import FlowerRuntime, MessageEvent
 from fedsgd.flower.runtime.settings import ServerAppConfig, read_scenario, read_server_config
-from fedsgd.flower.state_directory import add_user_folder_to_path
+from fedsgd.flower.state_directory import add_user_folders_to_path
+from fedsgd.flower.user_classes import find_import_paths, identify_classes
 from fedsgd.system.torch_determinism import isolate_global_state
 
 app = ServerApp()
@@ -91,7 +92,9 @@ def _open_events(path: Path) -> IO[str]:
 
 
 def _run_scenario(grid: Grid, config: ServerAppConfig, events: EventLog) -> None:
-    add_user_folder_to_path()
+    add_user_folders_to_path()
+    scenario = read_scenario(config.scenario)
+    server_classes = identify_classes(find_import_paths(scenario))
 
     def create_runtime(experiment: Experiment) -> FlowerRuntime:
         def write_message(message: MessageEvent) -> None:
@@ -100,7 +103,7 @@ def _run_scenario(grid: Grid, config: ServerAppConfig, events: EventLog) -> None
         for text in experiment.warnings:
             events.write("warning", text=text)
         engine, n_clients = str(experiment.engine_choice), len(experiment.train)
-        runtime = FlowerRuntime(grid, n_clients, config.nodes, config.round_seconds, write_message, engine)
+        runtime = FlowerRuntime(grid, n_clients, config.nodes, config.round_seconds, write_message, engine, server_classes)
         events.write("waiting")
         runtime.wait_for_nodes(config.start_seconds)
         events.write("ready")
@@ -108,7 +111,7 @@ def _run_scenario(grid: Grid, config: ServerAppConfig, events: EventLog) -> None
 
     with isolate_global_state():
         execute_run(
-            read_scenario(config.scenario),
+            scenario,
             data=config.data or None,
             out=config.out,
             overwrite=True,  # the launcher has checked the run folder
