@@ -111,10 +111,9 @@ def list_source_files(module: str, root: Path) -> dict[str, Path]:
         for depth in range(1, len(parts) + 1):  # the packages of a module are imported before the module
             name = ".".join(parts[:depth])
             path = _locate_source(root, name)
-            relative = path and path.relative_to(root).as_posix()
-            if path is None or relative is None or relative in files:
+            if path is None or path in files.values():
                 continue
-            files[relative] = path
+            files[path.relative_to(root).as_posix()] = path
             package = name if path.name == "__init__.py" else name.rpartition(".")[0]
             queue += _list_imports(path, package)
     return dict(sorted(files.items()))

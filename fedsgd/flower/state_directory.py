@@ -96,7 +96,7 @@ def add_user_folders_to_path() -> None:
 
     Flower puts the folder of the app on the path before it imports the app.
     """
-    app_folders = [str(folder) for entry in sys.path if (folder := Path(entry, MODULE_FOLDER)).is_dir()]
+    app_folders = [str(path) for entry in sys.path if (path := Path(entry, MODULE_FOLDER)).is_dir()]
     for folder in (*app_folders, os.environ.get("FEDSGD_FOLDER")):
         if folder and folder not in sys.path:
             sys.path.append(folder)

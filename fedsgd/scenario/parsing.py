@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import MISSING, dataclass, fields
@@ -99,19 +99,19 @@ def errors_in_section(section: str) -> Iterator[None]:
 T = TypeVar("T", bound=ValidatedConfig)
 
 
-_REGISTERED_ONLY: ContextVar[bool] = ContextVar("registered_only", default=False)
+_ALLOWED_PATHS: ContextVar[Collection[str] | None] = ContextVar("allowed_paths", default=None)
 
 
-def parse_table(cls: type[T], toml_table: Mapping[str, Any], registered_only: bool = False) -> T:
+def parse_table(cls: type[T], toml_table: Mapping[str, Any], allowed_paths: Collection[str] | None = None) -> T:
     """Create a section or component from nested tables; the message of a ScenarioError begins with the dotted key.
 
-    With `registered_only`, a class that is not registered ("package.module:Class") is rejected before it is imported.
+    Of the classes that are not registered ("package.module:Class"), only those in `allowed_paths` are imported; None: all.
     """
-    token = _REGISTERED_ONLY.set(registered_only)
+    token = _ALLOWED_PATHS.set(allowed_paths)
     try:
         section: T = _build_section(cls, toml_table, "", {})
     finally:
-        _REGISTERED_ONLY.reset(token)
+        _ALLOWED_PATHS.reset(token)
     return section
 
 
@@ -285,7 +285,8 @@ def _build_member(base: type, toml_value: Any, path: str, metadata: Mapping[str,
         raise ScenarioError(f"{path}.name: missing{suggest_name('', list_members())}")
     if not isinstance(name, str):
         raise ScenarioError(f"{path}.name: expected the name of {add_article(registry.family)}, got {describe_value(name)}")
-    is_path = ":" in name and not _REGISTERED_ONLY.get()
+    allowed_paths = _ALLOWED_PATHS.get()
+    is_path = ":" in name and (allowed_paths is None or name in allowed_paths)
     if not is_path and (":" in name or not registry.is_valid_name(name)):
         if name == PYTHON_OBJECT_NAME:
             raise ScenarioError(f"{path}.name: {describe_missing_objects(dict(find_markers(table, path)))}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from flwr.app import ArrayRecord, Context, Message, RecordDict
@@ -16,6 +18,7 @@ from fedsgd.federation import Message as Frames
 from fedsgd.federation.client_state import ClientState
 from fedsgd.flower.app.array_layout import ReplyArrays
 from fedsgd.flower.app.arrays import flatten_values, is_float
+from fedsgd.flower.app.class_check import check_classes, is_class_check, parse_allowed_paths
 from fedsgd.flower.app.client_state import attach_reply, open_store, revert_missing_coordinates
 from fedsgd.flower.app.failures import mark_error, wrap_app_error
 from fedsgd.flower.app.messages import (
@@ -39,7 +42,7 @@ from fedsgd.wire import decode_frame, frame_overhead
 _DUMMY_EXAMPLES = Examples(np.zeros(1, dtype=np.float32), np.zeros(1, dtype=np.float32))
 
 
-def compression_mod() -> Mod:
+def compression_mod(*, allow: Collection[str] = ()) -> Mod:
     """Return a mod that compresses a ClientApp's updates for a `CompressedStrategy`.
 
     The mod works with any ClientApp of Flower's message API. Put the mod first, so that other mods see uncompressed arrays. The
@@ -52,30 +55,43 @@ def compression_mod() -> Mod:
     - Not compressed: messages of other strategies, replies to evaluations, replies with an error, and replies without an array
       of the model. A reply is also sent uncompressed if the reply contradicts the server's tied names.
     - Arrays that the model does not have are sent as they are.
+    - Your own compressors: a node imports a class outside fedsgd only if `allow` has its import path, because a server must not
+      make a node import other modules. The app has the module, or the node has the installed package. Before the first message,
+      source and release of each class are compared with the server's, and a difference ends the run.
     - Errors: Flower reports a `ClientAppError`, which the server explains in its log. The cause is an error of the app or of
       the mod: ModelError (two arrays share memory, or a record's name), NonFiniteError (the update), ScenarioError (secure
-      aggregation behind the mod, or FEDSGD_STATE_BUDGET), WireError (the message), or OutputError (no space for the state).
+      aggregation behind the mod, a class, or FEDSGD_STATE_BUDGET), WireError (the message), or OutputError (no space).
+
+    Args:
+        allow: import paths of compressor classes that the server may name, like `["my_package.my_module:MyClass"]`.
+
+    Raises:
+        ScenarioError: `allow` is not a list of import paths.
 
     >>> from flwr.clientapp import ClientApp
     >>> from fedsgd.flower import compression_mod
     >>> app = ClientApp(mods=[compression_mod()])
     """
-    return _handle_message
+    return partial(_handle_message, allowed_paths=parse_allowed_paths(allow))
 
 
-def _handle_message(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+def _handle_message(
+    message: Message, context: Context, call_next: ClientAppCallable, allowed_paths: Collection[str]
+) -> Message:
     """Decode a compressed message, call the app and compress its reply; pass other messages to the app unchanged."""
 
     def call_app(message: Message, context: Context) -> Message:
         with hide_record(context):
             return call_next(message, context)
 
-    if not (message.has_content() and is_compressed(message.content)):
+    if not (message.has_content() and (is_compressed(message.content) or is_class_check(message.content))):
         return call_app(message, context)
     try:
         check_mods(call_next)
+        if is_class_check(message.content):
+            return check_classes(message, allowed_paths)
         is_evaluation = message.metadata.message_type.split(".")[0] == "evaluate"
-        handler = _MessageHandler.from_message(message, context, is_training=not is_evaluation)
+        handler = _MessageHandler.from_message(message, context, allowed_paths, is_training=not is_evaluation)
         return mark_error((handler.evaluate if is_evaluation else handler.train)(message, call_app))
     except Exception as error:
         raise wrap_app_error(error) from error
@@ -93,9 +109,9 @@ class _MessageHandler:
     downlink_cache: DownlinkCache
 
     @staticmethod
-    def from_message(message: Message, context: Context, is_training: bool) -> _MessageHandler:
+    def from_message(message: Message, context: Context, allowed_paths: Collection[str], is_training: bool) -> _MessageHandler:
         """Decode a message's settings and open the state of the node's client."""
-        request = decode_request(message.content)
+        request = decode_request(message.content, allowed_paths)
         store = open_store(context, request.settings, is_training)
         client = decode_frame(request.frames[0], frame_overhead(0)).header.client
         return _MessageHandler(

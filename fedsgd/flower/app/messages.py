@@ -66,14 +66,17 @@ def is_compressed(content: RecordDict) -> bool:
     return RECORD_KEY in content and TASK_KEY in content
 
 
-def decode_request(content: RecordDict) -> CompressedRequest:
-    """Decode a content that `build_compressed_content` built. WireError for any other content."""
+def decode_request(content: RecordDict, allowed_paths: Collection[str] = ()) -> CompressedRequest:
+    """Decode a content that `build_compressed_content` built. WireError for any other content.
+
+    Of the compressor classes outside fedsgd, only those in `allowed_paths` are imported.
+    """
     record = content[TASK_KEY]
     task = record.get(_FRAME_KEY) if isinstance(record, ConfigRecord) else None
     (data, frames), exact_packet = _unpack_parts(read_payload(content))
     if not isinstance(task, bytes):
         raise WireError(0, "the message has no TASK frame")
-    settings = decode_settings(data)
+    settings = decode_settings(data, allowed_paths)
     return CompressedRequest(settings, (task, *frames), decode_exact_arrays(settings.array_layout, exact_packet))
 
 

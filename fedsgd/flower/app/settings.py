@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedsgd.compression import COMPRESSORS, CompressionOperator, CompressionScheme, Compressor, StaleResidualPolicy
+from fedsgd.config.python_objects import PYTHON_OBJECT_NAME
 from fedsgd.errors import FedsgdError, ScenarioError, WireError, suggest_name
 from fedsgd.federation import FederationPlan
 from fedsgd.flower.app.array_layout import ArrayLayout
@@ -29,13 +30,13 @@ def parse_uplink(compressor: str | Mapping[str, object] | Compressor, error_feed
     Raises:
         ScenarioError: a setting is wrong, or the compressor's server does more than decode updates.
     """
-    table = dump_table(compressor, use_import_paths=False) if isinstance(compressor, Compressor) else compressor
+    table = dump_table(compressor) if isinstance(compressor, Compressor) else compressor
+    if isinstance(table, Mapping) and table.get("name") == PYTHON_OBJECT_NAME:
+        raise ScenarioError(f"compressor: got {compressor!r}, expected a compressor whose class nodes can import")
     name = table.get("name") if isinstance(table, Mapping) else table
     if isinstance(name, str) and name not in COMPRESSORS and ":" not in name:
         raise ScenarioError(f'compressor.name: got "{name}"{suggest_name(name, _list_supported_compressors())}')
-    uplink = parse_table(UplinkConfig, {"compressor": table, "error_feedback": error_feedback}, registered_only=True)
-    if isinstance(compressor, Compressor) and uplink.compressor != compressor:
-        raise ScenarioError(f"compressor: got {compressor!r}, expected a compressor that clients can create from its name")
+    uplink = parse_table(UplinkConfig, {"compressor": table, "error_feedback": error_feedback})
     if not _is_decoded_per_client(uplink.build_scheme()):
         name = uplink.compressor.name
         problem = f'got "{name}", whose server does more than decode updates; a strategy needs each client\'s arrays'
@@ -47,7 +48,7 @@ def parse_downlink(settings: str | Mapping[str, object] | None) -> DownlinkConfi
     """Return the downlink's settings from a table, a policy's name, or None, which stands for the uncompressed model."""
     try:
         table = {"policy": settings} if isinstance(settings, str) else settings
-        return parse_table(DownlinkConfig, {} if table is None else table, registered_only=True)
+        return parse_table(DownlinkConfig, {} if table is None else table)
     except ScenarioError as error:
         raise ScenarioError(f"downlink.{error}") from None
 
@@ -117,8 +118,11 @@ class CompressionSettings:
         return zlib.compress(text.encode(), 9)
 
 
-def decode_settings(data: bytes) -> CompressionSettings:
-    """Return the settings that `CompressionSettings.encode` encoded. WireError for any other bytes."""
+def decode_settings(data: bytes, allowed_paths: Collection[str] = ()) -> CompressionSettings:
+    """Return the settings that `CompressionSettings.encode` encoded. WireError for any other bytes.
+
+    Of the classes outside fedsgd, only those in `allowed_paths` are imported.
+    """
     try:
         decompressor = zlib.decompressobj()
         values = json.loads(decompressor.decompress(data, MAX_SETTINGS_BYTES))
@@ -127,8 +131,8 @@ def decode_settings(data: bytes) -> CompressionSettings:
         array_layout = _decode_array_layout(*values.pop("model"))
         if not all(isinstance(values[name], int) for name in _INTEGER_FIELDS):
             raise WireError(0, f"the server's settings have a value that is no integer in one of {', '.join(_INTEGER_FIELDS)}")
-        uplink = parse_table(UplinkConfig, values.pop("uplink"), registered_only=True)
-        downlink = parse_table(DownlinkConfig, values.pop("downlink"), registered_only=True)
+        uplink = parse_table(UplinkConfig, values.pop("uplink"), allowed_paths)
+        downlink = parse_table(DownlinkConfig, values.pop("downlink"), allowed_paths)
         return CompressionSettings(uplink, downlink, array_layout, **values)
     except FedsgdError as error:
         raise error if isinstance(error, WireError) else WireError(0, f"the server's settings: {error}") from None

@@ -18,6 +18,7 @@ from fedsgd.flower.app.array_layout import (
     guess_ties,
     resolve_tied_groups,
 )
+from fedsgd.flower.app.class_check import ClassCheck
 from fedsgd.flower.app.client_state import create_settings, describe_state
 from fedsgd.flower.app.inner_strategy import (
     DEFAULT_TIMEOUT,
@@ -112,7 +113,8 @@ class CompressedStrategy(WrappingStrategy):
 
         Args:
             inner: strategy of `flwr.serverapp.strategy`, or of a subclass.
-            compressor: name as in a scenario's `[uplink.compressor]`, table with the name and settings, or `Compressor`.
+            compressor: name as in a scenario's `[uplink.compressor]`, table with the name and settings, or `Compressor`. A
+                class outside fedsgd has the name "my_package.my_module:MyClass" and is allowed by `compression_mod(allow=...)`.
             error_feedback: "none", "persist", "decay" or "reset".
             downlink: policy as in `[downlink]`, or a table; by default the whole model is sent, uncompressed.
             seed: seed of the randomness that server and clients share, at least 0.
@@ -135,6 +137,7 @@ class CompressedStrategy(WrappingStrategy):
             raise ScenarioError(f"dp_error_feedback: got {dp_error_feedback!r}, expected True or False")
         self.traffic: list[RoundTraffic] = []
         self._link_settings = parse_uplink(compressor, error_feedback), parse_downlink(downlink)
+        self._class_check = ClassCheck.from_settings(*self._link_settings)
         self._seed, self._exact_patterns = seed, tuple(exact)
         self._tied_groups = None if tied is None else parse_tied_groups(tied)
         self._session: CompressionSession | None = None
@@ -194,7 +197,8 @@ class CompressedStrategy(WrappingStrategy):
             NonFiniteError: the model is not finite.
             ModelError: a message of the inner strategy has a record with a name that fedsgd uses.
             ScenarioError: a wrapper for differential privacy is around this strategy, or `tied` or a compressor does not fit
-                the model. Or, without `dp_error_feedback`, `inner` sends a clipping norm and the compressor has memory.
+                the model, or a node lacks the class of a user's compressor or has another one. Or, without
+                `dp_error_feedback`, `inner` sends a clipping norm and the compressor has memory.
         """
         self._check_outer_strategies()
         self._grid, self._train_round = grid, None
@@ -208,6 +212,7 @@ class CompressedStrategy(WrappingStrategy):
             if session is None:
                 self._train_round.compress_messages(messages, None)
                 return messages
+            self._class_check.check_nodes(messages, grid, self._timeout)
             weighted_by = find_setting(self.inner, "weighted_by_key", "num-examples")
             self._train_round.compress_messages(
                 messages, lambda contents, key: session.compress_train_messages(contents, arrays, key, weighted_by)

@@ -43,7 +43,7 @@ def report_identity(message: Message, context: Context) -> Message:
         if server_engine and engine != server_engine:
             values["trouble"] = f"its engine would be {engine}; the server expects {server_engine}"
     except FedsgdError as error:
-        values |= {"trouble": str(error), SCENARIO_ERROR_KEY: isinstance(error, ScenarioError)}
+        values["trouble"], values[SCENARIO_ERROR_KEY] = str(error), isinstance(error, ScenarioError)
     return Message(RecordDict({RECORD_KEY: values}), reply_to=message)
 
 

@@ -37,6 +37,7 @@ from fedsgd.flower.deployment.cluster import ClusterConfig, LocalCluster, local_
 from fedsgd.scenario.scenario import Scenario
 from tests.flower import run as flower_run
 from tests.flower.example import write_app
+from tests.flower.user_source import write_rules
 
 Make = Callable[..., Scenario]
 SMALL = {"rounds": 2, "engine.name": "sequential"}
@@ -295,6 +296,41 @@ def test_errors_of_a_client_and_of_the_server_are_those_of_a_simulation(scenario
     (tmp_path / "mine" / "notes.txt").touch()
     with pytest.raises(OutputError, match="is not empty"):
         deploy_scenario(scenario(SMALL), tmp_path / "mine")
+
+
+def test_module_next_to_the_scenario_travels_in_the_app(
+    scenario: Make, user_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No process of the deployment but this one has the folder of the module on its path, and no process is forked."""
+    settings = write_rules(user_folder, "travelling_rules")
+    s = scenario({**SMALL, **settings, "rounds": 1})
+    simulation = fedsgd.run(s)
+    file = user_folder / "mine.toml"
+    file.write_text(s.to_toml())
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "path", [entry for entry in sys.path if entry != str(user_folder)])
+        del sys.modules["travelling_rules"]
+        deployment = deploy_scenario(file, user_folder.parent / "deployment", use_fork_server=False)
+    for digest in ("params_sha256", "ledger_sha256"):
+        assert deployment.summary[digest] == simulation.summary[digest]
+    text = (user_folder.parent / "deployment" / "scenario.toml").read_text()
+    assert all(f'"{path}"' in text for path in settings.values())
+
+
+def test_module_that_a_node_cannot_import_ends_the_command_before_round_1(scenario: Make, user_folder: Path) -> None:
+    settings = write_rules(user_folder, "unimportable_rules")
+    file = user_folder / "mine.toml"
+    file.write_text(scenario({**SMALL, **settings}).to_toml())
+    problem = "if sys.argv[0].endswith('flwr-clientapp'):\n    raise ImportError('no library of this name')"
+    (user_folder / "unimportable_rules_helper.py").write_text(f"import sys\n{problem}\nFACTOR = 2\n")
+    out = user_folder.parent / "run"
+    command = [sys.executable, "-m", "fedsgd", "flower", str(file), "--nodes", "1", "--cold", "--quiet", "--out", str(out)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2, result.stderr
+    assert result.stderr == (
+        f"fedsgd: {file}: node 0: cannot take part: the scenario needs unimportable_rules:HalfTopK, unimportable_rules:UserMean: "
+        'server.aggregator.name: cannot import "unimportable_rules": ImportError: no library of this name\n'
+    )
 
 
 def test_readme_command_over_a_deployment_sends_compressed_updates() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -29,10 +31,12 @@ from fedsgd.flower.runtime import message_content, node, server_app
 from fedsgd.flower.runtime.client_app import app
 from fedsgd.flower.runtime.grid_runtime import FlowerRuntime, MessageEvent
 from fedsgd.flower.runtime.settings import read_scenario
+from fedsgd.flower.user_classes import ClassIdentity, find_import_paths, identify_classes
 from fedsgd.runtime.workers import protocol
 from fedsgd.scenario.scenario import Scenario
 from fedsgd.system.torch_determinism import isolate_global_state
 from tests.flower.grid import InProcessGrid, InProcessNode, identity
+from tests.flower.user_source import write_rules
 
 Make = Callable[..., Scenario]
 
@@ -51,14 +55,18 @@ def create_grid(scenario: Scenario, n_nodes: int, data: Path | None = None) -> I
 
 
 def run_over_grid(
-    grid: InProcessGrid, scenario: Scenario, events: list[MessageEvent] | None = None, **options: Any
+    grid: InProcessGrid,
+    scenario: Scenario,
+    events: list[MessageEvent] | None = None,
+    server_classes: Sequence[ClassIdentity] = (),
+    **options: Any,
 ) -> fedsgd.Result:
     """Run a scenario over a grid, and append its messages to `events`."""
     messages = [] if events is None else events
 
     def create_runtime(experiment: Any) -> FlowerRuntime:
         engine = str(experiment.engine_choice)
-        runtime = FlowerRuntime(grid, len(experiment.train), len(grid.nodes), 5.0, messages.append, engine)
+        runtime = FlowerRuntime(grid, len(experiment.train), len(grid.nodes), 5.0, messages.append, engine, server_classes)
         runtime.wait_for_nodes(5.0)
         return runtime
 
@@ -243,6 +251,74 @@ def test_missing_or_unsuitable_node_is_a_run_error(scenario: Make) -> None:
     grid_without_data = InProcessGrid.of(app, 1, scenario=s.to_toml().replace('"digits"', '"mnist"'), data="/nowhere")
     with pytest.raises(RunError, match=r"node 0: cannot take part: .*/nowhere"):
         FlowerRuntime(grid_without_data, 8, 1).wait_for_nodes(5.0)
+
+
+def test_run_with_a_users_classes_over_grid_has_the_results_of_a_simulation(scenario: Make, user_folder: Path) -> None:
+    s = scenario({**write_rules(user_folder, "grid_rules"), "rounds": 2, "engine.name": "sequential"})
+    classes = identify_classes(find_import_paths(s))
+    assert [identity.path for identity in classes] == ["grid_rules:HalfTopK", "grid_rules:UserMean"]
+    simulation, result = fedsgd.run(s), run_over_grid(create_grid(s, 3), s, server_classes=classes)
+    for digest in ("params_sha256", "ledger_sha256"):
+        assert result.summary[digest] == simulation.summary[digest]
+
+
+def test_node_without_a_users_class_is_a_scenario_error_before_round_1(scenario: Make, user_folder: Path) -> None:
+    """The node's message has the classes of the scenario and the missing module; the server does not wait for other nodes."""
+    s = scenario(write_rules(user_folder, "lost_rules"))
+    classes, grid = identify_classes(find_import_paths(s)), create_grid(s, 3)
+    grid.silent_nodes.add(grid.find_id(2))
+    del sys.modules["lost_rules"]
+    (user_folder / "lost_rules.py").unlink()
+    start = time.monotonic()
+    with pytest.raises(ScenarioError) as caught:
+        FlowerRuntime(grid, 8, 3, server_classes=classes).wait_for_nodes(60.0)
+    assert time.monotonic() - start < 30.0
+    text = str(caught.value)
+    assert re.match(
+        r"node \d: cannot take part: the scenario needs lost_rules:HalfTopK, lost_rules:UserMean: \S+: "
+        r"cannot import \"lost_rules\": ModuleNotFoundError: No module named 'lost_rules'",
+        text,
+    ), text
+    assert "\n" not in text
+    assert {message.metadata.message_type for message in grid.sent_messages} == {MessageType.QUERY}
+
+
+def test_node_with_another_class_is_a_scenario_error_before_round_1(
+    scenario: Make, user_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s = scenario(write_rules(user_folder, "other_rules"))
+    compressor, aggregator = identify_classes(find_import_paths(s))
+    other = aggregator._replace(sha256="0", release="other-rules 1.0")
+    monkeypatch.setattr(node, "identify_classes", lambda paths: [compressor, other])
+    runtime = FlowerRuntime(create_grid(s, 2), 8, 2, server_classes=[compressor, aggregator])
+    with pytest.raises(ScenarioError) as caught:
+        runtime.wait_for_nodes(5.0)
+    assert re.fullmatch(
+        r"node \d: cannot take part: other_rules:UserMean is not the server's: the node has other-rules 1.0, source 0; "
+        rf"the server has no installed release, source {aggregator.sha256}",
+        str(caught.value),
+    )
+
+
+def test_restarted_node_with_another_class_is_left_out(
+    scenario: Make, user_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    s = scenario(write_rules(user_folder, "restarted_rules"))
+    experiment, grid, classes = build_experiment(s), create_grid(s, 2), identify_classes(find_import_paths(s))
+    runtime = FlowerRuntime(grid, 8, 2, 0.3, server_classes=classes)
+    runtime.wait_for_nodes(5.0)
+    grid.restart(1)
+    monkeypatch.setattr(node, "identify_classes", lambda paths: [])
+    errors = exchange_errors(runtime, experiment)
+    assert errors[0] == errors[2] == ""
+    assert errors[1].startswith("ConnectionError: node 1: ")
+    assert "not among the node's classes []; the run continues without this node" in capsys.readouterr().out
+
+
+def test_query_has_no_classes_for_a_scenario_of_fedsgds_classes(scenario: Make) -> None:
+    grid = create_grid(scenario(), 1)
+    FlowerRuntime(grid, 8, 1).wait_for_nodes(5.0)
+    assert [dict(message.content["fedsgd"]) for message in grid.sent_messages] == [{"hello": ""}]
 
 
 def test_missing_or_wrong_run_config_is_an_error_of_one_line(scenario: Make, tmp_path: Path) -> None:

@@ -1,0 +1,78 @@
+"""Source files of user modules: imports from the same folder, and folders that every process searches."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedsgd.flower.source_files import find_root, is_on_every_path, list_source_files, search_scenario_folder
+
+
+def write_files(folder: Path, **sources: str) -> None:
+    """Write sources by name; "__" in a name stands for a folder."""
+    for name, source in sources.items():
+        path = folder / f"{name.replace('__', '/')}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(source)
+
+
+def test_single_file_has_the_modules_that_it_imports(user_folder: Path) -> None:
+    write_files(
+        user_folder,
+        rules="import helper, json, numpy\nfrom tools.first import f\nfrom fedsgd.errors import WireError",
+        helper="def f():\n    from deeper import *",
+        deeper="import rules",
+        unrelated="",
+        json="",
+        fedsgd__errors="",
+        tools__first="from . import second\nfrom .third.inner import x",
+        tools__second="import syntax_error",
+        tools__third__inner="from ..fourth import y",
+        tools__fourth="",
+        tools__unused="",
+        syntax_error="def",
+    )
+    (user_folder / "tools" / "__init__.py").touch()
+    assert find_root("rules") == user_folder
+    assert list(list_source_files("rules", user_folder)) == [
+        "deeper.py",
+        "helper.py",
+        "rules.py",
+        "syntax_error.py",
+        "tools/__init__.py",
+        "tools/first.py",
+        "tools/fourth.py",
+        "tools/second.py",
+        "tools/third/inner.py",
+    ]
+
+
+def test_installed_package_has_only_its_own_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packages = tmp_path / "site-packages"
+    write_files(packages, mine__rules="import mine.other, theirs", mine__other="", theirs="")
+    (packages / "mine" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(packages)
+    assert find_root("mine.rules") == packages
+    assert list(list_source_files("mine.rules", packages)) == ["mine/__init__.py", "mine/other.py", "mine/rules.py"]
+    assert is_on_every_path(packages)
+
+
+def test_module_without_a_file_has_no_root() -> None:
+    assert find_root("sys") is None
+    assert find_root("no_such_module_of_a_user") is None
+
+
+def test_folder_in_pythonpath_is_on_every_path(user_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not is_on_every_path(user_folder)
+    monkeypatch.setenv("PYTHONPATH", f"/nowhere:{user_folder}/")
+    assert is_on_every_path(user_folder)
+
+
+def test_scenario_folder_is_searched_last_and_removed(tmp_path: Path) -> None:
+    path = list(sys.path)
+    with search_scenario_folder(tmp_path / "mine.toml"), search_scenario_folder(str(tmp_path / "other.toml")):
+        assert sys.path == [*path, str(tmp_path)]
+    with search_scenario_folder(None):
+        assert sys.path == path
