@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fedsgd.system.user_files import expand_user_path
+
 MODULE_FOLDER = "fedsgd_modules"
 """Folder of the user's modules in the app that a deployment submits."""
 _PACKAGE_FOLDERS = ("site-packages", "dist-packages")
@@ -26,7 +28,7 @@ def search_scenario_folder(scenario: object) -> Iterator[None]:
     Args:
         scenario: path of the file; no folder is added for any other object.
     """
-    folder = str(Path(scenario).expanduser().absolute().parent) if isinstance(scenario, str | Path) else None
+    folder = str(expand_user_path(scenario).absolute().parent) if isinstance(scenario, str | Path) else None
     if folder is None or folder in sys.path:
         yield
         return
