@@ -9,17 +9,17 @@ from fedsgd.errors import DataError
 EXPECTED_DATASET = (
     "expected a fedsgd.Dataset(train, test, classes), with train and test a fedsgd.Examples(x, y) of numpy arrays each"
 )
-_PAIR_HINT = "fedsgd.Examples(x, y) takes one pair of arrays; pass one pair for training and one for testing"
-_TABLE_HINT = 'write it with save_to_disk(folder) and set [data] name = "hugging-face", path = folder'
+_PAIR_HINT = "fedsgd.datasets.from_arrays((x, y), (x_test, y_test)) converts two pairs of arrays"
+_TORCH_HINT = "fedsgd.datasets.from_torch(train, test) converts two of them"
+_TABLE_HINT = "fedsgd.datasets.from_hugging_face(train, test, features=..., target=...) converts tables"
 _PATH_HINT = 'name a file in [data]: name = "npz" or "hugging-face", path = "..."'
 _CONVERSION_HINTS = {
-    "torch.TensorDataset": "its arrays are x, y = (tensor.numpy() for tensor in dataset.tensors)",
-    "torch.DataLoader": "batches = list(loader), and torch.cat(...).numpy() over the batches gives each array",
-    "torch.Dataset": "x, y = map(numpy.stack, zip(*dataset)) stacks its items",
+    "torch.DataLoader": "fedsgd.datasets.from_torch(train.dataset, test.dataset) converts the datasets of two loaders",
+    "torch.Dataset": _TORCH_HINT,
     "datasets.Dataset": _TABLE_HINT,
     "datasets.DatasetDict": _TABLE_HINT,
     "datasets.IterableDataset": "collect its rows into arrays",
-    "pandas.DataFrame": "its arrays are frame[columns].to_numpy() and frame[label].to_numpy()",
+    "pandas.DataFrame": "fedsgd.datasets.from_pandas(train, test, target=...) converts two of them",
     "numpy.ndarray": _PAIR_HINT,
     "builtins.tuple": _PAIR_HINT,
     "builtins.list": _PAIR_HINT,

@@ -66,7 +66,15 @@ class HuggingFace(DatasetSource):
                 raise FieldError(self.name, "x", f'names "{name}" twice, expected each column once')
 
     def load(self, folder: Path | None) -> Dataset:
-        tables, has_single_split = self._load_parts(folder)
+        return self.build_dataset(*self._load_parts(folder))
+
+    def build_dataset(self, tables: Sequence[Any], has_single_split: bool) -> Dataset:
+        """Return the dataset of two tables, or of one table of which a share is drawn for testing.
+
+        Args:
+            tables: (training table, test table), or the only table.
+            has_single_split: True for a single table.
+        """
         features = self._select_feature_columns(tables[0].column_names)
         for table in tables:
             self._check_columns(table.column_names, features)
