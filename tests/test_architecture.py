@@ -26,6 +26,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
         "experiment.options",
         "experiment.runner",
         "experiment.summary",
+        "experiment.trained_model",
         "models",
         "optim",
         "storage.run_directory",

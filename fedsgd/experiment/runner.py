@@ -26,9 +26,11 @@ from fedsgd.experiment.options import (
     resolve_data,
 )
 from fedsgd.experiment.summary import build_summary, build_table_row, dense_frame_bytes, save_clients
+from fedsgd.experiment.trained_model import load_state
 from fedsgd.federation import ServerState
 from fedsgd.federation.round_loop import Runtime, as_run_error, run_rounds
 from fedsgd.federation.round_record import ResidualStatistics, RoundRecord
+from fedsgd.models.argument_checks import check_module
 from fedsgd.numerics.arrays import F32, F64
 from fedsgd.numerics.parameter_layout import ParameterLayout
 from fedsgd.scenario.scenario import PythonObjects, Scenario, open_scenario
@@ -44,6 +46,7 @@ from fedsgd.training import explain_restart
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from fedsgd.experiment.trained_model import Module
     from fedsgd.trackers import Tracker
 
 RuntimeFactory = Callable[[Experiment], Runtime]
@@ -77,6 +80,27 @@ class Result:
     summary: Mapping[str, Any] = field(default_factory=dict)
     out: Path | None = None
     state_dict: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def load_into(self, module: Module) -> Module:
+        """Load the trained parameters and buffers into a torch module, and return the module.
+
+        >>> import fedsgd
+        >>> from torch import nn
+        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        >>> result = fedsgd.run(fedsgd.Scenario(name="digits", rounds=1), model=network)
+        >>> module = result.load_into(network)
+        >>> bool((module[1].bias == result.state_dict["1.bias"]).all())
+        True
+
+        Args:
+            module: module with the tensors of the run's model, whose values are replaced.
+
+        Raises:
+            ModelError: names or shapes of the tensors differ.
+        """
+        check_module(module, "module")
+        load_state(module, self.state_dict)
+        return module
 
 
 def run(

@@ -11,7 +11,7 @@ from fedsgd.errors import ModelError
 def check_python_arguments(module: object, loss: object, metrics: object) -> None:
     """Raise ModelError for arguments of `run` that are no module, loss or dictionary of metrics; None: absent argument."""
     if module is not None:
-        _check_module(module)
+        check_module(module)
     if loss is not None:
         _check_callable(loss, "loss", "loss")
     if metrics is None:
@@ -33,7 +33,8 @@ def check_metric_name(name: str) -> None:
         raise ModelError(f"metrics: got the name {describe_value(name)}, expected printable text, such as accuracy")
 
 
-def _check_module(module: object) -> None:
+def check_module(module: object, argument: str = "model") -> None:
+    """Raise ModelError, with the name of the argument, for a value that is no instance of torch.nn.Module."""
     import torch
 
     if isinstance(module, torch.nn.Module):
@@ -45,7 +46,7 @@ def _check_module(module: object) -> None:
         hint = '; a name goes into the scenario: [model] module = "package.module:function"'
     elif callable(module):
         hint = f": call it, {_factory_name(module)}()"
-    raise ModelError(f"model: got {_describe_kind(module)}, expected an instance of torch.nn.Module{hint}")
+    raise ModelError(f"{argument}: got {_describe_kind(module)}, expected an instance of torch.nn.Module{hint}")
 
 
 def _check_callable(value: object, subject: str, key: str) -> None:

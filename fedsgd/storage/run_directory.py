@@ -25,7 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedsgd.errors import OutputError, make_write_error
+from fedsgd.errors import OutputError, ReportError, make_write_error
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -112,6 +112,17 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     from safetensors.torch import save
 
     write_atomically(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read the named tensors of a file in the format of safetensors; ReportError for a file that cannot be read."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ReportError(f"{path}: cannot be read ({error})") from None
 
 
 def write_atomically(path: Path, data: bytes) -> None:
