@@ -1,15 +1,34 @@
 """fedsgd: a federated-learning simulator in which every byte is encoded, decoded, counted and explained.
 
-    import fedsgd
+A scenario describes a run. Each component is an object, or a name in a TOML file:
 
-    scenario = fedsgd.load("scenarios/quickstart.toml", {"uplink.compressor.density": 0.001})
-    result = fedsgd.run(scenario, on_round=print)
-    result.summary["uplink_bytes"], result.history, result.ledger.table(), result.parameters
+>>> import fedsgd as fs
+>>> scenario = fs.Scenario(
+...     name="digits-topk",
+...     rounds=2,
+...     data=fs.DataConfig(fs.datasets.Digits(), partition=fs.partitioners.Dirichlet(clients=20, alpha=1.0)),
+...     model=fs.models.Mlp(hidden=(64,)),
+...     client=fs.ClientConfig(optimizer=fs.optim.Momentum(lr=0.05), epochs=5),
+...     server=fs.ServerConfig(cohort=10, aggregator=fs.aggregators.WeightedMean()),
+...     uplink=fs.UplinkConfig(fs.compressors.TopK(density=0.01), error_feedback="persist"),
+... )
+>>> result = fs.run(scenario, on_round=lambda record: print(record.round, len(record.accepted)))
+1 10
+2 10
+>>> result.parameters.shape, result.summary["uplink_ratio"] > 50
+((4810,), True)
 
-    certificate = fedsgd.certify("top-k", {"density": 0.01})
+The same from a file, and the laws of a compressor:
+
+    scenario = fs.load("scenarios/quickstart.toml", {"uplink.compressor.density": 0.001})
+    result = fs.run(scenario)
+    result.history, result.ledger.table(), result.load_into(module)
+
+    certificate = fs.certify("top-k", {"density": 0.01})
     certificate.passed, certificate.laws, certificate.traffic, certificate.errors, certificate.throughput
 
-Names are imported when they are first used, so that `import fedsgd` is instant.
+Component families are namespaces: `datasets`, `partitioners`, `models`, `optim`, `schedules`, `compressors`, `aggregators`,
+`samplers`, `durations` and `networks`. Names are imported when they are first used, so that `import fedsgd` is instant.
 """
 
 from __future__ import annotations
@@ -20,8 +39,15 @@ from typing import TYPE_CHECKING
 from fedsgd._version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from fedsgd import models as models
+    from fedsgd import optim as optim
+    from fedsgd.aggregation import aggregators as aggregators
+    from fedsgd.analysis.run_prices import compare, price
     from fedsgd.certification import Certificate, certify
+    from fedsgd.compression import compressors as compressors
     from fedsgd.data import Dataset, Examples
+    from fedsgd.data import datasets as datasets
+    from fedsgd.data import partitioners as partitioners
     from fedsgd.errors import (
         DataError,
         DeploymentError,
@@ -39,30 +65,56 @@ if TYPE_CHECKING:
     from fedsgd.experiment.ledger import Ledger
     from fedsgd.experiment.options import CustomModel, ExecutionConfig, RunCallbacks
     from fedsgd.experiment.runner import Result, run
+    from fedsgd.experiment.trained_model import load_model, load_parameters
     from fedsgd.federation.round_record import RoundRecord
     from fedsgd.flower.deployment import DeploymentCallbacks, DeploymentConfig, DeploymentResult, deploy
+    from fedsgd.network import networks as networks
+    from fedsgd.optim import schedules as schedules
+    from fedsgd.sampling import durations as durations
+    from fedsgd.sampling import samplers as samplers
     from fedsgd.scenario.scenario import Scenario, load
+    from fedsgd.scenario.sections import (
+        ClientConfig,
+        DataConfig,
+        DownlinkConfig,
+        EngineConfig,
+        EvaluationConfig,
+        FaultConfig,
+        ParticipationConfig,
+        ServerConfig,
+        StateStoreConfig,
+        StoppingConfig,
+        TargetConfig,
+        UplinkConfig,
+    )
     from fedsgd.sweeps.options import SweepCallbacks, SweepConfig
     from fedsgd.sweeps.runner import sweep
     from fedsgd.trackers import Tracker
 
 _EXPORT_MODULES = {
     "Certificate": "certification",
+    "ClientConfig": "scenario.sections",
     "CustomModel": "experiment.options",
+    "DataConfig": "scenario.sections",
     "DataError": "errors",
     "Dataset": "data",
     "DeploymentCallbacks": "flower.deployment",
     "DeploymentConfig": "flower.deployment",
     "DeploymentError": "errors",
     "DeploymentResult": "flower.deployment",
+    "DownlinkConfig": "scenario.sections",
+    "EngineConfig": "scenario.sections",
+    "EvaluationConfig": "scenario.sections",
     "Examples": "data",
     "ExecutionConfig": "experiment.options",
+    "FaultConfig": "scenario.sections",
     "FedsgdError": "errors",
     "LawError": "errors",
     "Ledger": "experiment.ledger",
     "ModelError": "errors",
     "NonFiniteError": "errors",
     "OutputError": "errors",
+    "ParticipationConfig": "scenario.sections",
     "ReportError": "errors",
     "Result": "experiment.runner",
     "RoundRecord": "federation.round_record",
@@ -71,34 +123,64 @@ _EXPORT_MODULES = {
     "Scenario": "scenario.scenario",
     "ScenarioError": "errors",
     "ScenarioWarning": "errors",
+    "ServerConfig": "scenario.sections",
+    "StateStoreConfig": "scenario.sections",
+    "StoppingConfig": "scenario.sections",
     "SweepCallbacks": "sweeps.options",
     "SweepConfig": "sweeps.options",
+    "TargetConfig": "scenario.sections",
     "Tracker": "trackers",
+    "UplinkConfig": "scenario.sections",
     "WireError": "errors",
     "certify": "certification",
     "deploy": "flower.deployment",
+    "compare": "analysis.run_prices",
     "load": "scenario.scenario",
+    "load_model": "experiment.trained_model",
+    "load_parameters": "experiment.trained_model",
+    "price": "analysis.run_prices",
     "run": "experiment.runner",
     "sweep": "sweeps.runner",
 }
+"""Module of each class and function."""
+_NAMESPACES = {
+    "aggregators": "aggregation.aggregators",
+    "compressors": "compression.compressors",
+    "datasets": "data.datasets",
+    "durations": "sampling.durations",
+    "models": "models",
+    "networks": "network.networks",
+    "optim": "optim",
+    "partitioners": "data.partitioners",
+    "samplers": "sampling.samplers",
+    "schedules": "optim.schedules",
+}
+"""Module of each component family."""
 
 __all__ = [
     "Certificate",
+    "ClientConfig",
     "CustomModel",
+    "DataConfig",
     "DataError",
     "Dataset",
     "DeploymentCallbacks",
     "DeploymentConfig",
     "DeploymentError",
     "DeploymentResult",
+    "DownlinkConfig",
+    "EngineConfig",
+    "EvaluationConfig",
     "Examples",
     "ExecutionConfig",
+    "FaultConfig",
     "FedsgdError",
     "LawError",
     "Ledger",
     "ModelError",
     "NonFiniteError",
     "OutputError",
+    "ParticipationConfig",
     "ReportError",
     "Result",
     "RoundRecord",
@@ -107,19 +189,40 @@ __all__ = [
     "Scenario",
     "ScenarioError",
     "ScenarioWarning",
+    "ServerConfig",
+    "StateStoreConfig",
+    "StoppingConfig",
     "SweepCallbacks",
     "SweepConfig",
+    "TargetConfig",
     "Tracker",
+    "UplinkConfig",
     "WireError",
+    "aggregators",
     "certify",
+    "compare",
+    "compressors",
+    "datasets",
     "deploy",
+    "durations",
     "load",
+    "load_model",
+    "load_parameters",
+    "models",
+    "networks",
+    "optim",
+    "partitioners",
+    "price",
     "run",
+    "samplers",
+    "schedules",
     "sweep",
 ]
 
 
 def __getattr__(name: str) -> object:
+    if name in _NAMESPACES:
+        return importlib.import_module(f"fedsgd.{_NAMESPACES[name]}")
     if name in _EXPORT_MODULES:
         return getattr(importlib.import_module(f"fedsgd.{_EXPORT_MODULES[name]}"), name)
     raise AttributeError(f"module 'fedsgd' has no attribute {name!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import subprocess
 import sys
 
@@ -10,13 +11,55 @@ import pytest
 
 import fedsgd
 from fedsgd import errors
+from fedsgd.aggregation import AGGREGATORS
+from fedsgd.compression import COMPRESSORS
+from fedsgd.data import DATASETS, PARTITIONERS
+from fedsgd.models import MODELS
+from fedsgd.optim import OPTIMIZERS, SCHEDULES
+from fedsgd.sampling import DURATIONS, SAMPLERS
 
 
 def test_exported_names_are_sorted_and_exist() -> None:
     assert fedsgd.__all__ == sorted(fedsgd.__all__)
     for name in fedsgd.__all__:
         assert getattr(fedsgd, name) is not None
-    assert set(fedsgd._EXPORT_MODULES) == set(fedsgd.__all__) <= set(dir(fedsgd))
+    assert {*fedsgd._EXPORT_MODULES, *fedsgd._NAMESPACES} == set(fedsgd.__all__) <= set(dir(fedsgd))
+
+
+REGISTRIES = {
+    "aggregators": AGGREGATORS,
+    "compressors": COMPRESSORS,
+    "datasets": DATASETS,
+    "durations": DURATIONS,
+    "models": MODELS,
+    "optim": OPTIMIZERS,
+    "partitioners": PARTITIONERS,
+    "samplers": SAMPLERS,
+    "schedules": SCHEDULES,
+}
+
+
+def test_namespaces_are_the_families_and_networks() -> None:
+    assert set(fedsgd._NAMESPACES) == {*REGISTRIES, "networks"}
+
+
+@pytest.mark.parametrize("name", REGISTRIES)
+def test_namespace_has_exactly_the_components_of_its_registry(name: str) -> None:
+    namespace, registry = getattr(fedsgd, name), REGISTRIES[name]
+    members = {member for member in namespace.__all__ if is_component(getattr(namespace, member), registry.base)}
+    assert members == {registry[key].__name__ for key in registry}
+    assert all(getattr(namespace, registry[key].__name__) is registry[key] for key in registry)
+    assert namespace.register == registry.register
+    assert namespace.__doc__
+
+
+def is_component(value: object, base: type) -> bool:
+    return isinstance(value, type) and issubclass(value, base) and not inspect.isabstract(value)
+
+
+def test_namespace_has_the_objects_of_networks() -> None:
+    for name in fedsgd.networks.__all__:
+        assert callable(getattr(fedsgd.networks, name))
 
 
 def test_unknown_name_raises_attribute_error() -> None:
@@ -25,7 +68,21 @@ def test_unknown_name_raises_attribute_error() -> None:
 
 
 def test_package_import_loads_no_large_dependency() -> None:
-    code = "import sys, fedsgd; assert not {'numpy', 'torch', 'click', 'msgspec'} & set(sys.modules)"
+    code = """
+import sys, fedsgd
+assert {name for name in sys.modules if name.startswith("fedsgd.")} == {"fedsgd._version"}
+assert not {"numpy", "torch", "click", "msgspec"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_namespaces_load_no_large_dependency() -> None:
+    code = f"""
+import sys, fedsgd
+for name in {[*REGISTRIES, "networks"]!r}:
+    getattr(fedsgd, name)
+assert not {{"torch", "pyarrow", "sklearn", "datasets", "pandas", "pint"}} & set(sys.modules)
+"""
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

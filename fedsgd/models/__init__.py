@@ -1,10 +1,14 @@
-"""Registry of models. To add a model, write its class and add a line here; torch is imported when a model is built."""
+"""Models by name. To add a model, write its class and add a line here; torch is imported when a model is built."""
 
 from fedsgd.config.registry import Registry
 from fedsgd.models.base import Loss, Metric, Model
+from fedsgd.models.char_lstm import CharLstm
+from fedsgd.models.convolutional import CifarCnn, Cnn, LeNet
+from fedsgd.models.custom import CustomModule
 from fedsgd.models.loss_reduction import LossReduction
 from fedsgd.models.metrics import accuracy
-from fedsgd.models.perceptrons import Mlp
+from fedsgd.models.perceptrons import Mlp, Softmax, TwoNN
+from fedsgd.models.resnet import ResNet20
 
 MODELS: Registry[type[Model]] = Registry(
     "model",
@@ -24,4 +28,23 @@ MODELS: Registry[type[Model]] = Registry(
     hidden_members={"python-object": "fedsgd.models.custom:PythonObjectModule"},
 )
 
-__all__ = ["MODELS", "Loss", "LossReduction", "Metric", "Mlp", "Model", "accuracy"]
+register = MODELS.register
+
+__all__ = [
+    "MODELS",
+    "CharLstm",
+    "CifarCnn",
+    "Cnn",
+    "CustomModule",
+    "LeNet",
+    "Loss",
+    "LossReduction",
+    "Metric",
+    "Mlp",
+    "Model",
+    "ResNet20",
+    "Softmax",
+    "TwoNN",
+    "accuracy",
+    "register",
+]

@@ -22,22 +22,11 @@ To add an optimizer or a schedule, write its class in a module and add a line to
 """
 
 from fedsgd.config.registry import Registry
+from fedsgd.optim.adaptive import FedAdagrad, FedAdam, FedYogi
 from fedsgd.optim.base import Optimizer, ScaledStep
-from fedsgd.optim.schedules import ConstantSchedule, Schedule
+from fedsgd.optim.schedules import SCHEDULES, ConstantSchedule, Schedule
 from fedsgd.optim.sgd import SGD, Momentum, Nesterov, PyTorchMomentum
 
-SCHEDULES: Registry[type[Schedule]] = Registry(
-    "schedule",
-    Schedule,
-    {
-        "constant": "fedsgd.optim.schedules:ConstantSchedule",
-        "step": "fedsgd.optim.schedules:StepSchedule",
-        "exponential": "fedsgd.optim.schedules:ExponentialSchedule",
-        "cosine": "fedsgd.optim.schedules:CosineSchedule",
-        "inverse-sqrt": "fedsgd.optim.schedules:InverseSqrtSchedule",
-        "warm-up": "fedsgd.optim.schedules:WarmUpSchedule",
-    },
-)
 OPTIMIZERS: Registry[type[Optimizer]] = Registry(
     "optimizer",
     Optimizer,
@@ -53,15 +42,21 @@ OPTIMIZERS: Registry[type[Optimizer]] = Registry(
     aliases={"fedavg": "sgd", "fedavgm": "momentum-pytorch"},
 )
 
+register = OPTIMIZERS.register
+
 __all__ = [
     "OPTIMIZERS",
     "SCHEDULES",
     "SGD",
     "ConstantSchedule",
+    "FedAdagrad",
+    "FedAdam",
+    "FedYogi",
     "Momentum",
     "Nesterov",
     "Optimizer",
     "PyTorchMomentum",
     "ScaledStep",
     "Schedule",
+    "register",
 ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fedsgd.config.component import ClosedFraction, Component, FractionAboveZero, PositiveInt
+from fedsgd.config.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -120,3 +121,30 @@ class WarmUpSchedule(Schedule):
 
     def factor(self, t: int) -> float:
         return t / self.length if t < self.length else self.then.factor(t - self.length + 1)
+
+
+SCHEDULES: Registry[type[Schedule]] = Registry(
+    "schedule",
+    Schedule,
+    {
+        "constant": "fedsgd.optim.schedules:ConstantSchedule",
+        "step": "fedsgd.optim.schedules:StepSchedule",
+        "exponential": "fedsgd.optim.schedules:ExponentialSchedule",
+        "cosine": "fedsgd.optim.schedules:CosineSchedule",
+        "inverse-sqrt": "fedsgd.optim.schedules:InverseSqrtSchedule",
+        "warm-up": "fedsgd.optim.schedules:WarmUpSchedule",
+    },
+)
+register = SCHEDULES.register
+
+__all__ = [
+    "SCHEDULES",
+    "ConstantSchedule",
+    "CosineSchedule",
+    "ExponentialSchedule",
+    "InverseSqrtSchedule",
+    "Schedule",
+    "StepSchedule",
+    "WarmUpSchedule",
+    "register",
+]

@@ -81,6 +81,7 @@ class ClientConfig(SettingsSection):
     """[client]: local training.
 
     Attributes:
+        optimizer: optimizer of the local steps.
         epochs: local epochs of a round; 1 if neither `epochs` nor `steps` is set.
         steps: local steps of a round, in place of `epochs`.
         batch_size: examples in a batch; "full" for all examples of the client.
@@ -138,8 +139,11 @@ class ServerConfig(SettingsSection):
     """[server]: cohort, aggregation weights and the server's step.
 
     Attributes:
+        cohort: clients that are sent a message in a round, in place of `fraction`.
         fraction: clients in a cohort as a share of all, in place of `cohort`; at least one client.
+        optimizer: optimizer that steps with the aggregate; SGD with learning rate 1 is FedAvg.
         weighting: aggregation weights: the clients' numbers of examples ("examples") or equal weights ("uniform").
+        sampler: rule that draws the cohort.
         normalisation: "fednova" divides each update by the length of its client's steps and multiplies the mean by the average
             length, so that additional steps do not increase a client's weight (Wang et al. 2020).
         aggregator: rule that combines the updates of a round; unset, the weighted mean, or the server half of the compressor.
@@ -172,6 +176,7 @@ class ParticipationConfig(SettingsSection):
         over_selection: clients that are sent a message, as a multiple of the cohort; the server uses the first replies.
         dropout: probability that a reply is lost.
         deadline: simulated seconds until the server closes a round; None to wait for all replies.
+        durations: simulated durations of the clients' replies, for `over_selection` and `deadline`.
         on_failure: effect of a client that fails: the run ends ("stop"), or the reply counts as lost ("continue").
     """
 
@@ -227,6 +232,7 @@ class UplinkConfig(SettingsSection):
     """[uplink]: compression of the clients' updates.
 
     Attributes:
+        compressor: operator or scheme that encodes the updates.
         error_feedback: policy for the residual of a client over the rounds that the client misses: "none" (no error feedback),
             "persist", "decay" or "reset". A scheme with a residual of its own (DGC, STC, ...) keeps this residual under "none".
         residual_factor: factor of the residual for each missed round, under "decay".
@@ -321,13 +327,22 @@ class EvaluationConfig(SettingsSection):
 
 @dataclass(frozen=True)
 class TargetConfig(SettingsSection):
-    """[report]: accuracy whose rounds and bytes the summary has, by the rule of `fedsgd.experiment.time_to_target`."""
+    """[report]: accuracy whose cost is reported.
+
+    Attributes:
+        target_accuracy: test accuracy whose rounds and bytes the summary has, by the rule of
+            `fedsgd.experiment.time_to_target`; None: no target.
+    """
 
     target_accuracy: FractionAboveZero | None = None
 
 
 @dataclass(frozen=True)
 class StoppingConfig(SettingsSection):
-    """[stop]: stopping rule; the first round that reaches the test accuracy is the last round."""
+    """[stop]: stopping rule.
+
+    Attributes:
+        target_accuracy: test accuracy; the first round that reaches it is the last round. None: all rounds are run.
+    """
 
     target_accuracy: FractionAboveZero | None = None

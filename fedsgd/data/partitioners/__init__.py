@@ -2,6 +2,14 @@
 
 from fedsgd.config.registry import Registry
 from fedsgd.data.partitioners.base import Partition, Partitioner, partition_examples
+from fedsgd.data.partitioners.dirichlet import Dirichlet
+from fedsgd.data.partitioners.flwr_datasets import FlwrDatasets
+from fedsgd.data.partitioners.iid import Iid
+from fedsgd.data.partitioners.natural import NaturalPartition
+from fedsgd.data.partitioners.pathological import Pathological
+from fedsgd.data.partitioners.quantity import QuantitySkew
+from fedsgd.data.partitioners.shards import Shards
+from fedsgd.data.partitioners.skewed import LabelAndQuantitySkew
 
 PARTITIONERS: Registry[type[Partitioner]] = Registry(
     "partitioner",
@@ -18,4 +26,20 @@ PARTITIONERS: Registry[type[Partitioner]] = Registry(
     },
 )
 
-__all__ = ["PARTITIONERS", "Partition", "Partitioner", "partition_examples"]
+register = PARTITIONERS.register
+
+__all__ = [
+    "PARTITIONERS",
+    "Dirichlet",
+    "FlwrDatasets",
+    "Iid",
+    "LabelAndQuantitySkew",
+    "NaturalPartition",
+    "Partition",
+    "Partitioner",
+    "Pathological",
+    "QuantitySkew",
+    "Shards",
+    "partition_examples",
+    "register",
+]

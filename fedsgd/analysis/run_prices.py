@@ -1,0 +1,134 @@
+"""Prices and comparisons of run directories, with networks and devices as objects or by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from fedsgd.analysis.comparison import Comparison
+from fedsgd.analysis.comparison import compare as compare_methods
+from fedsgd.analysis.methods import RunSpec, load_methods
+from fedsgd.analysis.pricing import PricedRun
+from fedsgd.analysis.pricing import price as price_run
+from fedsgd.analysis.runs import load_run
+from fedsgd.config.component import describe_value
+from fedsgd.config.quantities import parse_seconds
+from fedsgd.errors import ScenarioError
+from fedsgd.network import Device, Link, Network, PricingModel, get_device, get_network
+from fedsgd.system.user_files import expand_user_path
+
+DEFAULT_DEVICE, DEFAULT_SERVER = "phone", "server"
+
+
+def price(
+    run: str | Path,
+    network: Network | Link | str,
+    *,
+    device: Device | str = DEFAULT_DEVICE,
+    server: Device | str = DEFAULT_SERVER,
+    deadline: str | None = None,
+    measured_coding: bool = False,
+) -> PricedRun:
+    """Compute the time of a finished run on a network, from its ledger and without training.
+
+    >>> import tempfile
+    >>> import fedsgd as fs
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     result = fs.run(fs.Scenario(name="digits", rounds=2), out=folder)
+    ...     slow, fast = (fs.price(folder, fs.networks.Link(up=up, down="20 Mbit/s")) for up in ("1 kbit/s", "1 Mbit/s"))
+    >>> slow.cumulative_seconds.shape, bool(slow.cumulative_seconds[-1] > fast.cumulative_seconds[-1])
+    ((3,), True)
+
+    Args:
+        run: run directory.
+        network: name of a network, such as "4g", or an object of `fedsgd.networks`.
+        device: device of the clients, by name or as an object.
+        server: device of the server, by name or as an object.
+        deadline: time that the server waits for a lost reply, such as "30 s"; None: lost replies cause no wait.
+        measured_coding: True for coding times that the run's machine measured, False for those of the table of codec costs.
+
+    Raises:
+        ScenarioError: a network or device has no such name, or an argument is wrong.
+        ReportError: the directory has no finished run, or participation in it depended on time.
+    """
+    model = _build_pricing_model(network, device, server, deadline)
+    return price_run(load_run(expand_user_path(run, "run")), [model], measured_coding)[0]
+
+
+def compare(
+    runs: Sequence[RunSpec],
+    target: float | None = None,
+    *,
+    networks: Mapping[str, Network | Link | str] | Sequence[str] = (),
+    device: Device | str = DEFAULT_DEVICE,
+    server: Device | str = DEFAULT_SERVER,
+    tuned: Sequence[str] = (),
+    measured_coding: bool = False,
+) -> Comparison:
+    """Compare finished runs by the bytes and the time that each method needs to reach a target accuracy.
+
+    >>> import tempfile
+    >>> import fedsgd as fs
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     result = fs.run(fs.Scenario(name="digits", rounds=2), out=folder)
+    ...     comparison = fs.compare([("dense", folder)], networks=["3g", "4g"])
+    >>> [row.label for row in comparison.rows], [*comparison.rows[0].network_costs]
+    (['dense'], ['3g', '4g'])
+
+    Args:
+        runs: run directories, folders of run directories and sweeps, each a path or a pair (label, path).
+        target: test accuracy; None for the end of each run.
+        networks: names of networks; or names, objects of `fedsgd.networks`, by heading.
+        device: device of the clients, by name or as an object.
+        server: device of the server, by name or as an object.
+        tuned: settings of which each method is reported at its best value, as dotted keys.
+        measured_coding: True for coding times that each run's machine measured.
+
+    Raises:
+        ScenarioError: a network or device has no such name, or an argument is wrong.
+        ReportError: a path has no run, runs of one label have different settings, or no run is finished.
+    """
+    if not isinstance(runs, list | tuple):
+        raise ScenarioError(f"runs: got {describe_value(runs)}, expected a list of run directories")
+    if isinstance(networks, str) or not isinstance(networks, Mapping | Sequence):
+        raise ScenarioError(f'networks: got {describe_value(networks)}, expected names such as ["4g"], or objects by heading')
+    by_heading = networks if isinstance(networks, Mapping) else {name: name for name in networks}
+    models = {heading: _build_pricing_model(network, device, server, None) for heading, network in by_heading.items()}
+    return compare_methods(load_methods(runs, target, tuned), target, models, measured_coding=measured_coding)
+
+
+def _build_pricing_model(
+    network: Network | Link | str, device: Device | str, server: Device | str, deadline: str | None
+) -> PricingModel:
+    """Return the pricing model of networks and devices that are objects or names."""
+    if isinstance(network, str):
+        network = get_network(network)
+    elif isinstance(network, Link):
+        network = Network(network)
+    elif not isinstance(network, Network):
+        raise ScenarioError(
+            f'network: got {describe_value(network)}, expected a name such as "4g", or fedsgd.networks.Network(...)'
+        )
+    seconds = None if deadline is None else _parse_deadline(deadline)
+    return PricingModel(network, _resolve_device("device", device), _resolve_device("server", server), seconds)
+
+
+def _resolve_device(argument: str, device: Device | str) -> Device:
+    """Return a device that is an object or a name."""
+    device = get_device(device) if isinstance(device, str) else device
+    if not isinstance(device, Device):
+        raise ScenarioError(
+            f'{argument}: got {describe_value(device)}, expected a name such as "phone", or fedsgd.networks.Device(...)'
+        )
+    return device
+
+
+def _parse_deadline(text: str) -> float:
+    """Return a deadline in seconds, above 0."""
+    try:
+        seconds = parse_seconds(text)
+    except ScenarioError as error:
+        raise ScenarioError(f"deadline: {error}") from None
+    if not seconds:
+        raise ScenarioError(f"deadline: got {text!r}, expected a time above 0")
+    return seconds
