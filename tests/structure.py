@@ -31,7 +31,7 @@ FLOORS = (
     ("trackers",),
     ("experiment",),
     ("sweeps", "certification", "flower"),
-    ("analysis",),
+    ("analysis", "testing"),
     ("__init__",),
     ("cli", "__main__"),
 )

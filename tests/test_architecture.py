@@ -32,6 +32,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
         "storage.run_directory",
         "system.torch_determinism",
         "system.torch_threads",
+        "testing",
         "training",
     ),
     "msgspec": ("config.component",),
@@ -52,9 +53,16 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "flwr_datasets": ("data.partitioners.flwr_datasets",),
     "tensorboard": ("trackers.tensorboard",),
     "mlflow": ("trackers.mlflow",),
+    "pytest": ("testing.suite",),
 }
 """Library → modules and packages of fedsgd that may import it. No other library may be imported."""
-EXTRAS = {"datasets": "huggingface", "flwr-datasets": "huggingface", "tensorboard": "tensorboard", "mlflow": "mlflow"}
+EXTRAS = {
+    "datasets": "huggingface",
+    "flwr-datasets": "huggingface",
+    "tensorboard": "tensorboard",
+    "mlflow": "mlflow",
+    "pytest": "test",
+}
 DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow"}
 MAX_TOP_ENTRIES = 30
 MAX_FLOORS = 14

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from fedsgd.certification.law_suite import check_compressor
 from fedsgd.compression import ErrorFeedback
 from fedsgd.config.registry import import_by_path
 from fedsgd.scenario.scenario import load, parse_scenario
+from fedsgd.testing import check_compressor
 from tests.flower import run
 
 ROOT = Path(__file__).parent.parent

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,9 +10,9 @@ import numpy as np
 
 from fedsgd.certification import decoding_laws, operator_laws, round_laws, scheme_laws, statistical_laws
 from fedsgd.certification.independence_law import independence
+from fedsgd.certification.law import Law, make_law
 from fedsgd.certification.scale_law import scale
 from fedsgd.compression.base import CompressionOperator, CompressionScheme, Compressor, OperatorScheme
-from fedsgd.system.global_generators import isolate_generators
 
 SAMPLED_VECTOR_LAWS: Sequence[Callable[[CompressionOperator], None]] = (
     operator_laws.preserves_zero,
@@ -40,15 +39,6 @@ SCHEME_LAWS: Sequence[Callable[..., None]] = (
 )
 
 
-@dataclass(frozen=True)
-class Law:
-    """Law of one compressor, stated in one sentence. `check` raises LawError if the law does not hold."""
-
-    name: str
-    statement: str
-    check: Callable[[], None]
-
-
 def applicable_laws(compressor: Compressor, include_round_laws: bool = True) -> Iterator[Law]:
     """Yield the laws that apply to a compressor. For a scheme with an operator, the operator's laws come first.
 
@@ -63,17 +53,17 @@ def applicable_laws(compressor: Compressor, include_round_laws: bool = True) -> 
     if isinstance(compressor, CompressionOperator):
         for sampled_law in SAMPLED_VECTOR_LAWS:
             if _is_applicable(sampled_law, compressor):
-                yield _as_law(sampled_law, partial(sampled_law, compressor))
+                yield make_law(sampled_law, compressor)
         for input_law in operator_laws.INPUT_LAWS:
             if _is_applicable(input_law, compressor):
-                yield _as_law(input_law, partial(operator_laws.check_on_sample_vectors, input_law, compressor))
+                yield make_law(input_law, compressor, partial(operator_laws.check_on_sample_vectors, input_law, compressor))
     if isinstance(compressor, CompressionScheme):
         for law in SCHEME_LAWS:
             if _is_applicable(law, compressor):
                 check_law = scheme_laws.check_telescoping_on_samples if law is scheme_laws.telescoping else law
-                yield _as_law(law, partial(check_law, compressor))
+                yield make_law(law, compressor, partial(check_law, compressor))
     for round_law in (*round_laws.ROUND_LAWS, *decoding_laws.DECODING_LAWS) if include_round_laws else ():
-        yield _as_law(round_law, partial(round_law, compressor))
+        yield make_law(round_law, compressor)
 
 
 def _is_applicable(law: Callable[..., None], compressor: Compressor) -> bool:
@@ -102,16 +92,3 @@ _CONDITIONS: Mapping[Callable[..., None], Callable[[Any], bool]] = {
     scheme_laws.telescoping: _has_undelivered_update,
     scheme_laws.bounded_residual: _has_undelivered_update,
 }
-
-
-def _as_law(law: Callable[..., None], check: Callable[[], None]) -> Law:
-    """Return the law with its name and the first paragraph of its docstring as the statement."""
-    statement = " ".join((law.__doc__ or "").partition("\n\n")[0].split())
-    return Law(law.__name__, statement, check)
-
-
-def check_compressor(compressor: Compressor) -> None:
-    """Check a compressor's laws, up to the LawError of the first broken law. Global generators get their states back."""
-    with isolate_generators(0):
-        for law in applicable_laws(compressor):
-            law.check()

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -34,6 +35,7 @@ from fedsgd.numerics.rng import derive_generator
 from fedsgd.system.global_generators import isolate_generators, read_generator_states, record_generator_calls
 from fedsgd.wire import ALL_CLIENTS, decode_frame
 
+T = TypeVar("T")
 ROUNDS, COHORT_SIZE, N_CLIENTS = 3, 4, 8
 LAYOUT = ParameterLayout(("matrix", "vector", "scalar"), ((24, 40), (39,), ()))
 WEIGHTS = (0.5, 0.25, 0.125, 0.125)
@@ -67,19 +69,25 @@ def global_generators(compressor: Compressor) -> None:
     The compressor neither draws from these generators nor reads or sets their states, even if it restores the states. Frames
     and updates are equal under two states of the generators.
     """
+    first, second = run_under_two_states(compressor, lambda: _run_rounds(rebuild(compressor)))
+    figures = "frames or updates differ between two states of the global generators"
+    require(first == second, "global_generators", compressor, figures)
+
+
+def run_under_two_states(component: object, run: Callable[[], T]) -> list[T]:
+    """Return the results of two runs of a component; raise LawError if a run draws from, reads or sets a global generator."""
     law, results = "global_generators", []
     # Calls are recorded in the second pass only: a module imported in the first pass must not store a recording function.
     for seed, recorder in ((1, nullcontext([])), (2, record_generator_calls())):
         with isolate_generators(seed):
             states = read_generator_states()
             with recorder as calls:
-                results.append(_run_rounds(rebuild(compressor)))
+                results.append(run())
             new_states = read_generator_states()
         changed = ", ".join(name for name, state in states.items() if new_states[name] != state)
-        require(not changed, law, compressor, f"draws from the global generator of {changed}, or seeds it")
-        require(not calls, law, compressor, f"calls {', '.join(dict.fromkeys(calls))}")
-    figures = "frames or updates differ between two states of the global generators"
-    require(results[0] == results[1], law, compressor, figures)
+        require(not changed, law, component, f"draws from the global generator of {changed}, or seeds it")
+        require(not calls, law, component, f"calls {', '.join(dict.fromkeys(calls))}")
+    return results
 
 
 def _run_rounds(compressor: Compressor) -> list[bytes]:

@@ -22,7 +22,7 @@ from fedsgd.certification import operator_laws as compressor_laws
 from fedsgd.certification import scheme_laws
 from fedsgd.certification.decoding_laws import DECODING_LAWS
 from fedsgd.certification.independence_law import independence
-from fedsgd.certification.law_suite import SAMPLED_VECTOR_LAWS, check_compressor
+from fedsgd.certification.law_suite import SAMPLED_VECTOR_LAWS
 from fedsgd.certification.round_laws import ROUND_LAWS
 from fedsgd.certification.scale_law import SIZE, build_hard_vectors, is_in_range
 from fedsgd.certification.statistical_laws import mean_error
@@ -42,6 +42,7 @@ from fedsgd.errors import LawError, NonFiniteError
 from fedsgd.federation.downlink import ASSIGN_CODEC
 from fedsgd.numerics.arrays import F32
 from fedsgd.numerics.parameter_layout import ParameterLayout
+from fedsgd.testing import check_compressor
 from fedsgd.wire import Sections
 from tests.laws.members import name_of, operators, schemes
 

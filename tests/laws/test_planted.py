@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import pytest
 
-from fedsgd.certification import law_suite
 from fedsgd.certification.independence_law import independence
 from fedsgd.compression import CompressionOperator, CompressionScheme, ErrorFeedback, MemorylessScheme, StaleResidualPolicy
 from fedsgd.compression.operators.per_layer import PerLayer
@@ -14,6 +13,7 @@ from fedsgd.compression.operators.randk import RandK
 from fedsgd.compression.operators.scheduled import Scheduled
 from fedsgd.compression.operators.topk import TopK
 from fedsgd.errors import LawError, ScenarioError
+from fedsgd.testing import check_compressor
 from tests.laws import planted, planted_bytes, planted_rounds
 from tests.laws.test_ledger_laws import check_every_byte
 
@@ -21,19 +21,19 @@ from tests.laws.test_ledger_laws import check_every_byte
 @pytest.mark.parametrize(("op", "law"), planted.OPERATORS, ids=lambda v: getattr(v, "name", v))
 def test_planted_operator_breaks_its_law(op: CompressionOperator, law: str) -> None:
     with pytest.raises(LawError, match=rf"^{law}: "):
-        law_suite.check_compressor(op)
+        check_compressor(op)
 
 
 @pytest.mark.parametrize(("scheme", "law"), planted.SCHEMES, ids=lambda v: getattr(v, "name", v))
 def test_planted_scheme_breaks_its_law(scheme: CompressionScheme, law: str) -> None:
     with pytest.raises(LawError, match=rf"^{law}: "):
-        law_suite.check_compressor(scheme)
+        check_compressor(scheme)
 
 
 @pytest.mark.parametrize(("compressor", "law"), planted_rounds.REJECTED, ids=lambda v: getattr(v, "name", v))
 def test_planted_fault_of_rounds_breaks_its_law(compressor: CompressionOperator | CompressionScheme, law: str) -> None:
     with pytest.raises(LawError, match=rf"^{law}: "):
-        law_suite.check_compressor(compressor)
+        check_compressor(compressor)
 
 
 @pytest.mark.parametrize(("compressor", "check", "law"), planted_bytes.REJECTED, ids=lambda v: getattr(v, "name", ""))
@@ -46,7 +46,7 @@ def test_fault_by_an_independent_author_breaks_its_law(
 
 @pytest.mark.parametrize("scheme", planted_rounds.ACCEPTED, ids=lambda v: v.name)
 def test_planted_scheme_without_fault_is_accepted(scheme: CompressionScheme) -> None:
-    law_suite.check_compressor(scheme)
+    check_compressor(scheme)
 
 
 @pytest.mark.parametrize("key", planted.KEYS)
@@ -56,12 +56,12 @@ def test_support_shared_by_contexts_breaks_independence(key: str) -> None:
 
 
 def test_client_pairs_with_cancelling_errors_are_accepted() -> None:
-    law_suite.check_compressor(planted.SharedRounding("pair"))
+    check_compressor(planted.SharedRounding("pair"))
 
 
 def test_stated_shared_support_is_accepted_and_stated_by_composed_compressors() -> None:
     op = planted.StatedSharedSupport(density=0.1, scaled=False)
-    law_suite.check_compressor(op)
+    check_compressor(op)
     feedback = ErrorFeedback(op)
     for compressor in (
         MemorylessScheme(op),

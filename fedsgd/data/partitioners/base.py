@@ -63,7 +63,7 @@ class Partition:
 class Partitioner(Component, ABC):
     """Rule that assigns n examples to clients.
 
-    Laws: every example has one client in [0, N), or no client if the partitioner's documentation allows it. No client is empty.
+    Laws: every example has one client in [0, N), or no client if `covers_all_examples` is False. No client is empty.
     The partition depends only on the settings, the examples and the seed. A partitioner may reject a number of clients that
     does not fit.
 
@@ -73,6 +73,8 @@ class Partitioner(Component, ABC):
 
     needs_labels: ClassVar[bool] = True
     """True if the partition depends on class labels; the label −100, which the loss ignores, is divided like a class."""
+    covers_all_examples: ClassVar[bool] = True
+    """True if every example has a client."""
 
     clients: PositiveInt | None = None
 

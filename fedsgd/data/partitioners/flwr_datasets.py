@@ -37,6 +37,7 @@ class FlwrDatasets(Partitioner):
 
     name: ClassVar[str] = "flwr-datasets"
     needs_labels: ClassVar[bool] = False
+    covers_all_examples: ClassVar[bool] = False
 
     clients: PositiveInt | None = None
     partitioner: str = field(kw_only=True)

@@ -1,0 +1,73 @@
+"""Planted faults: the law that is meant for each must reject it, and no law before it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pytest
+
+from fedsgd.compression.operators.sign import Sign
+from fedsgd.config.component import Component
+from fedsgd.errors import LawError
+from fedsgd.testing import (
+    check_aggregator,
+    check_compressor,
+    check_durations,
+    check_optimizer,
+    check_partitioner,
+    check_sampler,
+    check_schedule,
+)
+from tests.testing import planted
+
+CASES: list[tuple[Callable[..., None], Component, str]] = [
+    (check, component, law)
+    for check, cases in (
+        (check_aggregator, planted.AGGREGATORS),
+        (check_partitioner, planted.PARTITIONERS),
+        (check_sampler, planted.SAMPLERS),
+        (check_optimizer, planted.OPTIMIZERS),
+        (check_schedule, planted.SCHEDULES),
+        (check_durations, planted.DURATIONS),
+    )
+    for component, law in cases
+]
+
+
+@pytest.mark.parametrize(
+    ("check", "component", "law"), CASES, ids=[f"{type(component).__name__}-{law}" for _, component, law in CASES]
+)
+def test_faulty_component_breaks_its_law(check: Callable[..., None], component: Component, law: str) -> None:
+    with pytest.raises(LawError, match=rf"^{law}: {re.escape(str(component))}: ") as error:
+        check(component)
+    assert "\n" not in str(error.value)
+
+
+@dataclass(frozen=True)
+class FailingSign(Sign):
+    """Sign whose author reads a table without the entry."""
+
+    name: ClassVar[str] = "failing-sign"
+
+    def max_bytes(self, layout: Any) -> int:
+        limits: dict[str, int] = {}
+        return limits["vector"]
+
+
+@pytest.mark.parametrize(
+    ("check", "component", "law"),
+    [
+        (check_compressor, FailingSign(), "boundary_positions"),
+        (check_aggregator, planted.FailingMean(), "valid_aggregate"),
+    ],
+    ids=["compressor", "aggregator"],
+)
+def test_exception_of_a_component_is_the_cause_of_the_law_error(
+    check: Callable[..., None], component: Component, law: str
+) -> None:
+    with pytest.raises(LawError, match=rf"^{law}: {re.escape(str(component))}: KeyError: ") as error:
+        check(component)
+    assert isinstance(error.value.__cause__, KeyError)
