@@ -12,10 +12,11 @@ from fedsgd.aggregation.coordinate_wise import Median, TrimmedMean
 from fedsgd.aggregation.geometric_median import GeometricMedian
 from fedsgd.aggregation.krum import Krum, MultiKrum
 from fedsgd.aggregation.mean import MeanOfSenders, WeightedMean
-from fedsgd.compression import CodecContext, CompressionOperator, MemorylessScheme
+from fedsgd.compression import CompressionOperator, MemorylessScheme
 from fedsgd.compression.operators.dense import Dense
 from fedsgd.numerics.arrays import F32
 from fedsgd.numerics.parameter_layout import ParameterLayout
+from fedsgd.testing import aggregator_laws
 
 RULES: tuple[Aggregator, ...] = (
     WeightedMean(), MeanOfSenders(), Median(), TrimmedMean(0.25), Krum(2), MultiKrum(2), MultiKrum(1, 3), GeometricMedian(),
@@ -27,14 +28,8 @@ def encode_cohort(
     updates: Sequence[F32], operator: CompressionOperator | None = None, weights: Sequence[float] | None = None
 ) -> tuple[list[WeightedUpdate], AggregationContext]:
     """Return the encoded updates of clients 0, 1, ..., by default dense and with equal weights, and the context of round 1."""
-    scheme = MemorylessScheme(operator or Dense())
     layout = ParameterLayout.from_size(len(updates[0]))
-    cohort = []
-    for client, x in enumerate(updates):
-        ctx = CodecContext(0, 1, client, layout)
-        weight = 1 / len(updates) if weights is None else weights[client]
-        cohort.append(WeightedUpdate(scheme.send(x, {}, ctx).sections, weight, ctx))
-    return cohort, AggregationContext(0, 1, layout, len(updates), scheme)
+    return aggregator_laws.encode_cohort(updates, MemorylessScheme(operator or Dense()), weights, layout=layout)
 
 
 def aggregate(

@@ -1,4 +1,7 @@
-"""Laws of all aggregators, and each rule compared with its obvious form in numpy and with Flower's strategy."""
+"""Hostile updates, and each rule compared with its obvious form in numpy and with Flower's strategy.
+
+The laws of all rules are in `fedsgd.testing`, and tests/testing/test_registry.py checks them.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,6 @@ from flwr.serverapp.strategy import Krum as FlowerKrum
 from flwr.serverapp.strategy import MultiKrum as FlowerMultiKrum
 
 from fedsgd.aggregation import AGGREGATORS, Aggregator, WeightedMean, weighted_sum
-from fedsgd.aggregation.blocks import DecodedCohort
 from fedsgd.aggregation.clipping import CenteredClipping, NormClipping
 from fedsgd.aggregation.coordinate_wise import Median, TrimmedMean
 from fedsgd.aggregation.geometric_median import GeometricMedian
@@ -26,7 +28,6 @@ from fedsgd.compression.operators.qsgd import QSGD
 from fedsgd.compression.operators.sign import Sign
 from fedsgd.compression.operators.topk import TopK
 from fedsgd.config.component import FieldError
-from fedsgd.errors import WireError
 from fedsgd.numerics.arrays import F32
 from tests.aggregation.helpers import RULES, aggregate, draw_updates, encode_cohort
 from tests.flower.grid import identity
@@ -46,29 +47,13 @@ def test_every_rule_of_the_registry_that_no_scheme_owns_is_tested() -> None:
     assert {name for name in AGGREGATORS if AGGREGATORS[name].scheme_type is None} == {rule.name for rule in RULES}
 
 
-# ----------------------------------------------------------------------------------------------------------------------- laws
+# ----------------------------------------------------------------------------------------------------------- hostile updates
 
 
 @each_rule
-def test_exchanged_clients_change_the_aggregate_by_rounding_only(rule: Aggregator) -> None:
-    updates = draw_updates(N, SIZE)
-    np.testing.assert_allclose(aggregate(rule, updates[::-1]), aggregate(rule, updates), rtol=1e-5, atol=1e-7)
-
-
-@each_rule
-@pytest.mark.parametrize("operator", [Dense(), TopK(0.1)], ids=str)
-def test_equal_updates_give_that_update(rule: Aggregator, operator: CompressionOperator) -> None:
-    update = draw_updates(1, SIZE)[0]
-    decoded = decode_all([update], operator)[0]
-    np.testing.assert_allclose(aggregate(rule, [update] * N, operator), decoded, rtol=1e-5, atol=1e-7)
-
-
-@each_rule
-@pytest.mark.parametrize("size", [1e3, 1e9, 1e30])
+@pytest.mark.parametrize("size", [10.0, 1e3])
 @pytest.mark.parametrize("attack", ["constant", "opposite", "scattered"])
-def test_tolerated_hostile_updates_of_any_size_do_not_move_the_aggregate_far(
-    rule: Aggregator, size: float, attack: str
-) -> None:
+def test_tolerated_hostile_updates_move_the_aggregate_by_at_most_the_radius(rule: Aggregator, size: float, attack: str) -> None:
     n_hostile = min(rule.tolerated(N), N - 1)
     honest = draw_updates(N - n_hostile, SIZE)
     directions = {"constant": np.ones((N, SIZE)), "opposite": -np.tile(honest[0], (N, 1))}
@@ -88,51 +73,6 @@ def test_tolerated_hostile_updates_of_any_size_do_not_move_the_aggregate_far(
 def test_one_hostile_update_more_breaks_the_rule(rule: Aggregator, n_hostile: int) -> None:
     hostile = [np.full(SIZE, 1e9, dtype=np.float32)] * n_hostile
     assert np.linalg.norm(aggregate(rule, [*hostile, *draw_updates(N - n_hostile, SIZE)])) > 1e6
-
-
-@each_rule
-@pytest.mark.parametrize("operator", OPERATORS, ids=str)
-def test_blocks_of_few_coordinates_give_the_same_aggregate(
-    rule: Aggregator, operator: CompressionOperator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    expected = aggregate(rule, draw_updates(N, SIZE), operator)
-    monkeypatch.setattr(DecodedCohort.__init__, "__defaults__", (4 * N * 7,))  # seven coordinates; no update is stored
-    np.testing.assert_allclose(aggregate(rule, draw_updates(N, SIZE), operator), expected, rtol=1e-6, atol=1e-9)
-
-
-@each_rule
-def test_states_are_not_written_to_and_a_second_call_gives_the_same_bits(rule: Aggregator) -> None:
-    cohort, ctx = encode_cohort(draw_updates(N, SIZE))
-    _, state = rule.aggregate(rule.init_state(ctx.layout), iter(cohort), ctx)
-    for array in state.values():
-        array.flags.writeable = False
-    first, next_state = rule.aggregate(state, iter(cohort), ctx)
-    second, repeated_state = rule.aggregate(state, iter(cohort), ctx)
-    assert first.tobytes() == second.tobytes()
-    assert {name: array.tobytes() for name, array in next_state.items()} == {
-        name: array.tobytes() for name, array in repeated_state.items()
-    }
-
-
-@each_rule
-def test_malformed_update_is_reported_while_it_is_the_current_one(rule: Aggregator) -> None:
-    cohort, ctx = encode_cohort(draw_updates(3, SIZE))
-    seen = []
-
-    def iterate():
-        for i, update in enumerate(cohort):
-            seen.append(i)
-            yield update if i != 1 else type(update)(update.sections[:0], update.weight, update.ctx)
-
-    with pytest.raises(WireError):
-        rule.aggregate({}, iterate(), ctx)
-    assert seen == [0, 1]
-
-
-@each_rule
-def test_single_update_is_the_aggregate(rule: Aggregator) -> None:
-    update = draw_updates(1, SIZE)[0]
-    np.testing.assert_allclose(aggregate(rule, [update]), update, rtol=1e-5, atol=1e-7)
 
 
 # ------------------------------------------------------------------------------------------- the obvious forms, for each rule

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fedsgd.optim import SCHEDULES, SGD
 from fedsgd.optim.schedules import (
@@ -50,9 +48,3 @@ def test_cosine_schedule_equals_that_of_torch() -> None:
         assert optimizer.learning_rate(round) == pytest.approx(scheduler.get_last_lr()[0], abs=1e-12)
         torch_optimizer.step()
         scheduler.step()
-
-
-@pytest.mark.parametrize("name", list(SCHEDULES))
-@given(t=st.integers(1, 10**6))
-def test_factor_at_any_time_is_in_the_unit_interval(name: str, t: int) -> None:
-    assert 0 <= SCHEDULES[name]().factor(t) <= 1
