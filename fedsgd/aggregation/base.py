@@ -73,7 +73,7 @@ class AggregationContext:
 class Aggregator(Component, ABC):
     """Rule that combines the updates of a round, and the server's state between rounds.
 
-    Laws:
+    Laws, which `fedsgd.testing.check_aggregator` checks:
 
     * Updates are passed in ascending order of their clients. If the clients exchange their updates, the aggregate changes by
       rounding only.

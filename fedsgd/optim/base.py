@@ -33,6 +33,12 @@ class Optimizer(Component, ABC):
 
     The gradient is clipped, then weight decay is added, then the rule is applied. On the server, a round is one step.
 
+    Laws, which `fedsgd.testing.check_optimizer` checks:
+
+    * The rule is elementwise: the step of a coordinate depends on the gradients and the parameter of this coordinate alone.
+    * All state is in the buffers, which have the shape and type of w and are updated in place.
+    * The first step is against the gradient and proportional to η. Zero parameters and gradients stay zero.
+
         >>> import torch
         >>> from fedsgd.optim import SGD
         >>> optimizer, w, g = SGD(lr=0.5, clip_norm=1.0), torch.zeros(2), torch.tensor([3.0, 4.0])

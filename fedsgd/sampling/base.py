@@ -66,6 +66,8 @@ class Sampler(Component, ABC):
 
     Law (cost): time and memory of a draw do not grow with N, except for the log N of a search.
 
+    `fedsgd.testing.check_sampler` checks the laws.
+
     >>> from fedsgd.sampling import SAMPLERS, SamplingPool
     >>> pool = SamplingPool(seed=0, clients=6, sizes=lambda: np.full(6, 10))
     >>> sample_cohort = SAMPLERS["cyclic"]().bind(pool)

@@ -182,7 +182,7 @@ class TrainingJob:
         weights: [P] float32, decoded model.
         examples: training examples of the client.
         optimizer_state: the optimizer's initial buffers under `keep_optimizer_state`, by the names of `Optimizer.init`, each
-            [P] float32; absent buffers start at zero.
+            [P] float32; absent buffers have the values of `Optimizer.init`.
         correction: [P] float32, added to each gradient under `uses_correction`: SCAFFOLD's c − c_i (Karimireddy et al. 2020,
             algorithm 1); None: zero.
         buffers: [S] float32, values of `LearningTask.buffers` before training; None: their initial values.

@@ -52,19 +52,20 @@ class ClientStack:
         self.capacity = capacity
         self.w = [torch.zeros(capacity, *shape) for shape in layout.shapes]
         self.g = [torch.zeros_like(w) for w in self.w]
-        self.optimizer_buffers = [local_training.optimizer.init(w) for w in self.w]
+        self._optimizer = local_training.optimizer
+        self.optimizer_buffers = [self._optimizer.init(w) for w in self.w]
         self.received_weights: list[Tensor] = []
         self.corrections: list[Tensor] = []
 
     def load_models(self, models: Sequence[F32]) -> None:
-        """Load the received model [P] of each client, with zero optimizer buffers and without corrections."""
+        """Load the received model [P] of each client, with initial optimizer buffers and without corrections."""
         is_shared = all(model is models[0] for model in models)
         self.received_weights, self.corrections = self._split_rows(np.stack(models[:1] if is_shared else models)), []
         for w, received_w in zip(self.w, self.received_weights, strict=True):
             w[: len(models)] = received_w
-        for buffers in self.optimizer_buffers:
-            for buffer in buffers.values():
-                buffer[: len(models)] = 0
+        for w, buffers in zip(self.w, self.optimizer_buffers, strict=True):
+            for name, initial_values in self._optimizer.init(w[: len(models)]).items():
+                buffers[name][: len(models)] = initial_values
 
     def restore_optimizer_state(self, client: int, optimizer_state: Mapping[str, F32]) -> None:
         """Load the optimizer's buffers, each [P], of the client in row `client` of the stack."""

@@ -596,7 +596,21 @@ class ReplacedVelocity(Momentum):
         return ScaledStep(buffers["velocity"], 1.0)
 
 
+@dataclass(frozen=True)
+class AliasedAnchor(SGD):
+    """Pull to the first model, which the buffer does not copy, so that it follows w until the buffer is stored."""
+
+    name: ClassVar[str] = "aliased-anchor"
+
+    def init(self, w: Tensor) -> Buffers:
+        return {"anchor": w}
+
+    def step_after_clipping(self, w: Tensor, g: Tensor, buffers: Buffers, lr: float) -> ScaledStep:
+        return super().step_after_clipping(w, g.add_(w - buffers["anchor"], alpha=0.1), buffers, lr)
+
+
 OPTIMIZERS: tuple[tuple[Component, str], ...] = (
+    (AliasedAnchor(), "server_steps"),
     (AscendingSGD(), "descent"),
     (ConstantRateSGD(), "learning_rate"),
     (SignSGD(), "zero_gradient"),
@@ -633,7 +647,19 @@ class CountingSchedule(Schedule):
         return 1 / len(_CALLS)
 
 
+@dataclass(frozen=True)
+class UnwritableSetting(Schedule):
+    """Setting whose None is not its default: a file without the key is read as the default."""
+
+    name: ClassVar[str] = "unwritable"
+    limit: float | None = 1.0
+
+    def factor(self, t: int) -> float:
+        return 1.0
+
+
 SCHEDULES: tuple[tuple[Component, str], ...] = (
+    (UnwritableSetting(limit=None), "settings_round_trip"),
     (NegativeSchedule(), "valid_factors"),
     (CountingSchedule(), "equal_factors"),
     (NamelessSchedule(), "immutable_value"),

@@ -13,6 +13,7 @@ from fedsgd.compression.operators.sign import Sign
 from fedsgd.config.component import Component
 from fedsgd.errors import LawError
 from fedsgd.testing import (
+    Law,
     check_aggregator,
     check_compressor,
     check_durations,
@@ -20,8 +21,11 @@ from fedsgd.testing import (
     check_partitioner,
     check_sampler,
     check_schedule,
+    list_laws,
+    parametrize_laws,
 )
 from tests.testing import planted
+from tests.testing.accepted import ACCEPTED, PoissonSampler
 
 CASES: list[tuple[Callable[..., None], Component, str]] = [
     (check, component, law)
@@ -44,6 +48,21 @@ def test_faulty_component_breaks_its_law(check: Callable[..., None], component: 
     with pytest.raises(LawError, match=rf"^{law}: {re.escape(str(component))}: ") as error:
         check(component)
     assert "\n" not in str(error.value)
+
+
+@parametrize_laws(*ACCEPTED)
+def test_correct_component_obeys_its_law(law: Law) -> None:
+    law()
+
+
+def test_sampler_whose_draws_depend_on_the_number_of_clients_obeys_all_other_laws() -> None:
+    broken_laws = []
+    for law in list_laws(PoissonSampler()):
+        try:
+            law()
+        except LawError:
+            broken_laws.append(law.name)
+    assert broken_laws == ["memory_of_a_draw"]
 
 
 @dataclass(frozen=True)

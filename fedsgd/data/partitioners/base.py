@@ -65,7 +65,7 @@ class Partitioner(Component, ABC):
 
     Laws: every example has one client in [0, N), or no client if `covers_all_examples` is False. No client is empty.
     The partition depends only on the settings, the examples and the seed. A partitioner may reject a number of clients that
-    does not fit.
+    does not fit. `fedsgd.testing.check_partitioner` checks the laws.
 
     Attributes:
         clients: N, number of clients; None, if a partitioner allows it: the number follows from the data.

@@ -74,6 +74,7 @@ class StepBuffers:
         self.tensor_format = tensor_format
         self.w = torch.zeros(tensor_format.layout.size)
         self.g = torch.zeros_like(self.w)
+        self._optimizer = optimizer
         self.optimizer_buffers = optimizer.init(self.w)
         self.leaves = [view.detach().requires_grad_() for view in tensor_format.view_tensors(self.w)]
         self._g_views = tensor_format.view_tensors(self.g)
@@ -88,10 +89,10 @@ class StepBuffers:
         self._part_parameters = [{name: leaves[id(p)] for name, p in pairs if id(p) in leaves} for pairs in parameters]
 
     def load_client(self, weights: F32, optimizer_state: Mapping[str, F32] | None = None) -> None:
-        """Load the received model [P], the optimizer's buffers (zero where absent) and the initial module buffers."""
+        """Load the received model [P], the optimizer's buffers (initial where absent) and the initial module buffers."""
         self.tensor_format.load(self.w, weights)
-        for buffer in self.optimizer_buffers.values():
-            buffer.zero_()
+        for name, initial_values in self._optimizer.init(self.w).items():
+            self.optimizer_buffers[name].copy_(initial_values)
         for name, values in (optimizer_state or {}).items():
             self.tensor_format.load(self.optimizer_buffers[name], values)
         for name, buffer in self._initial_buffers.items():
