@@ -13,6 +13,7 @@ from fedsgd.config.registry import check_component_class
 from fedsgd.errors import FedsgdError, ScenarioError
 from fedsgd.scenario.overrides import apply_settings
 from fedsgd.scenario.parsing import parse_table
+from fedsgd.scenario.resolution import build_scheme
 from fedsgd.scenario.sections import UplinkConfig
 
 
@@ -37,7 +38,7 @@ def resolve_compressor(
     if error_feedback == "none":
         return component
     try:
-        return UplinkConfig(component, error_feedback).build_scheme()
+        return build_scheme(UplinkConfig(component, error_feedback))
     except FieldError as error:
         raise ScenarioError(f"{error.field}: {error.problem}") from None
 

@@ -202,11 +202,23 @@ class ValidatedConfig:
     def __post_init__(self) -> None:
         owner = getattr(self, "name", type(self).__name__)
         cls: Any = type(self)
+        values = cls.resolve_defaults({field: getattr(self, field) for field in field_types(cls)})
         for field, annotation in field_types(cls).items():
             try:
-                object.__setattr__(self, field, validate_value(getattr(self, field), annotation))
+                object.__setattr__(self, field, validate_value(values[field], annotation))
             except ValueError as problem:
                 raise FieldError(owner, field, str(problem)) from None
+
+    @classmethod
+    def resolve_defaults(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the values of all fields, with the defaults that depend on other fields, and with names in place of aliases.
+
+        The object is created with the returned values, which are validated afterwards.
+
+        Args:
+            values: value of each field, before validation.
+        """
+        return values
 
 
 @dataclass(frozen=True)

@@ -201,7 +201,7 @@ def _state_budget(scenario: Scenario, plan: FederationPlan, n_invited: int, size
         budget=config.budget_bytes,
         folder=folder,
     )
-    return replace(budget, aggregation_bytes=plan.aggregation_rule.max_working_bytes(plan.layout, plan.cohort_size))
+    return replace(budget, aggregation_bytes=plan.aggregator.max_working_bytes(plan.layout, plan.cohort_size))
 
 
 @contextmanager

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from fedsgd.aggregation import select_aggregator
 from fedsgd.config.user_errors import wrap_user_errors
 from fedsgd.data import ClientData
 from fedsgd.federation import BufferPlan, FederationPlan
 from fedsgd.models.task import LearningTask
 from fedsgd.scenario.parsing import errors_in_section
+from fedsgd.scenario.resolution import build_downlink
 from fedsgd.scenario.scenario import Scenario
 from fedsgd.training import LocalTraining
 
@@ -19,9 +19,7 @@ def make_plan(scenario: Scenario, task: LearningTask, train: ClientData) -> Fede
     """
     with errors_in_section(""):
         cohort = scenario.compute_cohort_size(len(train))
-    scheme = scenario.uplink.build_scheme()
-    with errors_in_section("server"):
-        aggregator = select_aggregator(scenario.server.aggregator, scheme)
+    scheme, aggregator = scenario.resolved_uplink.scheme, scenario.resolved_uplink.aggregator
     with errors_in_section("server.aggregator"), wrap_user_errors("server.aggregator", aggregator):
         aggregator.check_cohort(cohort)
     compressors = {"uplink.compressor": scheme, "downlink.compressor": scenario.downlink.compressor}
@@ -34,7 +32,7 @@ def make_plan(scenario: Scenario, task: LearningTask, train: ClientData) -> Fede
         layout=task.shared_layout,
         local_training=local_training_config(scenario),
         uplink=scheme,
-        downlink=scenario.downlink.build_downlink(),
+        downlink=build_downlink(scenario.downlink),
         server_optimizer=scenario.server.optimizer,
         weighting=scenario.server.weighting,
         n_clients=len(train),
@@ -76,6 +74,6 @@ def local_training_config(scenario: Scenario) -> LocalTraining:
         batch_size,
         client.proximal,
         client.velocity == "carry",
-        scenario.uplink.build_scheme().corrects_gradients,
+        scenario.resolved_uplink.scheme.corrects_gradients,
         client.last_batch,
     )

@@ -9,6 +9,7 @@ with one local step a round. A client that lost its model or its state replies w
 second message for the client.
 
 >>> import numpy as np
+>>> from fedsgd.aggregation import WeightedMean
 >>> from fedsgd.compression.schemes.plain import MemorylessScheme
 >>> from fedsgd.compression.operators.dense import Dense
 >>> from fedsgd.federation.downlink import ModelBroadcast
@@ -17,7 +18,9 @@ second message for the client.
 >>> from fedsgd.training import LocalTraining
 >>> recipe = LocalTraining(SGD(), epochs=1, steps=None, batch_size=10)
 >>> scheme, layout = MemorylessScheme(Dense()), ParameterLayout.from_size(3)
->>> plan = FederationPlan(0, layout, recipe, scheme, ModelBroadcast(), SGD(), "uniform", n_clients=5, cohort_size=2)
+>>> plan = FederationPlan(
+...     0, layout, recipe, scheme, ModelBroadcast(), SGD(), "uniform", n_clients=5, cohort_size=2, aggregator=WeightedMean()
+... )
 >>> server = initial_server_state(plan, np.zeros(3, dtype=np.float32))
 >>> messages, server = broadcast(plan, server, [1, 4])
 >>> {client: len(frames) for client, frames in messages.items()}  # a TASK and a MODEL frame

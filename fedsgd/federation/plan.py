@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsgd.aggregation import Aggregator, select_aggregator
+from fedsgd.aggregation import Aggregator
 from fedsgd.compression import ClientId, CodecContext, CompressionScheme, Weighting
 from fedsgd.federation.buffers import BufferPlan, max_buffer_section_bytes
 from fedsgd.federation.downlink import ModelBroadcast
@@ -45,7 +44,7 @@ class FederationPlan:
         buffers: buffers that training changes; None if there are none.
         bfloat16_states: True if clients store their states in bfloat16.
         hostile: clients that replace their updates; None for none.
-        aggregator: rule that combines the updates; None for the scheme's own, or the weighted mean.
+        aggregator: rule that combines the updates, which `fedsgd.aggregation.select_aggregator` finds for the scheme.
     """
 
     seed: int
@@ -61,13 +60,8 @@ class FederationPlan:
     uses_fednova: bool = False
     buffers: BufferPlan | None = None
     bfloat16_states: bool = False
-    aggregator: Aggregator | None = None
     hostile: HostileClients | None = None
-
-    @cached_property
-    def aggregation_rule(self) -> Aggregator:
-        """Rule that combines the updates of a round."""
-        return select_aggregator(self.aggregator, self.uplink)
+    aggregator: Aggregator = field(kw_only=True)
 
     def make_context(
         self, round: int, client: ClientId, reference: F32 | None = None, learning_rate_sum: float = 1.0

@@ -86,7 +86,7 @@ def initial_server_state(plan: FederationPlan, weights: F32) -> ServerState:
         public_model = initial_public_model(plan.downlink, weights, lambda round: plan.make_context(round, ALL_CLIENTS))
     buffers = None if plan.buffers is None else plan.buffers.averaged
     extra_frames = () if buffers is None else (encode_buffers_frame(1, buffers),)
-    aggregator_state = plan.aggregation_rule.init_state(plan.layout)
+    aggregator_state = plan.aggregator.init_state(plan.layout)
     return ServerState(1, weights, public_model, buffers, extra_frames, aggregator_state=aggregator_state)
 
 
@@ -181,7 +181,7 @@ def aggregate(
     sorted_replies = sorted(replies, key=lambda reply: reply.client)
     if len({reply.client for reply in sorted_replies}) != len(sorted_replies):
         raise RunError(server.round, None, "the cohort has two replies of one client")
-    if not sorted_replies and not plan.aggregation_rule.steps_without_replies:
+    if not sorted_replies and not plan.aggregator.steps_without_replies:
         return _publish_next_round(plan, server, server.weights, np.zeros_like(server.weights)), {}
     decoded_updates = [decode_update(plan, reply, server.round) for reply in sorted_replies]
     frames = [update.frame for update in decoded_updates]
@@ -247,10 +247,10 @@ def _aggregate_updates(
     try:
         with (
             np.errstate(over="ignore", invalid="ignore"),  # sums of finite replies may overflow
-            wrap_user_errors("server.aggregator", plan.aggregation_rule, server.round),
+            wrap_user_errors("server.aggregator", plan.aggregator, server.round),
             wrap_user_errors("uplink.compressor", plan.uplink, server.round),
         ):
-            update, aggregator_state = plan.aggregation_rule.aggregate(server.aggregator_state, iterate_timed(), ctx)
+            update, aggregator_state = plan.aggregator.aggregate(server.aggregator_state, iterate_timed(), ctx)
     except WireError as error:
         raise _add_location(error, server.round, client) from None
     if not all_finite(update):

@@ -10,11 +10,10 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fedsgd.aggregation import select_aggregator
-from fedsgd.compression import CompressionScheme
 from fedsgd.config.component import FieldError, PositiveInt, Seed, describe_value
 from fedsgd.config.python_objects import (
     check_marker,
@@ -33,6 +32,7 @@ from fedsgd.models.argument_checks import check_python_arguments
 from fedsgd.models.custom import PythonObjectModule
 from fedsgd.scenario.overrides import apply_settings, check_settings
 from fedsgd.scenario.parsing import SettingsSection, dump_table, errors_in_section, parse_table
+from fedsgd.scenario.resolution import ResolvedUplink, resolve_uplink
 from fedsgd.scenario.sections import (
     ClientConfig,
     DataConfig,
@@ -94,15 +94,19 @@ class Scenario(SettingsSection):
         super().__post_init__()
         if not self.name or any(c in self.name for c in "/\\\0"):
             raise FieldError("scenario", "name", f'got {self.name!r}, expected a non-empty text without "/", "\\" and NUL')
-        self._check_consistency(self.uplink.build_scheme())
+        self._check_consistency()
         if self.data.n_clients is not None:
             self.compute_cohort_size(self.data.n_clients)
 
-    def _check_consistency(self, scheme: CompressionScheme) -> None:
+    @cached_property
+    def resolved_uplink(self) -> ResolvedUplink:
+        """Scheme and aggregator of the uplink, which the checks of the scenario and the federation share."""
+        return resolve_uplink(self.uplink, self.server)
+
+    def _check_consistency(self) -> None:
         """Raise FieldError if settings of different sections contradict each other."""
         name, server, client = self.uplink.compressor.name, self.server, self.client
-        with errors_in_section("server"):
-            aggregator = select_aggregator(server.aggregator, scheme)
+        scheme, aggregator = self.resolved_uplink.scheme, self.resolved_uplink.aggregator
         if aggregator.accepted_weights == "equal" and server.weighting != "uniform":
             problem = f'got "{server.weighting}", expected "uniform": {aggregator.name} gives all clients equal weights'
             raise FieldError("scenario", "server.weighting", problem)

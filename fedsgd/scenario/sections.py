@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from fedsgd.aggregation import Aggregator
-from fedsgd.compression import (
-    CompressionOperator,
-    CompressionScheme,
-    Compressor,
-    ErrorFeedback,
-    MemorylessScheme,
-    StaleResidualPolicy,
-    Weighting,
-)
+from fedsgd.compression import CompressionOperator, Compressor, Weighting
 from fedsgd.compression.operators.dense import Dense
 from fedsgd.config.component import (
     ClosedFraction,
@@ -33,7 +26,6 @@ from fedsgd.data.partitioners.iid import Iid
 from fedsgd.data.partitioners.natural import NaturalPartition
 from fedsgd.errors import ScenarioError, suggest_name
 from fedsgd.federation.downlink import POLICY_ALIASES, DownlinkPolicy
-from fedsgd.federation.downlink import ModelBroadcast as Link
 from fedsgd.federation.faults import HostileClients
 from fedsgd.optim import OPTIMIZERS, SGD, Optimizer
 from fedsgd.sampling import DurationModel, Sampler
@@ -59,11 +51,15 @@ class DataConfig(SettingsSection):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.source, ClientGenerator):
-            if self.partition not in (Iid(), NaturalPartition()):
-                reason = f"{self.source.name} has clients of its own: set data.clients, and leave data.partition out"
-                raise FieldError("data", "partition", f"got {self.partition}, but {reason}")
-            object.__setattr__(self, "partition", NaturalPartition())
+        if isinstance(self.source, ClientGenerator) and self.partition != NaturalPartition():
+            reason = f"{self.source.name} has clients of its own: set data.clients, and leave data.partition out"
+            raise FieldError("data", "partition", f"got {self.partition}, but {reason}")
+
+    @classmethod
+    def resolve_defaults(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the values, with the partitioner of a source that has its own clients."""
+        has_own_clients = isinstance(values["source"], ClientGenerator)
+        return {**values, "partition": NaturalPartition()} if has_own_clients and values["partition"] == Iid() else values
 
     @property
     def n_clients(self) -> int | None:
@@ -109,8 +105,11 @@ class ClientConfig(SettingsSection):
             names = [name for name in OPTIMIZERS if _can_train_clients(OPTIMIZERS[name])]
             problem = f'got "{self.optimizer.name}", which is for the server{suggest_name("", names)}'
             raise FieldError("client", "optimizer.name", problem)
-        if self.epochs is None and self.steps is None:
-            object.__setattr__(self, "epochs", 1)
+
+    @classmethod
+    def resolve_defaults(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the values, with one epoch if neither epochs nor steps are set."""
+        return {**values, "epochs": 1} if values["epochs"] is None and values["steps"] is None else values
 
 
 @dataclass(frozen=True)
@@ -164,8 +163,11 @@ class ServerConfig(SettingsSection):
         if self.optimizer.schedule_over == "local-steps":
             problem = 'got "local-steps", expected "rounds": the server makes one step a round'
             raise FieldError("server", "optimizer.schedule_over", problem)
-        if self.cohort is None and self.fraction is None:
-            object.__setattr__(self, "fraction", 1.0)
+
+    @classmethod
+    def resolve_defaults(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the values, with a cohort of all clients if neither its size nor its fraction is set."""
+        return {**values, "fraction": 1.0} if values["cohort"] is None and values["fraction"] is None else values
 
 
 @dataclass(frozen=True)
@@ -244,29 +246,6 @@ class UplinkConfig(SettingsSection):
     residual_factor: FractionBelowOne = 0.9
     residual_rounds: PositiveInt = 10
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        try:
-            self.build_scheme()
-        except FieldError as error:
-            raise FieldError("uplink", "error_feedback", error.problem) from None
-
-    def build_scheme(self) -> CompressionScheme:
-        """Return the compressor as a scheme, with the policy for its residual."""
-        policy = self.error_feedback
-        if isinstance(self.compressor, CompressionScheme):
-            scheme = self.compressor
-            if policy != "none" and not scheme.residual_entries:
-                problem = f'got "{policy}", expected "none": the state of {scheme.name} is not a residual'
-                raise FieldError("uplink", "error_feedback", problem)
-        elif isinstance(self.compressor, CompressionOperator):
-            scheme = MemorylessScheme(self.compressor) if policy == "none" else ErrorFeedback(self.compressor)
-        else:
-            raise FieldError("uplink", "compressor", f"{self.compressor.name} is neither an operator nor a scheme")
-        if policy == "none" or policy == "persist":
-            return scheme
-        return StaleResidualPolicy(scheme, policy, self.residual_factor, self.residual_rounds)
-
 
 @dataclass(frozen=True)
 class DownlinkConfig(SettingsSection):
@@ -286,8 +265,6 @@ class DownlinkConfig(SettingsSection):
     remember: PositiveInt | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.policy, str):
-            object.__setattr__(self, "policy", POLICY_ALIASES.get(self.policy, self.policy))
         super().__post_init__()
         got = f'got "{self.compressor.name}"'
         if self.policy == "model" and not isinstance(self.compressor, Dense):
@@ -305,9 +282,11 @@ class DownlinkConfig(SettingsSection):
             problem = f'{got} without error feedback, expected policy = "error-feedback" or "ef21-p"'
             raise FieldError("downlink", "compressor", problem)
 
-    def build_downlink(self) -> Link:
-        """Return the policy, compressor and history length as the federation uses them."""
-        return Link(self.policy, self.compressor, self.remember)
+    @classmethod
+    def resolve_defaults(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the values, with the name of the policy in place of an earlier name."""
+        policy = values["policy"]
+        return {**values, "policy": POLICY_ALIASES.get(policy, policy)} if isinstance(policy, str) else values
 
 
 @dataclass(frozen=True)

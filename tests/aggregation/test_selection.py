@@ -52,7 +52,7 @@ def settings_of(name: str, **options: Any) -> dict[str, Any]:
 
 
 def selected(scenario: Scenario) -> Aggregator:
-    return select_aggregator(scenario.server.aggregator, scenario.uplink.build_scheme())
+    return scenario.resolved_uplink.aggregator
 
 
 # --------------------------------------------------------------------------------------------------------- rules of a scenario

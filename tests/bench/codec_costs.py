@@ -19,6 +19,7 @@ from unittest import mock
 import numpy as np
 from scipy.optimize import nnls
 
+from fedsgd.aggregation import select_aggregator
 from fedsgd.compression import COMPRESSORS, CompressionOperator, CompressionScheme, ErrorFeedback, MemorylessScheme
 from fedsgd.data import Examples
 from fedsgd.federation import DownlinkCache, FederationPlan, aggregate, broadcast, client_update, initial_server_state
@@ -181,7 +182,10 @@ class Federation:
     def run(self, scheme: CompressionScheme, link: ModelBroadcast, samples: Mapping[CodecJob, Sample], effort: Effort) -> None:
         """Run rounds and add their repetitions to `samples`."""
         local_training = LocalTraining(SGD(), None, 1, None, uses_correction=scheme.corrects_gradients)
-        plan = FederationPlan(0, self.layout, local_training, scheme, link, SGD(lr=1.0), "uniform", CLIENTS, CLIENTS)
+        optimizer, aggregator = SGD(lr=1.0), select_aggregator(None, scheme)
+        plan = FederationPlan(
+            0, self.layout, local_training, scheme, link, optimizer, "uniform", CLIENTS, CLIENTS, aggregator=aggregator
+        )
         examples = Examples(np.zeros((10, 1), dtype=np.float32), np.zeros(10, dtype=np.int64))
         server, start = initial_server_state(plan, self.bench.vector(0)), time.monotonic()
         states, caches = [ClientState() for _ in range(CLIENTS)], [DownlinkCache() for _ in range(CLIENTS)]

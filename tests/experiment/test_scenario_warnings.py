@@ -24,6 +24,7 @@ from fedsgd.experiment.builder import build_experiment
 from fedsgd.experiment.scenario_warnings import find_compressor_warnings
 from fedsgd.numerics.parameter_layout import ParameterLayout
 from fedsgd.scenario.parsing import parse_table
+from fedsgd.scenario.resolution import build_scheme
 from fedsgd.scenario.scenario import Scenario
 from fedsgd.scenario.sections import DownlinkConfig, UplinkConfig
 
@@ -44,7 +45,7 @@ def warnings_of(uplink: Mapping[str, Any], downlink: Mapping[str, Any] | None = 
     """Return the warnings of both compressors in a run with these settings; `uplink` is a compressor or the table [uplink]."""
     link = parse_table(UplinkConfig, uplink if "compressor" in uplink else {"compressor": uplink})
     run = replace(RUN, error_feedback=link.error_feedback, **settings)
-    return list(find_compressor_warnings(link.build_scheme(), run, parse_table(DownlinkConfig, downlink or {})))
+    return list(find_compressor_warnings(build_scheme(link), run, parse_table(DownlinkConfig, downlink or {})))
 
 
 def with_feedback(policy: str, **compressor: Any) -> dict[str, Any]:

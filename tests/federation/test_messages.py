@@ -14,6 +14,7 @@ from typing import NamedTuple, get_args
 import numpy as np
 import pytest
 
+from fedsgd.aggregation import select_aggregator
 from fedsgd.certification.operator_laws import example_layout
 from fedsgd.compression import CodecContext, CompressionOperator, CompressionScheme, MemorylessScheme
 from fedsgd.compression.operators.dense import Dense
@@ -91,6 +92,7 @@ def play_rounds(link: ModelBroadcast, uplink: CompressionScheme, n_buffers: int)
         10,
         2,
         buffers=buffer_plan,
+        aggregator=select_aggregator(None, uplink),
     )
     weights = np.where(np.arange(SIZE) % 3, r.standard_normal(SIZE), -0.0).astype(np.float32)
     server = initial_server_state(plan, weights)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsgd.aggregation import select_aggregator
 from fedsgd.certification.operator_laws import example_layout
 from fedsgd.compression import CompressionOperator, CompressionScheme, MemorylessScheme
 from fedsgd.compression.operators.eden import Eden
@@ -65,7 +66,10 @@ def build_server(
     """Build a server in round 3, and a valid reply of client 1."""
     norm = BufferPlan(np.ones(statistics, np.float32), None, np.zeros(0, np.float32)) if statistics else None
     recipe = LocalTraining(SGD(), 1, None, None)
-    plan = FederationPlan(0, example_layout(size), recipe, uplink, downlink, SGD(lr=1.0), "examples", 10, 2, buffers=norm)
+    layout, aggregator = example_layout(size), select_aggregator(None, uplink)
+    plan = FederationPlan(
+        0, layout, recipe, uplink, downlink, SGD(lr=1.0), "examples", 10, 2, buffers=norm, aggregator=aggregator
+    )
     x = next(vectors(size))
     server = initial_server_state(plan, x)
     for round in range(1, ROUND):

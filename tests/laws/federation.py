@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from fedsgd.aggregation import select_aggregator
 from fedsgd.compression import ClientId, CompressionScheme, MemorylessScheme
 from fedsgd.compression.operators.dense import Dense
 from fedsgd.data import Examples
@@ -50,7 +51,8 @@ def make_plan(uplink: CompressionScheme | None = None, link: ModelBroadcast | No
     """Return a plan with uniform weights, whose server step is lr times the mean."""
     scheme = MemorylessScheme(Dense()) if uplink is None else uplink
     recipe = LocalTraining(SGD(lr=1.0), None, 1, None, uses_correction=scheme.corrects_gradients)
-    return FederationPlan(0, LAYOUT, recipe, scheme, link or ModelBroadcast(), SGD(lr=lr), "uniform", CLIENTS, CLIENTS)
+    downlink, aggregator = link or ModelBroadcast(), select_aggregator(None, scheme)
+    return FederationPlan(0, LAYOUT, recipe, scheme, downlink, SGD(lr=lr), "uniform", CLIENTS, CLIENTS, aggregator=aggregator)
 
 
 @dataclass(eq=False)

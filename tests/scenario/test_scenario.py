@@ -29,7 +29,7 @@ def test_quickstart_has_the_designed_settings(root: Path) -> None:
     s = load(root / "scenarios" / "quickstart.toml")
     assert (s.name, s.seed, s.rounds, s.compute_cohort_size(20)) == ("quickstart", 0, 40, 10)
     assert s.client == ClientConfig(Momentum(lr=0.05, momentum=0.9), epochs=5, batch_size=10)
-    assert s.uplink.build_scheme() == ErrorFeedback(TopK(0.01, "float32"))
+    assert s.resolved_uplink.scheme == ErrorFeedback(TopK(0.01, "float32"))
     assert s.report.target_accuracy == 0.9
     assert s.stop.target_accuracy is None
 
@@ -93,8 +93,8 @@ def test_nested_components_are_built_from_settings_and_from_python(scenario: Mak
     from_python = Scenario(
         name="y", data=DataConfig(partition=Iid(clients=3)), uplink=UplinkConfig(RandK(scaled=False), "persist")
     )
-    assert isinstance(from_python.uplink.build_scheme(), ErrorFeedback)
-    assert isinstance(Scenario(name="y").uplink.build_scheme(), MemorylessScheme)
+    assert isinstance(from_python.resolved_uplink.scheme, ErrorFeedback)
+    assert isinstance(Scenario(name="y").resolved_uplink.scheme, MemorylessScheme)
 
 
 def test_both_alternatives_at_once_are_refused() -> None:

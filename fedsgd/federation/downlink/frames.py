@@ -46,9 +46,6 @@ class ModelBroadcast:
     operator: CompressionOperator = Dense()
     history_rounds: int | None = None
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "policy", POLICY_ALIASES.get(self.policy, self.policy))
-
     @property
     def full_model_operator(self) -> CompressionOperator:
         """Operator that encodes the full model."""

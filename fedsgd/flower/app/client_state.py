@@ -22,6 +22,7 @@ from fedsgd.flower.state_directory import RETENTION_DAYS, open_state_store
 from fedsgd.numerics.arrays import BoolArray
 from fedsgd.runtime.stores.directory import FolderStore, compute_file_size
 from fedsgd.scenario.parsing import errors_in_section
+from fedsgd.scenario.resolution import build_downlink, build_scheme
 from fedsgd.scenario.sections import DownlinkConfig, UplinkConfig
 
 _LOG = getLogger("flwr")
@@ -41,7 +42,7 @@ def create_settings(
         ScenarioError: a compressor cannot be used for the model.
     """
     with errors_in_section("compressor"):
-        uplink.build_scheme().check_layout(array_layout.layout)
+        build_scheme(uplink).check_layout(array_layout.layout)
     with errors_in_section("downlink.compressor"):
         downlink.compressor.check_layout(array_layout.layout)
     session = next(_SESSION_COUNTER)
@@ -112,7 +113,7 @@ def revert_missing_coordinates(state: ClientState, missing_mask: BoolArray) -> C
 
 
 def _has_stored_model(settings: CompressionSettings) -> bool:
-    return settings.downlink.build_downlink().clients_keep_model
+    return build_downlink(settings.downlink).clients_keep_model
 
 
 def _compute_stored_bytes(settings: CompressionSettings) -> int:

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from fedsgd.compression.schemes.plain import MemorylessScheme
 from fedsgd.errors import ModelError, ScenarioError
 from fedsgd.flower.app.inner_strategy import iterate_strategies
+from fedsgd.scenario.resolution import build_scheme
 from fedsgd.scenario.sections import UplinkConfig
 
 DP_WRAPPERS = (
@@ -144,7 +145,7 @@ def is_private(inner: Strategy) -> bool:
 
 def require_memoryless(uplink: UplinkConfig) -> None:
     """Raise ScenarioError if clients add a part of an update to updates of later rounds."""
-    if isinstance(uplink.build_scheme(), MemorylessScheme):
+    if isinstance(build_scheme(uplink), MemorylessScheme):
         return
     name, policy = uplink.compressor.name, uplink.error_feedback
     if policy == "none":

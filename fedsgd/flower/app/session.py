@@ -115,7 +115,7 @@ class CompressionSession:
             server_momentum=momentum,
             error_feedback=uplink.error_feedback,
         )
-        lines = find_compressor_warnings(uplink.build_scheme(), run, self.settings.downlink)
+        lines = find_compressor_warnings(self.plan.uplink, run, self.settings.downlink)
         return [line for line in lines if allows_memory or not line.startswith(run.feedback_key)]
 
     def compress_train_messages(

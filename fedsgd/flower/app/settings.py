@@ -7,13 +7,15 @@ import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from fedsgd.aggregation import WeightedMean
 from fedsgd.compression import COMPRESSORS, CompressionOperator, CompressionScheme, Compressor, StaleResidualPolicy
 from fedsgd.config.python_objects import PYTHON_OBJECT_NAME
 from fedsgd.errors import FedsgdError, ScenarioError, WireError, suggest_name
 from fedsgd.federation import FederationPlan
 from fedsgd.flower.app.array_layout import ArrayLayout
 from fedsgd.optim import SGD
-from fedsgd.scenario.parsing import dump_table, parse_table
+from fedsgd.scenario.parsing import dump_table, errors_in_section, parse_table
+from fedsgd.scenario.resolution import build_downlink, build_scheme
 from fedsgd.scenario.sections import DownlinkConfig, UplinkConfig
 from fedsgd.training import LocalTraining
 from fedsgd.wire import ALL_CLIENTS
@@ -34,10 +36,12 @@ def parse_uplink(compressor: str | Mapping[str, object] | Compressor, error_feed
     if isinstance(table, Mapping) and table.get("name") == PYTHON_OBJECT_NAME:
         raise ScenarioError(f"compressor: got {compressor!r}, expected a compressor whose class nodes can import")
     name = table.get("name") if isinstance(table, Mapping) else table
-    if isinstance(name, str) and name not in COMPRESSORS and ":" not in name:
+    if isinstance(name, str) and not COMPRESSORS.is_valid_name(name):
         raise ScenarioError(f'compressor.name: got "{name}"{suggest_name(name, _list_supported_compressors())}')
     uplink = parse_table(UplinkConfig, {"compressor": table, "error_feedback": error_feedback})
-    if not _is_decoded_per_client(uplink.build_scheme()):
+    with errors_in_section(""):
+        scheme = build_scheme(uplink)
+    if not _is_decoded_per_client(scheme):
         name = uplink.compressor.name
         problem = f'got "{name}", whose server does more than decode updates; a strategy needs each client\'s arrays'
         raise ScenarioError(f"compressor.name: {problem}{suggest_name('', _list_supported_compressors())}")
@@ -96,9 +100,17 @@ class CompressionSettings:
     def build_plan(self) -> FederationPlan:
         """Return the plan of the rounds. App and strategy train and aggregate, so the plan's settings for both are unused."""
         training = LocalTraining(SGD(), None, 1, None)
-        scheme, downlink = self.uplink.build_scheme(), self.downlink.build_downlink()
         return FederationPlan(
-            self.seed, self.array_layout.layout, training, scheme, downlink, SGD(), "uniform", ALL_CLIENTS, self.cohort
+            self.seed,
+            self.array_layout.layout,
+            training,
+            build_scheme(self.uplink),
+            build_downlink(self.downlink),
+            SGD(),
+            "uniform",
+            ALL_CLIENTS,
+            self.cohort,
+            aggregator=WeightedMean(),
         )
 
     def encode(self) -> bytes:
@@ -132,6 +144,8 @@ def decode_settings(data: bytes, allowed_paths: Collection[str] = ()) -> Compres
         if not all(isinstance(values[name], int) for name in _INTEGER_FIELDS):
             raise WireError(0, f"the server's settings have a value that is no integer in one of {', '.join(_INTEGER_FIELDS)}")
         uplink = parse_table(UplinkConfig, values.pop("uplink"), allowed_paths)
+        with errors_in_section(""):
+            build_scheme(uplink)  # raises for a policy that the compressor does not allow
         downlink = parse_table(DownlinkConfig, values.pop("downlink"), allowed_paths)
         return CompressionSettings(uplink, downlink, array_layout, **values)
     except FedsgdError as error:
