@@ -62,6 +62,7 @@ if TYPE_CHECKING:
         ScenarioWarning,
         WireError,
     )
+    from fedsgd.experiment.federation import Federation, build
     from fedsgd.experiment.ledger import Ledger
     from fedsgd.experiment.options import CustomModel, ExecutionConfig, RunCallbacks
     from fedsgd.experiment.runner import Result, run
@@ -108,6 +109,7 @@ _EXPORT_MODULES = {
     "Examples": "data",
     "ExecutionConfig": "experiment.options",
     "FaultConfig": "scenario.sections",
+    "Federation": "experiment.federation",
     "FedsgdError": "errors",
     "LawError": "errors",
     "Ledger": "experiment.ledger",
@@ -132,6 +134,7 @@ _EXPORT_MODULES = {
     "Tracker": "trackers",
     "UplinkConfig": "scenario.sections",
     "WireError": "errors",
+    "build": "experiment.federation",
     "certify": "certification",
     "deploy": "flower.deployment",
     "compare": "analysis.run_prices",
@@ -174,6 +177,7 @@ __all__ = [
     "Examples",
     "ExecutionConfig",
     "FaultConfig",
+    "Federation",
     "FedsgdError",
     "LawError",
     "Ledger",
@@ -199,6 +203,7 @@ __all__ = [
     "UplinkConfig",
     "WireError",
     "aggregators",
+    "build",
     "certify",
     "compare",
     "compressors",

@@ -53,7 +53,7 @@ PUBLIC_PACKAGES = ("federation", "wire")
 PUBLIC_CLASSES = {
     *("AggregationContext", "CodecContext", "EncodedUpdate", "EntryPatch", "Update", "WeightedUpdate", "RunConfig"),
     *("ClientData", "Dataset", "Examples", "CohortSampler", "SampledCohort", "SamplingPool", "ScaledStep"),
-    *("Channel", "SupportsEvaluate", "Tracker", "TrainingEngine", "TrainingJob", "TrainingResult"),
+    *("Channel", "Execution", "SupportsEvaluate", "Tracker", "TrainingEngine", "TrainingJob", "TrainingResult"),
 }
 """Protocols, and what the members of a component family receive and return."""
 Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef

@@ -22,6 +22,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "torch": (
         "aggregation.server_step",
         "experiment.builder",
+        "experiment.federation",
         "experiment.final_model",
         "experiment.options",
         "experiment.runner",

@@ -16,7 +16,8 @@ import numpy as np
 from fedsgd.certification.certificate import SampleSummary
 from fedsgd.errors import ScenarioError, suggest_name
 from fedsgd.experiment.builder import build_experiment
-from fedsgd.federation.round_loop import FrameEvent, run_rounds
+from fedsgd.experiment.execution import InProcessExecution
+from fedsgd.federation.round_loop import FrameEvent, run_round
 from fedsgd.numerics.arrays import F32
 from fedsgd.numerics.parameter_layout import ParameterLayout
 from fedsgd.numerics.rng import derive_generator
@@ -112,11 +113,10 @@ def _train_updates() -> UpdateSample:
             decoded = plan.uplink.decode(decode_frame(event.frame).sections, ctx)
             updates[event.round - 1, event.client] = decoded.to_dense()
 
-    for server, _ in run_rounds(
-        plan, experiment.initial_server_state, experiment.runtime, experiment.participation, store_update
-    ):
-        if server.round > ROUNDS:
-            break
+    server = experiment.initial_server_state
+    with InProcessExecution(experiment) as execution:
+        while server.round <= ROUNDS:
+            server, _ = run_round(plan, server, execution.runtime, experiment.participation, store_update)
     updates.flags.writeable = False
     network = f"digits, MLP {'-'.join(map(str, HIDDEN_SIZES))}, 1 epoch, batches of {BATCH_SIZE}, learning rate {LR:g}"
     return UpdateSample("real", f"FedAvg client updates ({network})", plan.layout, updates)

@@ -1,9 +1,8 @@
-"""Builder of an experiment: data, model, engine, runtime and evaluation of a scenario."""
+"""Builder of an experiment: data, model, plan, engine and evaluation of a scenario."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,32 +10,25 @@ from typing import TYPE_CHECKING
 
 from fedsgd.data import ClientData, Dataset
 from fedsgd.errors import ModelError
-from fedsgd.experiment.evaluation import RESERVED_PREFIXES, Evaluator, LocalModelOf, check_accuracy, select_evaluation_sets
+from fedsgd.experiment.evaluation import RESERVED_PREFIXES, EvaluationPlan, check_accuracy, select_evaluation_sets
 from fedsgd.experiment.federation_plan import make_plan
 from fedsgd.experiment.partition_summary import check_class_labels, load_client_data
 from fedsgd.experiment.scenario_warnings import find_warnings
 from fedsgd.experiment.state_budget import StateBudget, plan_state_storage, representative_state
 from fedsgd.federation import FederationPlan, ServerState, initial_server_state
-from fedsgd.federation.client_state import LOCAL, ClientStore, InMemoryClientStore, entries_of
-from fedsgd.federation.round_loop import Runtime
 from fedsgd.models import Loss, Metric
 from fedsgd.models.argument_checks import check_python_arguments
 from fedsgd.models.builder import build_task
 from fedsgd.models.task import LearningTask
-from fedsgd.numerics.arrays import F32
 from fedsgd.numerics.rng import derive_torch_seed
-from fedsgd.runtime import InProcessRuntime, WorkerPool
-from fedsgd.runtime.stores.shared import SlotModelCache, SlotStore, stored_bytes
-from fedsgd.runtime.workers.channel import SharedOutbox
-from fedsgd.runtime.workers.processes import SharedInputs, start_workers
-from fedsgd.runtime.workers.shared_memory import SharedFile, SharedPickle
-from fedsgd.runtime.workers.worker import EngineFactory, WorkerConfig
+from fedsgd.runtime.stores.shared import stored_bytes
+from fedsgd.runtime.workers.shared_memory import SharedPickle
+from fedsgd.runtime.workers.worker import EngineFactory
 from fedsgd.sampling import ParticipationModel, SamplingPool, bind_with_checks
 from fedsgd.scenario.parsing import errors_in_section
 from fedsgd.scenario.scenario import PythonObjects, Scenario
 from fedsgd.storage.run_directory import ROUND_COLUMNS
 from fedsgd.system.global_generators import isolate_generators
-from fedsgd.system.profiling import Phase
 from fedsgd.system.torch_determinism import isolate_global_state
 from fedsgd.system.user_files import expand_user_path, find_temporary_folder
 from fedsgd.training import EvaluationSets, TrainingEngine
@@ -50,17 +42,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Experiment:
-    """Scenario with everything that a run needs.
+    """Description of a run: the scenario, and what is built from it. An `Execution` reaches the clients.
 
     Attributes:
         scenario: scenario with the selected engine, and with references to the Python objects.
         train, held_out: training and test examples of all clients; `held_out` is None without client test examples.
         engine: engine of this process; `make_engine` makes an equal engine in another process.
-        evaluator: evaluation that the scenario asks for.
+        evaluation: evaluation that the scenario asks for.
         initial_server_state: server before round 1.
         shared_data: (dataset, train, held_out) in memory that other processes can read, None if this process is the only one.
         warnings: lines about settings that a component is not made for.
-        worker_phase_seconds: returns the seconds by phase, summed over all workers; None without workers.
     """
 
     scenario: Scenario
@@ -71,15 +62,13 @@ class Experiment:
     plan: FederationPlan
     engine: TrainingEngine
     engine_choice: EngineChoice
-    evaluator: Evaluator
-    runtime: Runtime
+    evaluation: EvaluationPlan
     participation: ParticipationModel
     state_budget: StateBudget
     initial_server_state: ServerState
     make_engine: EngineFactory
     shared_data: SharedPickle | None
     warnings: tuple[str, ...]
-    worker_phase_seconds: Callable[[], dict[Phase, float]] | None = None
 
     @property
     def target_accuracy(self) -> float | None:
@@ -99,7 +88,7 @@ def build_experiment(
 ) -> Experiment:
     """Build a scenario's experiment, with Python objects as for `fedsgd.run`.
 
-    `share_data` places the data in memory that other processes can read, as `with_worker_pool` needs.
+    `share_data` places the data in memory that other processes can read, as `WorkerPoolExecution` needs.
     """
     # the user's classes may draw from the global generators
     with isolate_global_state(), isolate_generators(derive_torch_seed(scenario.seed, "build")):
@@ -109,7 +98,7 @@ def build_experiment(
 
 def _build(scenario: Scenario, data: str | Path | None, objects: PythonObjects, share_data: bool) -> Experiment:
     objects.check(scenario, require_importable=share_data)
-    resolved_scenario = objects.insert_references(scenario)  # before the user's functions run and perhaps change the objects
+    references = objects.make_references(scenario)  # before the user's functions run and perhaps change the objects
     dataset, train, held_out = load_client_data(scenario, data, objects.dataset)
     if objects.module is None:
         check_class_labels(scenario, dataset)
@@ -122,11 +111,8 @@ def _build(scenario: Scenario, data: str | Path | None, objects: PythonObjects, 
     task = _dry_run_model(task, dataset, select_evaluation_sets(scenario, task, dataset, train, held_out))
     check_training_steps(task, plan.local_training, train, dataset.train, scenario.seed)
     engine, choice, engine_factory = _build_engine(scenario, task, plan, dataset, train)
-    scenario = replace(resolved_scenario, engine=replace(scenario.engine, name=choice.name, stack=choice.stack))
-    store = InMemoryClientStore()
-    evaluator = _build_evaluator(scenario, engine, task, dataset, train, held_out)
-    evaluator = replace(evaluator, local_model_of=_make_local_model_reader(plan, store))
-    runtime = InProcessRuntime(plan, engine, store, train)
+    scenario = replace(scenario, **references, engine=replace(scenario.engine, name=choice.name, stack=choice.stack))
+    evaluation = _plan_evaluation(scenario, task, dataset, train, held_out)
     server = initial_server_state(plan, task.initial_parameters[: plan.layout.size])
     participation = _participation(scenario, train, plan.cohort_size, data)
     budget = _state_budget(scenario, plan, participation.n_invited, task.layout.size)
@@ -139,8 +125,7 @@ def _build(scenario: Scenario, data: str | Path | None, objects: PythonObjects, 
         plan,
         engine,
         choice,
-        evaluator,
-        runtime,
+        evaluation,
         participation,
         budget,
         server,
@@ -159,20 +144,6 @@ def _build_engine(
     requested_choice = EngineChoice(config.name, config.update, config.stack)
     engine, choice = select_engine(requested_choice, task, plan.local_training, dataset.train, sizes, plan.cohort_size)
     return engine, choice, partial(make_engine, choice, sizes)
-
-
-def _make_local_model_reader(plan: FederationPlan, store: ClientStore) -> LocalModelOf | None:
-    """Return a reader of the parameters and buffers that stay at a client, None without any."""
-    buffer_plan = plan.buffers
-    if buffer_plan is None or not buffer_plan.has_local_state:
-        return None
-
-    def read_local_model(client: int, averaged_buffers: F32 | None) -> tuple[F32, F32 | None]:
-        entries = entries_of(store.load(client).state_if_accepted, LOCAL)
-        parameters = entries.get("parameters", buffer_plan.local_parameters)
-        return parameters, buffer_plan.join(averaged_buffers, entries.get("statistics"))
-
-    return read_local_model
 
 
 def _participation(scenario: Scenario, train: ClientData, cohort: int, folder: str | Path | None) -> ParticipationModel:
@@ -204,63 +175,9 @@ def _state_budget(scenario: Scenario, plan: FederationPlan, n_invited: int, size
     return replace(budget, aggregation_bytes=plan.aggregator.max_working_bytes(plan.layout, plan.cohort_size))
 
 
-@contextmanager
-def with_worker_pool(experiment: Experiment, workers: int, profile: bool = False) -> Iterator[Experiment]:
-    """Yield the experiment with worker processes, and with client states at the location of its budget.
-
-    One worker is this process alone. Several workers need an experiment that was built with `share_data`. Results depend on
-    neither workers nor location.
-    """
-    if workers == 1 and experiment.state_budget.location == "memory":
-        yield experiment
-        return
-    with closing(experiment.state_budget.open_shared_store()) as store:
-        if workers == 1:
-            runtime = InProcessRuntime(experiment.plan, experiment.engine, store, experiment.train)
-            evaluator = replace(experiment.evaluator, local_model_of=_make_local_model_reader(experiment.plan, store))
-            yield replace(experiment, runtime=runtime, evaluator=evaluator)
-        else:
-            with _start_workers(experiment, workers, profile, store) as experiment:
-                yield experiment
-
-
-@contextmanager
-def _start_workers(experiment: Experiment, workers: int, profile: bool, store: SlotStore) -> Iterator[Experiment]:
-    if experiment.shared_data is None:
-        raise ValueError("the data are in this process alone; build the experiment with share_data=True")
-    task, outbox = experiment.task, SharedOutbox()
-    training, by_client = experiment.evaluator.train is not None, experiment.evaluator.held_out is not None
-    config = WorkerConfig(experiment.plan, task, experiment.make_engine, training, by_client)
-    clock = SharedFile() if profile else None
-    models = SlotModelCache(experiment.scenario.rounds)
-    shared = SharedInputs(SharedPickle.from_value(config), experiment.shared_data, store, models, clock)
-    sets = config.select_evaluation_sets(experiment.dataset.test, experiment.train, experiment.held_out)
-    try:
-        with start_workers(workers, shared, outbox) as handles:
-            runtime = WorkerPool(handles, outbox, experiment.engine, experiment.train, sets, task)
-            evaluator = replace(
-                experiment.evaluator, engine=runtime, local_model_of=_make_local_model_reader(experiment.plan, store)
-            )
-            yield replace(
-                experiment,
-                runtime=runtime,
-                evaluator=evaluator,
-                worker_phase_seconds=partial(shared.sum_phase_seconds, workers),
-            )
-    finally:
-        for file in (outbox.file, shared.worker_config.file, models, clock):
-            if file is not None:
-                file.close()
-
-
-def _build_evaluator(
-    scenario: Scenario,
-    engine: TrainingEngine,
-    task: LearningTask,
-    dataset: Dataset,
-    train: ClientData,
-    held_out: ClientData | None,
-) -> Evaluator:
+def _plan_evaluation(
+    scenario: Scenario, task: LearningTask, dataset: Dataset, train: ClientData, held_out: ClientData | None
+) -> EvaluationPlan:
     """Return the evaluation that the scenario asks for, after a check of the metrics and their names."""
     config = scenario.evaluation
     check_accuracy(scenario, task)
@@ -268,8 +185,8 @@ def _build_evaluator(
         if name in ROUND_COLUMNS or name.startswith(RESERVED_PREFIXES):
             columns = f"{', '.join(ROUND_COLUMNS)}, {'..., '.join(RESERVED_PREFIXES)}..."
             raise ModelError(f'a metric cannot be called "{name}": rounds.parquet has columns of its own: {columns}')
-    return Evaluator(
-        engine, tuple(task.metrics), dataset.test, held_out if config.clients else None, train if config.training else None
+    return EvaluationPlan(
+        tuple(task.metrics), dataset.test, held_out if config.clients else None, train if config.training else None
     )
 
 

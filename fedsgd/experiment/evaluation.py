@@ -44,22 +44,20 @@ LocalModelOf = Callable[[int, F32 | None], tuple[F32, F32 | None]]
 
 
 @dataclass(frozen=True, eq=False)
-class Evaluator:
+class EvaluationPlan:
     """Evaluation that a scenario asks for.
 
     Attributes:
+        metrics: names of the task's metrics.
+        test: test examples of the dataset.
         held_out: each client's own test examples, for the accuracy by client; None without that evaluation.
         train: training examples, for loss and metrics of training; None without that evaluation.
-        local_model_of: reader of the parameters and buffers that stay at a client, None where all clients have the same model.
-            With local models, each client's model is evaluated on the client's own examples.
     """
 
-    engine: SupportsEvaluate
     metrics: tuple[str, ...]
     test: Examples
-    held_out: ClientData | None
-    train: ClientData | None
-    local_model_of: LocalModelOf | None = None
+    held_out: ClientData | None = None
+    train: ClientData | None = None
 
     @property
     def metric_names(self) -> tuple[str, ...]:
@@ -68,20 +66,36 @@ class Evaluator:
         by_client = () if self.held_out is None else CLIENT_METRICS
         return (*names, *by_client, *(() if self.train is None else (f"train_{name}" for name in names)))
 
+
+@dataclass(frozen=True, eq=False)
+class Evaluator:
+    """Function that evaluates a model as a plan describes.
+
+    Attributes:
+        plan: examples and metrics.
+        engine: object that evaluates a model on examples.
+        local_model_of: reader of the parameters and buffers that stay at a client, None where all clients have the same model.
+            With local models, each client's model is evaluated on the client's own examples.
+    """
+
+    plan: EvaluationPlan
+    engine: SupportsEvaluate
+    local_model_of: LocalModelOf | None = None
+
     def __call__(self, weights: F32, buffers: F32 | None = None) -> tuple[dict[str, float], F64 | None]:
         """Return (figures by name, accuracy by client [N] or None) of the model with parameters [P] and buffers [S].
 
         The accuracy is NaN for a client without examples, or with ignored targets only.
         """
-        if self.local_model_of is not None and self.held_out is not None:
-            return self._evaluate_local_models(weights, buffers, self.local_model_of, self.held_out)
-        values = self.engine.evaluate(weights, self.test, buffers).means
+        if self.local_model_of is not None and self.plan.held_out is not None:
+            return self._evaluate_local_models(weights, buffers, self.local_model_of, self.plan.held_out)
+        values = self.engine.evaluate(weights, self.plan.test, buffers).means
         accuracy = None
-        if self.held_out is not None:
-            accuracy, is_counted = self._measure_client_accuracy(weights, self.held_out, buffers)
+        if self.plan.held_out is not None:
+            accuracy, is_counted = self._measure_client_accuracy(weights, self.plan.held_out, buffers)
             values.update(_client_accuracy_summary(accuracy[is_counted]))
-        if self.train is not None:
-            training_values = self.engine.evaluate(weights, self.train.all_examples(), buffers).means
+        if self.plan.train is not None:
+            training_values = self.engine.evaluate(weights, self.plan.train.all_examples(), buffers).means
             values.update({f"train_{name}": value for name, value in training_values.items()})
         return values, accuracy
 
@@ -95,7 +109,7 @@ class Evaluator:
         A loss that is a sum over examples is the sum of the clients' losses.
         """
         accuracy, is_counted = np.full(len(data), np.nan), np.zeros(len(data), dtype=bool)
-        totals, shares = (dict.fromkeys(("loss", *self.metrics), 0.0) for _ in range(2))
+        totals, shares = (dict.fromkeys(("loss", *self.plan.metrics), 0.0) for _ in range(2))
         for client in np.flatnonzero(data.sizes()).tolist():
             parameters, statistics = local_model_of(client, buffers)
             result = self.engine.evaluate(np.concatenate([weights, parameters]), data.examples_of(client), statistics)

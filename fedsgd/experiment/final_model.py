@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedsgd.experiment.builder import Experiment
+from fedsgd.experiment.execution import Execution
 from fedsgd.federation import ServerState
 from fedsgd.models.task import LearningTask
 from fedsgd.numerics.arrays import F32
@@ -62,8 +62,9 @@ class FinalModel:
         return {name: partial(save_tensors, folder / name, state) for name, state in states.items() if state is not None}
 
 
-def build_final_model(experiment: Experiment, server: ServerState) -> FinalModel:
-    """Return the final models of the server and of the clients."""
+def build_final_model(execution: Execution, server: ServerState) -> FinalModel:
+    """Return the final models of the server and of the clients. The execution must be open."""
+    experiment = execution.experiment
     task, flat_module = experiment.task, FlatModule(experiment.task)
     buffer_plan = experiment.plan.buffers
     buffers = None if buffer_plan is None else buffer_plan.join(server.buffers, None)
@@ -72,13 +73,14 @@ def build_final_model(experiment: Experiment, server: ServerState) -> FinalModel
     evaluated_model = None
     if server.public_model.weights.tobytes() != server.weights.tobytes():
         evaluated_model, loss = read_state_dicts(flat_module, np.concatenate([server.public_model.weights, tail]), buffers)
-    return FinalModel(server_model, evaluated_model, loss, _stack_local_tensors(experiment, task))
+    return FinalModel(server_model, evaluated_model, loss, _stack_local_tensors(execution, task))
 
 
-def _stack_local_tensors(experiment: Experiment, task: LearningTask) -> StateDict | None:
+def _stack_local_tensors(execution: Execution, task: LearningTask) -> StateDict | None:
     import torch
 
-    local_model_of, held_out = experiment.evaluator.local_model_of, experiment.held_out
+    experiment, local_model_of = execution.experiment, execution.evaluator.local_model_of
+    held_out = experiment.held_out
     if local_model_of is None or held_out is None:
         return None
     clients = np.flatnonzero(held_out.sizes())

@@ -6,15 +6,17 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field, fields, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedsgd.config.argument_checks import resolve_config
 from fedsgd.data import Dataset
-from fedsgd.errors import ModelWarning, OutputError, RunError, ScenarioError, ScenarioWarning, warn_once
-from fedsgd.experiment.builder import Experiment, build_experiment, with_worker_pool
+from fedsgd.errors import ModelWarning, OutputError, ScenarioWarning, warn_once
+from fedsgd.experiment.builder import Experiment, build_experiment
+from fedsgd.experiment.execution import Execution, ExecutionFactory, make_execution
+from fedsgd.experiment.federation import Federation
 from fedsgd.experiment.final_model import FinalModel, build_final_model
 from fedsgd.experiment.ledger import Ledger
 from fedsgd.experiment.options import (
@@ -25,11 +27,10 @@ from fedsgd.experiment.options import (
     resolve_callbacks,
     resolve_data,
 )
-from fedsgd.experiment.summary import build_summary, build_table_row, dense_frame_bytes, save_clients
+from fedsgd.experiment.summary import build_summary, build_table_row, save_clients
 from fedsgd.experiment.trained_model import load_state
 from fedsgd.federation import ServerState
-from fedsgd.federation.round_loop import Runtime, as_run_error, run_rounds
-from fedsgd.federation.round_record import ResidualStatistics, RoundRecord
+from fedsgd.federation.round_record import RoundRecord
 from fedsgd.models.argument_checks import check_module
 from fedsgd.numerics.arrays import F32, F64
 from fedsgd.numerics.parameter_layout import ParameterLayout
@@ -37,7 +38,7 @@ from fedsgd.scenario.scenario import PythonObjects, Scenario, open_scenario
 from fedsgd.storage.parquet import TableWriter
 from fedsgd.storage.run_directory import ROUND_COLUMNS, clear_run_directory, write_all, write_atomically
 from fedsgd.system.forkserver import preload_workers
-from fedsgd.system.profiling import PhaseTimer, RoundProfile, profiling_into, timed
+from fedsgd.system.profiling import PhaseTimer, RoundProfile, profiling_into
 from fedsgd.system.torch_determinism import isolate_global_state, use_caller_state
 from fedsgd.system.user_files import check_paths, expand_user_path
 from fedsgd.trackers import RunFinished, RunStarted, TrackerGroup, check_callbacks
@@ -48,9 +49,6 @@ if TYPE_CHECKING:
 
     from fedsgd.experiment.trained_model import Module
     from fedsgd.trackers import Tracker
-
-RuntimeFactory = Callable[[Experiment], Runtime]
-"""Function from an experiment to the runtime that reaches its clients."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +161,7 @@ def run(
             overwrite=overwrite,
             on_round=on_round,
             callbacks=callbacks,
-            execution=execution,
+            config=execution,
         )
 
 
@@ -176,14 +174,14 @@ def execute_run(
     overwrite: bool = False,
     on_round: Callable[[RoundRecord], None] | None = None,
     callbacks: RunCallbacks = RunCallbacks(),
-    execution: ExecutionConfig = ExecutionConfig(),
-    runtime_factory: RuntimeFactory | None = None,
+    config: ExecutionConfig = ExecutionConfig(),
+    execution_factory: ExecutionFactory | None = None,
 ) -> Result:
     """Run a scenario; arguments as for `run`, with `data` a folder. The caller has isolated the global state.
 
-    `runtime_factory` returns the runtime, in place of this process or workers; clients then keep their states.
+    `execution_factory` makes the execution of the experiment, in place of this process or workers.
     """
-    workers, profile = execution.workers, execution.profile
+    workers, profile = config.workers, config.profile
     python_objects = {field.name: getattr(objects, field.name) for field in fields(objects)}
     located_errors, scenario = open_scenario(scenario)
     check_paths(out=out)
@@ -197,41 +195,28 @@ def execute_run(
     with TrackerGroup(callbacks.trackers) as tracker_group, ExitStack() as files:
         with (
             profiling_into(None if round_profile is None else round_profile.profile),
-            _with_runtime(experiment, workers, profile, runtime_factory) as experiment,
+            _make_execution(experiment, workers, profile, execution_factory) as execution,
         ):
             folder, ledger, rounds_table = files.enter_context(_open_outputs(experiment, out, overwrite))
             with use_caller_state():
                 tracker_group.begin(RunStarted(scenario, folder))
-            residuals = ResidualStatistics()
-            history, server, accuracy = _record_rounds(
-                experiment, ledger, rounds_table, residuals, (on_round, tracker_group.round), round_profile
-            )
-            model = build_final_model(experiment, server)
-        summary = build_summary(experiment, history, ledger, residuals, server.weights, time.perf_counter() - start)
+            federation = Federation(execution, ledger)
+            history, server = _record_rounds(federation, rounds_table, (on_round, tracker_group.round), round_profile)
+            model = build_final_model(execution, server)
+        summary = build_summary(federation, history, server.weights, time.perf_counter() - start)
         summary |= _call_metadata(workers, round_profile, python_objects)
         summary |= {"reported_model": model.reported_file, "warnings": [*experiment.warnings]}
         layout, state = experiment.plan.layout, model.evaluated_model or model.server_model
-        result = Result(scenario, history, ledger, server.weights, layout, accuracy, summary, folder, state)
+        result = Result(scenario, history, ledger, server.weights, layout, federation.client_accuracy, summary, folder, state)
         _save(result, experiment, model, rounds_table)
         with use_caller_state():
             tracker_group.end(RunFinished(summary))
     return result
 
 
-def _with_runtime(
-    experiment: Experiment, workers: int, profile: bool, runtime_factory: RuntimeFactory | None
-) -> AbstractContextManager[Experiment]:
-    """Return a context whose value is the experiment with the runtime that reaches its clients."""
-    if runtime_factory is None:
-        return with_worker_pool(experiment, workers, profile)
-    if experiment.evaluator.local_model_of is not None:
-        key = "batch_norm" if experiment.scenario.model.batch_norm == "local" else "buffers"
-        raise ScenarioError(f'model.{key}: got "local", expected another policy: local models are on the nodes alone')
-    return nullcontext(
-        replace(
-            experiment, runtime=runtime_factory(experiment), state_budget=replace(experiment.state_budget, location="nodes")
-        )
-    )
+def _make_execution(experiment: Experiment, workers: int, profile: bool, factory: ExecutionFactory | None) -> Execution:
+    """Return the execution that the arguments of `run` ask for, which is not open yet."""
+    return make_execution(experiment, workers, profile) if factory is None else factory(experiment)
 
 
 def _notify_start(experiment: Experiment, callbacks: RunCallbacks) -> None:
@@ -288,7 +273,7 @@ def _open_outputs(
     folder = None if out is None else clear_run_directory(expand_user_path(out), overwrite)
     if folder is not None:
         write_atomically(folder / "scenario.toml", experiment.scenario.to_toml().encode())
-    columns = {**ROUND_COLUMNS, **dict.fromkeys(experiment.evaluator.metric_names, float)}
+    columns = {**ROUND_COLUMNS, **dict.fromkeys(experiment.evaluation.metric_names, float)}
     ledger = Ledger(folder and folder / "ledger.parquet")
     rounds = TableWriter(folder and folder / "rounds.parquet", columns)
     try:
@@ -305,90 +290,25 @@ def _open_outputs(
 
 
 def _record_rounds(
-    experiment: Experiment,
-    ledger: Ledger,
+    federation: Federation,
     rounds_table: TableWriter,
-    residuals: ResidualStatistics,
     round_callbacks: Sequence[Callable[[RoundRecord], None] | None],
     round_profile: RoundProfile | None,
-) -> tuple[list[RoundRecord], ServerState, F64 | None]:
-    """Run all rounds, and return (records, server state, accuracy by client [N] if it was measured)."""
-    history: list[RoundRecord] = []
-    for server, record, accuracy in _iterate_rounds(experiment, ledger, residuals):
-        last = server, accuracy
+) -> tuple[list[RoundRecord], ServerState]:
+    """Run all rounds, and return their records and the last state of the server."""
+    history, server = list[RoundRecord](), federation.initial_state()
+    while not federation.is_over:
+        server, record = federation.step(server)
         history.append(record)
         with PhaseTimer("ledger"):
             rounds_table.append(build_table_row(record))
             # after the last round, the parameters are written first
-            if not _is_last(experiment.scenario, record) and ledger.flush():
+            if not federation.is_over and federation.ledger.flush():
                 rounds_table.flush(force=True)
             with use_caller_state():
                 for callback in round_callbacks:
                     if callback is not None:
                         callback(record)
         if round_profile is not None:
-            round_profile.record_round(experiment.worker_phase_seconds)
-    return history, *last
-
-
-def _iterate_rounds(
-    experiment: Experiment, ledger: Ledger, residuals: ResidualStatistics
-) -> Iterator[tuple[ServerState, RoundRecord, F64 | None]]:
-    """Yield (server state, record, accuracy by client [N] if it was measured) for each round.
-
-    The last round is the scenario's, or the first one that reaches `[stop] target_accuracy`.
-    """
-    scenario, plan = experiment.scenario, experiment.plan
-    dense_bytes, n_replies, n_messages = dense_frame_bytes(plan), 0, 0
-    start = time.perf_counter()
-    on_failure = scenario.participation.on_failure
-    rounds = run_rounds(
-        plan, experiment.initial_server_state, experiment.runtime, experiment.participation, ledger, on_failure=on_failure
-    )
-    for server, participants in rounds:
-        round = server.round - 1
-        metrics, accuracy = None, None
-        if round == scenario.rounds or round % scenario.evaluation.every == 0:
-            metrics, accuracy = _evaluate(experiment, server)
-        up, down = ledger.totals["up"], ledger.totals["down"]
-        seconds = time.perf_counter() - start
-        optimizer = plan.local_training.optimizer
-        n_replies, n_messages = n_replies + len(participants.replies), n_messages + len(participants.cohort)
-        residual_norm, rounds_missed = residuals.add(participants.replies, participants.accepted)
-        record = RoundRecord(
-            round=round,
-            lr=optimizer.learning_rate(round) if optimizer.schedule_over == "rounds" else None,
-            cohort=participants.cohort,
-            accepted=participants.accepted,
-            uplink_bytes=up.n_bytes,
-            uplink_received_bytes=up.received,
-            downlink_bytes=down.n_bytes,
-            downlink_broadcast_bytes=down.broadcast,
-            dense_uplink_bytes=dense_bytes * n_replies,
-            dense_downlink_bytes=dense_bytes * n_messages,
-            residual_norm=residual_norm,
-            rounds_missed=rounds_missed,
-            metrics=metrics,
-            seconds=seconds,
-            failures=tuple(str(as_run_error(round, failure)) for failure in participants.failures),
-        )
-        start = time.perf_counter()
-        yield server, record, accuracy
-        if _is_last(scenario, record):
-            return
-
-
-def _is_last(scenario: Scenario, record: RoundRecord) -> bool:
-    """Return True if a run ends with this round: all rounds are done, or `[stop] target_accuracy` is reached."""
-    stop = scenario.stop.target_accuracy
-    is_target_reached = stop is not None and record.accuracy is not None and record.accuracy >= stop
-    return record.round == scenario.rounds or is_target_reached
-
-
-@timed("evaluate")
-def _evaluate(experiment: Experiment, server: ServerState) -> tuple[Mapping[str, float], F64 | None]:
-    """Return the metrics, and the accuracy by client [N], of the model that the clients of the next round decode."""
-    try:
-        return experiment.evaluator(server.public_model.weights, server.buffers)
-    except Exception as error:  # the user's module, loss or metrics
-        raise RunError(server.round - 1, None, f"evaluation: {type(error).__name__}: {error}") from error
+            round_profile.record_round(federation.execution.worker_phase_seconds)
+    return history, server

@@ -6,50 +6,34 @@ import hashlib
 import math
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fedsgd._version import __version__
-from fedsgd.compression import CodecContext
-from fedsgd.compression.operators.dense import Dense
 from fedsgd.data import ClientData
 from fedsgd.experiment.builder import Experiment
 from fedsgd.experiment.divergence import detect_divergence
-from fedsgd.experiment.ledger import Ledger
+from fedsgd.experiment.evaluation import EvaluationPlan, Evaluator
+from fedsgd.experiment.federation import Federation
 from fedsgd.experiment.state_budget import StateBudget
 from fedsgd.experiment.time_to_target import find_first_reached
-from fedsgd.federation import FederationPlan
-from fedsgd.federation.round_record import ResidualStatistics, RoundRecord
+from fedsgd.federation.round_record import RoundRecord
 from fedsgd.numerics.arrays import F32, F64
 from fedsgd.storage.parquet import TableWriter
 from fedsgd.storage.run_directory import CLIENT_COLUMNS, ROUND_COLUMNS
 from fedsgd.system.machine import measure_peak_memory, memcpy_seconds
 from fedsgd.training.flops import count_training_flops
-from fedsgd.wire import Frame, FrameKind, Header, encode_frame
 
 
-def dense_frame_bytes(plan: FederationPlan) -> int:
-    """Return the length of a frame with all P coordinates as float32, the base of all compression ratios."""
-    zeros = np.zeros(plan.layout.size, dtype=np.float32)
-    sections, _ = Dense().encode(zeros, CodecContext(plan.seed, 1, 0, plan.layout))
-    return len(encode_frame(Frame(Header(FrameKind.UPDATE, 1, Dense.codec), sections)))
-
-
-def build_summary(
-    experiment: Experiment,
-    history: Sequence[RoundRecord],
-    ledger: Ledger,
-    residuals: ResidualStatistics,
-    parameters: F32,
-    seconds: float,
-) -> dict[str, Any]:
+def build_summary(federation: Federation, history: Sequence[RoundRecord], parameters: F32, seconds: float) -> dict[str, Any]:
     """Return the figures of summary.json, without those that the runner adds.
 
     `parameters` [P] is the server's final model, and `seconds` is the duration of the run.
     """
+    experiment, ledger = federation.experiment, federation.ledger
     scenario, last, target = experiment.scenario, history[-1], experiment.target_accuracy
     policy = scenario.model.batch_norm
     up, down = ledger.totals["up"], ledger.totals["down"]
@@ -76,8 +60,8 @@ def build_summary(
         "dense_uplink_bytes": last.dense_uplink_bytes,
         "dense_downlink_bytes": last.dense_downlink_bytes,
         **last.compression_ratios,
-        "states": _summarize_states(experiment.state_budget),
-        "residuals": residuals.summarize(),
+        "states": _summarize_states(federation.execution.state_budget),
+        "residuals": federation.residuals.summarize(),
         "uplink": asdict(up),
         "downlink": asdict(down),
         "params_sha256": hashlib.sha256(parameters.astype("<f4").tobytes()).hexdigest(),
@@ -132,12 +116,12 @@ def _count_buffers(experiment: Experiment) -> dict[str, int] | None:
 
 def evaluate_initial_model(experiment: Experiment) -> dict[str, float] | None:
     """Evaluate the initial model after the run; None with local models, or if the user's module, loss or metrics fail."""
-    evaluator, server = experiment.evaluator, experiment.initial_server_state
-    if evaluator.local_model_of is not None:
+    buffer_plan, server = experiment.plan.buffers, experiment.initial_server_state
+    if buffer_plan is not None and buffer_plan.has_local_state:
         return None
-    evaluator = replace(evaluator, engine=experiment.engine, held_out=None, train=None)  # the workers have ended
+    evaluation = EvaluationPlan(experiment.evaluation.metrics, experiment.evaluation.test)
     try:
-        return evaluator(server.public_model.weights, server.buffers)[0]
+        return Evaluator(evaluation, experiment.engine)(server.public_model.weights, server.buffers)[0]
     except Exception:  # the user's code failed; the results of the finished run must not be lost
         return None
 

@@ -1,4 +1,4 @@
-"""Loop over rounds: a `Runtime` carries the messages, and an observer is called for every frame that was sent."""
+"""One round: a `Runtime` carries the messages, and an observer is called for every frame that was sent."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class _ExchangeResult:
         return [outcome for outcome in self.outcomes.values() if isinstance(outcome, ClientFailure)]
 
 
-def run_rounds(
+def run_round(
     plan: FederationPlan,
     server: ServerState,
     runtime: Runtime,
@@ -130,12 +130,12 @@ def run_rounds(
     observer: FrameObserver,
     timeout: float | None = None,
     on_failure: Literal["stop", "continue"] = "stop",
-) -> Iterator[tuple[ServerState, RoundParticipants]]:
-    """Run rounds without end, and yield the server's state after each round and the round's participants.
+) -> tuple[ServerState, RoundParticipants]:
+    """Run one round, and return the server's state before the next round, and the round's participants.
 
     Args:
         plan: settings of the federation.
-        server: state of the server before the first round.
+        server: state of the server before the round.
         runtime: carrier of the messages.
         participation: model of the cohorts and of the deliveries.
         observer: function that is called for every frame that was sent, before any error is raised.
@@ -143,33 +143,31 @@ def run_rounds(
         on_failure: "stop" raises the failure of a client, or the error of an unreadable reply, as a FedsgdError. "continue"
             treats such a reply as lost. Errors of the runtime, of aggregation and of worker processes are always raised.
     """
-    while True:
-        sampled_cohort = participation.sample_round(server.round)
-        exchange = _exchange_with_resync(plan, server, runtime, sampled_cohort.cohort, observer, timeout)
-        replies, failures = exchange.replies, exchange.failures
-        deliveries = participation.delivery_of(server.round, {reply.client: reply.steps for reply in replies})
-        accepted_replies = [reply for reply in replies if deliveries[reply.client] == "received"]
-        try:
-            if exchange.runtime_error is not None:
-                raise exchange.runtime_error
-            fatal_failures = [f for f in failures if on_failure == "stop" or isinstance(f.error, ChildProcessError)]
-            if fatal_failures:
-                raise as_run_error(server.round, fatal_failures[0])
-            next_server, aggregated_replies, unreadable_failures = _aggregate_readable_replies(
-                plan, exchange.server, sampled_cohort, accepted_replies, on_failure == "continue"
-            )
-        except FedsgdError:
-            deliveries = {client: "refused" if delivery == "received" else delivery for client, delivery in deliveries.items()}
-            for event in _uplink_events(plan, server, replies, deliveries, {}):
-                observer(event)
-            raise
-        failures += unreadable_failures
-        deliveries = {**deliveries, **dict.fromkeys((failure.client for failure in unreadable_failures), "refused")}
-        with PhaseTimer("ledger"):
-            for event in _uplink_events(plan, server, replies, deliveries, aggregated_replies):
-                observer(event)
-        server = next_server
-        yield server, RoundParticipants(sampled_cohort.cohort, tuple(aggregated_replies), tuple(replies), tuple(failures))
+    sampled_cohort = participation.sample_round(server.round)
+    exchange = _exchange_with_resync(plan, server, runtime, sampled_cohort.cohort, observer, timeout)
+    replies, failures = exchange.replies, exchange.failures
+    deliveries = participation.delivery_of(server.round, {reply.client: reply.steps for reply in replies})
+    accepted_replies = [reply for reply in replies if deliveries[reply.client] == "received"]
+    try:
+        if exchange.runtime_error is not None:
+            raise exchange.runtime_error
+        fatal_failures = [f for f in failures if on_failure == "stop" or isinstance(f.error, ChildProcessError)]
+        if fatal_failures:
+            raise as_run_error(server.round, fatal_failures[0])
+        next_server, aggregated_replies, unreadable_failures = _aggregate_readable_replies(
+            plan, exchange.server, sampled_cohort, accepted_replies, on_failure == "continue"
+        )
+    except FedsgdError:
+        deliveries = {client: "refused" if delivery == "received" else delivery for client, delivery in deliveries.items()}
+        for event in _uplink_events(plan, server, replies, deliveries, {}):
+            observer(event)
+        raise
+    failures += unreadable_failures
+    deliveries = {**deliveries, **dict.fromkeys((failure.client for failure in unreadable_failures), "refused")}
+    with PhaseTimer("ledger"):
+        for event in _uplink_events(plan, server, replies, deliveries, aggregated_replies):
+            observer(event)
+    return next_server, RoundParticipants(sampled_cohort.cohort, tuple(aggregated_replies), tuple(replies), tuple(failures))
 
 
 def _aggregate_readable_replies(

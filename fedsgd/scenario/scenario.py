@@ -258,8 +258,8 @@ class PythonObjects:
             for name, metric in (self.metrics or {}).items():
                 _check_function_digest(f"metrics.{name}", model.metrics.get(name), metric, f'metric "{name}"')
 
-    def insert_references(self, scenario: Scenario) -> Scenario:
-        """Return the scenario with a reference to each object: a marker, or the import path of a loss or metric.
+    def make_references(self, scenario: Scenario) -> dict[str, Any]:
+        """Return the sections "data" and "model" with a reference to each object: a marker, or the import path of a function.
 
         Markers of the dataset and the module that have fingerprints are not replaced.
         """
@@ -276,7 +276,7 @@ class PythonObjects:
             model = replace(
                 model, metrics={**model.metrics, **{name: get_path_or_marker(metric) for name, metric in self.metrics.items()}}
             )
-        return replace(scenario, data=data, model=model)
+        return {"data": data, "model": model}
 
 
 def _check_dataset_digest(marker: PythonObjectDataset, dataset: Dataset) -> None:

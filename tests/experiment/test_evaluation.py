@@ -16,10 +16,11 @@ from fedsgd import CustomModel
 from fedsgd.data import Dataset, Examples, Partition, PartitionedData
 from fedsgd.errors import ModelError, ScenarioError
 from fedsgd.experiment.builder import build_experiment
-from fedsgd.experiment.evaluation import Evaluator
+from fedsgd.experiment.evaluation import EvaluationPlan, Evaluator
 from fedsgd.experiment.runner import run
 from fedsgd.scenario.scenario import Scenario
 from fedsgd.training import EvaluationResult
+from tests.executions import start_in_process
 
 Make = Callable[..., Scenario]
 
@@ -42,9 +43,8 @@ def partition_by(scores: list[float], assignment: list[int], clients: int) -> Pa
 def test_accuracy_by_client_matches_hand_computation() -> None:
     """The clients' accuracies are 1, 0.5, none (no examples) and 0; the worst tenth of three clients is one client."""
     held_out = partition_by([1, 0, 1, 1, 0, 1], [0, 1, 1, 0, 3, -1], 4)
-    values = Evaluator(ExampleAsAccuracy(), ("accuracy",), Examples(np.float32([1, 0]), np.zeros(2, int)), held_out, None)(
-        np.zeros(1)
-    )[0]
+    plan = EvaluationPlan(("accuracy",), Examples(np.float32([1, 0]), np.zeros(2, int)), held_out)
+    values = Evaluator(plan, ExampleAsAccuracy())(np.zeros(1))[0]
     assert values["accuracy"] == 0.5
     assert values["client_accuracy_mean"] == pytest.approx(0.5)
     assert values["client_accuracy_worst_tenth"] == 0
@@ -53,14 +53,10 @@ def test_accuracy_by_client_matches_hand_computation() -> None:
 
 def test_worst_tenth_is_rounded_up_to_whole_clients() -> None:
     scores = [i / 20 for i in range(21)]
-    values = Evaluator(
-        ExampleAsAccuracy(),
-        ("accuracy",),
-        Examples(np.float32([1]), np.zeros(1, int)),
-        partition_by(scores, [*range(21)], 21),
-        None,
-    )
-    assert values(np.zeros(1))[0]["client_accuracy_worst_tenth"] == pytest.approx((0 + 0.05 + 0.1) / 3)
+    held_out = partition_by(scores, [*range(21)], 21)
+    plan = EvaluationPlan(("accuracy",), Examples(np.float32([1]), np.zeros(1, int)), held_out)
+    values = Evaluator(plan, ExampleAsAccuracy())(np.zeros(1))[0]
+    assert values["client_accuracy_worst_tenth"] == pytest.approx((0 + 0.05 + 0.1) / 3)
 
 
 def test_optional_evaluations_are_named_in_summary_and_table(scenario: Make, tmp_path: Path) -> None:
@@ -80,7 +76,7 @@ def test_training_metrics_exclude_held_out_examples(scenario: Make) -> None:
     assert experiment.held_out is not None
     rows = set(experiment.train.partition.order.tolist())
     assert not rows & set(experiment.held_out.partition.order.tolist())
-    values, _ = experiment.evaluator(experiment.task.initial_parameters)
+    values, _ = start_in_process(experiment).evaluator(experiment.task.initial_parameters)
     examples = experiment.dataset.train
     expected = experiment.engine.evaluate(
         experiment.task.initial_parameters, Examples(examples.x, examples.y, np.array(sorted(rows)))
@@ -98,7 +94,7 @@ def test_accuracy_by_client_matches_separate_evaluations(scenario: Make) -> None
         for c in range(len(held_out))
         if len(held_out.examples_of(c))
     ]
-    values, _ = experiment.evaluator(experiment.task.initial_parameters)
+    values, _ = start_in_process(experiment).evaluator(experiment.task.initial_parameters)
     assert values["client_accuracy_mean"] == pytest.approx(np.mean(accuracies), rel=1e-12)
     assert values["client_accuracy_std"] == pytest.approx(np.std(accuracies), rel=1e-12)
 

@@ -21,17 +21,19 @@ import fedsgd
 from fedsgd.cli.terminal import print_result
 from fedsgd.data import Dataset, Examples
 from fedsgd.errors import NonFiniteError, RunError, ScenarioError, WireError
-from fedsgd.experiment.builder import build_experiment, with_worker_pool
+from fedsgd.experiment.builder import build_experiment
+from fedsgd.experiment.execution import InProcessExecution
 from fedsgd.experiment.ledger import Ledger
 from fedsgd.federation import DownlinkCache, Message, Reply, aggregate, broadcast
 from fedsgd.federation.client_state import InMemoryModelCache
-from fedsgd.federation.round_loop import ClientFailure, ClientOutcome, FrameEvent, Runtime, as_run_error, run_rounds
+from fedsgd.federation.round_loop import ClientFailure, ClientOutcome, FrameEvent, Runtime, as_run_error
 from fedsgd.federation.round_record import ResidualStatistics
 from fedsgd.runtime.stores.directory import FolderModelCache, FolderStore
 from fedsgd.runtime.stores.shared import SlotModelCache
 from fedsgd.scenario.scenario import Scenario
 from fedsgd.training import TrainingJob
 from fedsgd.wire import Frame, FrameKind, Header, Section, SectionKind, decode_frame, encode_frame
+from tests.executions import run_rounds, start_in_process
 
 Make = Callable[..., Scenario]
 DENSE = {"uplink.compressor.name": "dense", "uplink.error_feedback": "none"}
@@ -42,7 +44,11 @@ def collect_events(scenario: Scenario, rounds: int, **options: Any) -> list[Fram
     """Return the frame events of the first rounds of a run."""
     experiment, events = build_experiment(scenario, **options), []
     for server, _ in run_rounds(
-        experiment.plan, experiment.initial_server_state, experiment.runtime, experiment.participation, events.append
+        experiment.plan,
+        experiment.initial_server_state,
+        start_in_process(experiment).runtime,
+        experiment.participation,
+        events.append,
     ):
         if server.round > rounds:
             return events
@@ -87,7 +93,11 @@ def test_over_selection_accepts_the_first_replies_and_does_not_acknowledge_late_
     events: list[FrameEvent] = []
     server, participants = next(
         run_rounds(
-            experiment.plan, experiment.initial_server_state, experiment.runtime, experiment.participation, events.append
+            experiment.plan,
+            experiment.initial_server_state,
+            start_in_process(experiment).runtime,
+            experiment.participation,
+            events.append,
         )
     )
     assert len(participants.cohort) == 4
@@ -155,7 +165,11 @@ def run_two_parabolas(scenario: Make, folder: Path, settings: dict[str, Any]) ->
         scenario({**parabola, **settings}), folder, dataset=data, module=module, loss=nn.functional.mse_loss
     )
     rounds = run_rounds(
-        experiment.plan, experiment.initial_server_state, experiment.runtime, experiment.participation, lambda _: None
+        experiment.plan,
+        experiment.initial_server_state,
+        start_in_process(experiment).runtime,
+        experiment.participation,
+        lambda _: None,
     )
     models = [1.0, *(float(server.weights[0]) for server, _ in itertools.islice(rounds, 5))]
     return models, [experiment.train.examples_of(client).arrays()[1].item() for client in (0, 1)]
@@ -201,7 +215,7 @@ def test_failing_client_counts_as_lost_if_the_run_continues(scenario: Make) -> N
         return change
 
     experiment = build_experiment(scenario({"server.cohort": 8}))
-    runtime = ChangedRuntime(experiment.runtime, make_change(OSError("gone")))
+    runtime = ChangedRuntime(start_in_process(experiment).runtime, make_change(OSError("gone")))
     parts = experiment.plan, experiment.initial_server_state, runtime, experiment.participation, lambda _: None
     with pytest.raises(RunError, match="round 1, client 3: OSError: gone"):
         next(run_rounds(*parts))
@@ -230,7 +244,7 @@ def test_unreadable_reply_counts_as_refused_if_the_run_continues(scenario: Make,
     parts = (
         experiment.plan,
         experiment.initial_server_state,
-        ChangedRuntime(experiment.runtime, corrupt),
+        ChangedRuntime(start_in_process(experiment).runtime, corrupt),
         experiment.participation,
     )
     with pytest.raises(WireError, match="round 1, client 3: byte"):
@@ -264,7 +278,7 @@ def test_mean_with_inclusion_probabilities_is_unbiased(scenario: Make, weighting
     experiment = build_experiment(s)
     plan, server = experiment.plan, experiment.initial_server_state
     messages, sending_server = broadcast(plan, server, range(8))
-    replies = {o.client: o for o in experiment.runtime.exchange(messages, None) if isinstance(o, Reply)}
+    replies = {o.client: o for o in start_in_process(experiment).runtime.exchange(messages, None) if isinstance(o, Reply)}
     certain = dict.fromkeys(replies, 1.0)
     exact = aggregate(plan, sending_server, list(replies.values()), certain)[0].weights - server.weights
     estimates = []
@@ -320,10 +334,14 @@ def test_client_with_lost_state_is_sent_a_second_message(scenario: Make) -> None
     experiment = build_experiment(scenario({"server.cohort": 8, "downlink.policy": "difference"}))
     events: list[FrameEvent] = []
     rounds = run_rounds(
-        experiment.plan, experiment.initial_server_state, experiment.runtime, experiment.participation, events.append
+        experiment.plan,
+        experiment.initial_server_state,
+        start_in_process(experiment).runtime,
+        experiment.participation,
+        events.append,
     )
     next(rounds)
-    experiment.runtime.store._states_by_client.pop(3)
+    start_in_process(experiment).runtime.store._states_by_client.pop(3)
     events.clear()
     _, participants = next(rounds)
     assert len(participants.accepted) == 8
@@ -347,7 +365,7 @@ def test_run_does_not_depend_on_the_order_of_outcomes(scenario: Make) -> None:
         rounds = run_rounds(
             experiment.plan,
             experiment.initial_server_state,
-            ChangedRuntime(experiment.runtime, change),
+            ChangedRuntime(start_in_process(experiment).runtime, change),
             experiment.participation,
             ledger,
         )
@@ -366,7 +384,7 @@ def test_unreadable_resync_is_observed_as_refused(scenario: Make) -> None:
     rounds = run_rounds(
         experiment.plan,
         experiment.initial_server_state,
-        ChangedRuntime(experiment.runtime, corrupt),
+        ChangedRuntime(start_in_process(experiment).runtime, corrupt),
         experiment.participation,
         events.append,
     )
@@ -378,12 +396,16 @@ def test_unreadable_resync_is_observed_as_refused(scenario: Make) -> None:
 def test_models_without_clients_are_removed(scenario: Make) -> None:
     experiment = build_experiment(scenario({"downlink.policy": "difference"}))
     rounds = run_rounds(
-        experiment.plan, experiment.initial_server_state, experiment.runtime, experiment.participation, lambda _: None
+        experiment.plan,
+        experiment.initial_server_state,
+        start_in_process(experiment).runtime,
+        experiment.participation,
+        lambda _: None,
     )
     for _ in range(12):
         next(rounds)
-    states = [experiment.runtime.store.load(client) for client in range(8)]
-    models = experiment.runtime._host._downlink_cache.model_cache
+    states = [start_in_process(experiment).runtime.store.load(client) for client in range(8)]
+    models = start_in_process(experiment).runtime._host._downlink_cache.model_cache
     assert set(models._models) == {state.model_round for state in states if state.model_round}
 
 
@@ -393,7 +415,7 @@ def test_models_older_than_the_history_are_removed(scenario: Make, tmp_path: Pat
     shared_cache, final_weights = SlotModelCache(12), []
     for cache in (InMemoryModelCache(), shared_cache, FolderModelCache(FolderStore(tmp_path))):
         experiment = build_experiment(s)
-        runtime: Any = experiment.runtime
+        runtime: Any = start_in_process(experiment).runtime
         runtime._host._downlink_cache = DownlinkCache(cache)
         rounds = run_rounds(experiment.plan, experiment.initial_server_state, runtime, experiment.participation, lambda _: None)
         for server, _ in itertools.islice(rounds, 12):
@@ -503,7 +525,7 @@ def test_fednova_normalizes_updates_by_their_steps(scenario: Make) -> None:
     experiment = build_experiment(scenario({**settings, "server.normalisation": "fednova"}))
     plan, server = experiment.plan, experiment.initial_server_state
     messages, sending_server = broadcast(plan, server, range(8))
-    replies = [o for o in experiment.runtime.exchange(messages, None) if isinstance(o, Reply)]
+    replies = [o for o in start_in_process(experiment).runtime.exchange(messages, None) if isinstance(o, Reply)]
     assert len({reply.steps for reply in replies}) > 1
     next_server, _ = aggregate(plan, sending_server, replies)
     n = {r.client: decode_frame(r.frames[0]).header.examples for r in replies}
@@ -541,7 +563,11 @@ def test_mean_buffers_are_sent_averaged_and_counted(scenario: Make) -> None:
     experiment = build_experiment(s, module=module)
     server, _ = next(
         run_rounds(
-            experiment.plan, experiment.initial_server_state, experiment.runtime, experiment.participation, lambda _: None
+            experiment.plan,
+            experiment.initial_server_state,
+            start_in_process(experiment).runtime,
+            experiment.participation,
+            lambda _: None,
         )
     )
     assert server.buffers == pytest.approx(expected, abs=1e-6)
@@ -559,7 +585,11 @@ def test_fednova_does_not_normalize_buffers(scenario: Make) -> None:
     for normalisation in ("none", "fednova"):
         experiment = build_experiment(s.with_settings({"server.normalisation": normalisation}), module=module)
         rounds = run_rounds(
-            experiment.plan, experiment.initial_server_state, experiment.runtime, experiment.participation, lambda _: None
+            experiment.plan,
+            experiment.initial_server_state,
+            start_in_process(experiment).runtime,
+            experiment.participation,
+            lambda _: None,
         )
         means.append(next(rounds)[0].buffers.tobytes())
     assert means[0] == means[1]
@@ -598,14 +628,15 @@ def test_local_batch_norm_is_not_sent_and_differs_between_clients(scenario: Make
     result = fedsgd.run(s, model=make_norm_module())
     assert result.summary["uplink"]["side"] == 0
     assert result.summary["parameters"] == experiment.plan.layout.size
-    with with_worker_pool(build_experiment(s, module=make_norm_module(), share_data=True), 1) as built:
-        rounds = run_rounds(built.plan, built.initial_server_state, built.runtime, built.participation, lambda _: None)
+    with InProcessExecution(build_experiment(s, module=make_norm_module())) as execution:
+        built = execution.experiment
+        rounds = run_rounds(built.plan, built.initial_server_state, execution.runtime, built.participation, lambda _: None)
         server, participants = next(rounds)
-        assert built.evaluator.local_model_of is not None
-        first, second = (built.evaluator.local_model_of(client, None) for client in participants.accepted[:2])
+        assert execution.evaluator.local_model_of is not None
+        first, second = (execution.evaluator.local_model_of(client, None) for client in participants.accepted[:2])
         assert (first[0] != second[0]).any()
         assert (first[1] != second[1]).any()
-        values, accuracy = built.evaluator(server.public_model.weights)
+        values, accuracy = execution.evaluator(server.public_model.weights)
     assert accuracy is not None
     sizes = built.held_out.sizes()
     assert values["accuracy"] == pytest.approx(np.nansum(accuracy * sizes) / sizes.sum())
@@ -637,11 +668,17 @@ def test_residual_norms_equal_stored_residuals_after_lost_replies(scenario: Make
         ResidualStatistics(),
         set[bool](),
     )
-    parts = experiment.plan, experiment.initial_server_state, experiment.runtime, experiment.participation, Ledger()
+    parts = (
+        experiment.plan,
+        experiment.initial_server_state,
+        start_in_process(experiment).runtime,
+        experiment.participation,
+        Ledger(),
+    )
     for server, participants in itertools.islice(run_rounds(*parts), 6):
         residuals.add(participants.replies, participants.accepted)
         for client in participants.cohort:
-            state = experiment.runtime.store.load(client)
+            state = start_in_process(experiment).runtime.store.load(client)
             entries = state.resolve(server.round, server.acknowledged_rounds.get(client))
             assert residuals.norms[client] == pytest.approx(np.linalg.norm(entries["scheme/residual"]))
             is_accepted.add(client in participants.accepted)

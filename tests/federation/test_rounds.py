@@ -26,17 +26,20 @@ from fedsgd.federation import (
     encode_update,
 )
 from fedsgd.federation.client_state import ClientState, UncommittedState
-from fedsgd.federation.round_loop import ClientFailure, ClientOutcome, FrameEvent, run_rounds
+from fedsgd.federation.round_loop import ClientFailure, ClientOutcome, FrameEvent
 from fedsgd.scenario.scenario import Scenario
 from fedsgd.training import TrainingJob, TrainingResult
 from fedsgd.wire import ALL_CLIENTS, Frame, FrameKind, Section, SectionKind, decode_frame, encode_frame
+from tests.executions import run_rounds, start_in_process
 
 Make = Callable[..., Scenario]
 
 
 def collect_replies(experiment: Experiment, cohort: Sequence[int]) -> list[Reply]:
     messages, _ = broadcast(experiment.plan, experiment.initial_server_state, cohort)
-    replies = [outcome for outcome in experiment.runtime.exchange(messages, None) if isinstance(outcome, Reply)]
+    replies = [
+        outcome for outcome in start_in_process(experiment).runtime.exchange(messages, None) if isinstance(outcome, Reply)
+    ]
     return sorted(replies, key=lambda reply: reply.client)
 
 
@@ -169,7 +172,7 @@ def test_accepted_reply_is_acknowledged_and_lost_reply_is_not(scenario: Make) ->
     all_replies = collect_replies(experiment, range(8))
     lost_reply = all_replies[1]
     replies = [r for r in all_replies if r.client != 1]
-    store = experiment.runtime.store
+    store = start_in_process(experiment).runtime.store
     next_server, _ = aggregate(plan, server, replies)
     messages, _ = broadcast(plan, next_server, range(8))
     for client in (0, 1):
@@ -251,7 +254,7 @@ class Spy:
     """Runtime that counts the bytes of all frames, independently of the ledger."""
 
     def __init__(self, experiment: Experiment) -> None:
-        self.inner = experiment.runtime
+        self.inner = start_in_process(experiment).runtime
         self.down = self.up = 0
 
     def list_clients(self) -> Sequence[int]:
@@ -271,7 +274,7 @@ def run_n_rounds(experiment: Experiment, n: int, runtime: Any = None) -> list[Fr
         run_rounds(
             experiment.plan,
             experiment.initial_server_state,
-            runtime or experiment.runtime,
+            runtime or start_in_process(experiment).runtime,
             experiment.participation,
             events.append,
         ),
@@ -463,7 +466,7 @@ def test_server_momentum_and_schedule_continue_over_rounds(scenario: Make) -> No
     exact = server.weights.astype(np.float64)
     for t in range(3):
         messages, _ = broadcast(experiment.plan, server, [0, 1])
-        replies = [o for o in experiment.runtime.exchange(messages, None) if isinstance(o, Reply)]
+        replies = [o for o in start_in_process(experiment).runtime.exchange(messages, None) if isinstance(o, Reply)]
         update = np.mean(
             [np.frombuffer(decode_frame(r.frames[0]).sections[0].data, "<f4").astype(np.float64) for r in replies], 0
         )
@@ -479,7 +482,7 @@ def test_acknowledgement_is_kept_for_a_client_outside_the_cohort(scenario: Make)
     server = experiment.initial_server_state
     for cohort in ([0, 1], [1, 2]):
         messages, _ = broadcast(experiment.plan, server, cohort)
-        replies = [o for o in experiment.runtime.exchange(messages, None) if isinstance(o, Reply)]
+        replies = [o for o in start_in_process(experiment).runtime.exchange(messages, None) if isinstance(o, Reply)]
         server, _ = aggregate(experiment.plan, server, replies)
     messages, _ = broadcast(experiment.plan, server, range(4))
     assert [decode_frame(messages[c][0]).header.acknowledged for c in range(4)] == [1, 2, 2, 0]

@@ -18,9 +18,10 @@ from fedsgd.experiment.builder import build_experiment
 from fedsgd.experiment.ledger import Ledger
 from fedsgd.federation import Message, Reply, client_update
 from fedsgd.federation.client_state import InMemoryClientStore
-from fedsgd.federation.round_loop import ClientOutcome, run_rounds
+from fedsgd.federation.round_loop import ClientOutcome
 from fedsgd.scenario.parsing import dump_table
 from fedsgd.scenario.scenario import Scenario, parse_scenario
+from tests.executions import run_rounds, start_in_process
 
 ROUNDS = 4
 
@@ -80,7 +81,11 @@ def run_to_outcome(s: Scenario, runtime: Any = None) -> tuple[bytes, str, int]:
     experiment = build_experiment(s)
     ledger = Ledger()
     rounds = run_rounds(
-        experiment.plan, experiment.initial_server_state, runtime or experiment.runtime, experiment.participation, ledger
+        experiment.plan,
+        experiment.initial_server_state,
+        runtime or start_in_process(experiment).runtime,
+        experiment.participation,
+        ledger,
     )
     for server, _ in rounds:
         if server.round > ROUNDS:

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from fedsgd.experiment.builder import build_experiment
+from fedsgd.experiment.execution import InProcessExecution
 from fedsgd.experiment.runner import run
-from fedsgd.federation.round_loop import run_rounds as run_rounds
 from fedsgd.scenario.scenario import Scenario, load
 from fedsgd.system.machine import measure_peak_memory
+from tests.executions import run_rounds
 
 FEW, MANY = 10**4, 10**6
 STORED_BYTES = {"uniform": 0, "cyclic": 4, "weighted": 16}
@@ -50,7 +51,7 @@ def test_memory_of_registered_clients_is_a_few_bytes_each(sampler: str) -> None:
             iterator = run_rounds(
                 experiment.plan,
                 experiment.initial_server_state,
-                experiment.runtime,
+                InProcessExecution(experiment).__enter__().runtime,
                 experiment.participation,
                 lambda crossing: None,
             )

@@ -18,12 +18,14 @@ from torch.nn import functional
 import fedsgd
 from fedsgd.data import Dataset, Examples
 from fedsgd.errors import ModelError, ScenarioError
-from fedsgd.experiment.builder import Experiment, build_experiment, with_worker_pool
+from fedsgd.experiment.builder import Experiment, build_experiment
+from fedsgd.experiment.execution import make_execution
 from fedsgd.models.losses import find_reduction
 from fedsgd.models.metrics import Accuracy
 from fedsgd.runtime import WorkerPool
 from fedsgd.scenario.scenario import Scenario
 from fedsgd.training import EvaluationResult
+from tests.executions import start_in_process
 
 N, N_TEST = 40, 250
 """Test examples make two slices of 100 and one of 50."""
@@ -50,7 +52,7 @@ def build(data: Dataset, module: nn.Module, loss: Any = None, settings: Any = No
 
 def evaluate(experiment: Experiment) -> dict[str, float]:
     """Return the metrics of the initial model."""
-    return experiment.evaluator(experiment.task.initial_parameters)[0]
+    return start_in_process(experiment).evaluator(experiment.task.initial_parameters)[0]
 
 
 def run_plain(module: nn.Module, data: Dataset) -> tuple[Any, Tensor]:
@@ -310,7 +312,7 @@ def test_accuracy_by_client_ignores_the_label() -> None:
     module, loss = make_linear(15, 3, 5), nn.CrossEntropyLoss(ignore_index=0)
     settings = {"data.partition.clients": 8, "data.held_out": 0.4, "evaluation.clients": True, "evaluation.training": True}
     experiment = build(data, module, loss, settings)
-    values, accuracy = experiment.evaluator(experiment.task.initial_parameters)
+    values, accuracy = start_in_process(experiment).evaluator(experiment.task.initial_parameters)
     assert experiment.held_out is not None
     assert accuracy is not None
     expected = []
@@ -329,7 +331,7 @@ def test_client_with_only_ignored_labels_has_no_accuracy() -> None:
     data.train.y[:] = 0
     loss = nn.CrossEntropyLoss(ignore_index=0)
     experiment = build(data, make_linear(3), loss, {"data.held_out": 0.4, "evaluation.clients": True})
-    values, accuracy = experiment.evaluator(experiment.task.initial_parameters)
+    values, accuracy = start_in_process(experiment).evaluator(experiment.task.initial_parameters)
     assert accuracy is not None
     assert np.isnan(accuracy).all()
     assert math.isnan(values["client_accuracy_mean"])
@@ -579,7 +581,7 @@ def test_losses_of_models_of_clients_are_combined(loss: Any, combine: Any) -> No
     settings = {"model.batch_norm": "local", "data.held_out": 0.4, "evaluation.clients": True, "data.partition.clients": 3}
     experiment = build(make_dataset(make_labels(3), 3), make_batch_norm_module(), loss, settings)
     assert experiment.held_out is not None
-    values, _ = experiment.evaluator(experiment.task.initial_parameters[: experiment.plan.layout.size])
+    values, _ = start_in_process(experiment).evaluator(experiment.task.initial_parameters[: experiment.plan.layout.size])
     module, losses, sizes, targets = make_batch_norm_module().eval(), [], [], []
     for client in range(3):
         x, y = (torch.from_numpy(part) for part in experiment.held_out.examples_of(client).arrays())
@@ -601,9 +603,9 @@ def test_metrics_with_one_and_two_workers_are_equal(monkeypatch: pytest.MonkeyPa
             data, nn.Linear(4, 3), loss, settings, share_data=True, metrics={"accuracy": Accuracy(ignored_label=0)}
         )
         metrics = evaluate(experiment)
-        with with_worker_pool(experiment, 2) as distributed:
+        with make_execution(experiment, 2) as distributed:
             assert isinstance(distributed.runtime, WorkerPool)
-            assert evaluate(distributed) == metrics
+            assert distributed.evaluator(experiment.task.initial_parameters)[0] == metrics
         output, target = run_plain(experiment.task.module, data)
         assert metrics["loss"] == pytest.approx(float(loss(output, target)), rel=2e-6)
 

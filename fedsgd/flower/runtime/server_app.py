@@ -22,6 +22,7 @@ from fedsgd.errors import FedsgdError, make_write_error
 from fedsgd.experiment.builder import Experiment
 from fedsgd.experiment.options import RunCallbacks
 from fedsgd.experiment.runner import execute_run
+from fedsgd.flower.runtime.execution import FlowerExecution
 from fedsgd.flower.runtime.grid_runtime import FlowerRuntime, MessageEvent
 from fedsgd.flower.runtime.settings import ServerAppConfig, read_scenario, read_server_config
 from fedsgd.flower.state_directory import add_user_folders_to_path
@@ -96,7 +97,7 @@ def _run_scenario(grid: Grid, config: ServerAppConfig, events: EventLog) -> None
     scenario = read_scenario(config.scenario)
     server_classes = identify_classes(find_import_paths(scenario))
 
-    def create_runtime(experiment: Experiment) -> FlowerRuntime:
+    def create_execution(experiment: Experiment) -> FlowerExecution:
         def write_message(message: MessageEvent) -> None:
             events.write("carried", **asdict(message))
 
@@ -104,10 +105,7 @@ def _run_scenario(grid: Grid, config: ServerAppConfig, events: EventLog) -> None
             events.write("warning", text=text)
         engine, n_clients = str(experiment.engine_choice), len(experiment.train)
         runtime = FlowerRuntime(grid, n_clients, config.nodes, config.round_seconds, write_message, engine, server_classes)
-        events.write("waiting")
-        runtime.wait_for_nodes(config.start_seconds)
-        events.write("ready")
-        return runtime
+        return FlowerExecution(experiment, runtime, config.start_seconds, events.write)
 
     with isolate_global_state():
         execute_run(
@@ -117,5 +115,5 @@ def _run_scenario(grid: Grid, config: ServerAppConfig, events: EventLog) -> None
             overwrite=True,  # the launcher has checked the run folder
             on_round=lambda record: events.write("round", record=asdict(record)),
             callbacks=RunCallbacks(on_engine=lambda engine: events.write("engine", text=str(engine))),
-            runtime_factory=create_runtime,
+            execution_factory=create_execution,
         )

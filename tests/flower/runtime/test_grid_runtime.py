@@ -29,6 +29,7 @@ from fedsgd.flower import state_directory
 from fedsgd.flower.records import MAX_CONFIG_VALUE_BYTES, read_payload, write_payload
 from fedsgd.flower.runtime import message_content, node, server_app
 from fedsgd.flower.runtime.client_app import app
+from fedsgd.flower.runtime.execution import FlowerExecution
 from fedsgd.flower.runtime.grid_runtime import FlowerRuntime, MessageEvent
 from fedsgd.flower.runtime.settings import read_scenario
 from fedsgd.flower.user_classes import ClassIdentity, find_import_paths, identify_classes
@@ -64,14 +65,13 @@ def run_over_grid(
     """Run a scenario over a grid, and append its messages to `events`."""
     messages = [] if events is None else events
 
-    def create_runtime(experiment: Any) -> FlowerRuntime:
+    def create_execution(experiment: Any) -> FlowerExecution:
         engine = str(experiment.engine_choice)
         runtime = FlowerRuntime(grid, len(experiment.train), len(grid.nodes), 5.0, messages.append, engine, server_classes)
-        runtime.wait_for_nodes(5.0)
-        return runtime
+        return FlowerExecution(experiment, runtime, 5.0)
 
     with isolate_global_state():
-        return execute_run(scenario, runtime_factory=create_runtime, **options)
+        return execute_run(scenario, execution_factory=create_execution, **options)
 
 
 CASES: dict[str, dict[str, Any]] = {

@@ -26,7 +26,8 @@ from hypothesis.extra import numpy as hnp
 
 from fedsgd.compression import EntryPatch, apply_rollback
 from fedsgd.errors import OutputError
-from fedsgd.experiment.builder import build_experiment, with_worker_pool
+from fedsgd.experiment.builder import build_experiment
+from fedsgd.experiment.execution import make_execution
 from fedsgd.federation import aggregate, broadcast
 from fedsgd.federation.client_state import (
     ClientState,
@@ -255,7 +256,7 @@ def test_file_is_removed_after_an_exception(scenario: Callable[..., Scenario], w
     experiment = build_experiment(scenario({"state.store": "disk", "state.folder": str(tmp_path)}), share_data=True)
 
     def fails() -> None:
-        with with_worker_pool(experiment, workers):
+        with make_execution(experiment, workers):
             assert len(list_open_files(tmp_path)) == 1
             raise ZeroDivisionError
 
@@ -306,13 +307,12 @@ def test_run_sends_the_same_frames_with_every_store(scenario: Callable[..., Scen
     }
     frames = []
     for workers, store in ((1, "memory"), (1, "disk"), (2, "memory"), (2, "disk")):
-        with with_worker_pool(
-            build_experiment(scenario({**settings, "state.store": store}), share_data=True), workers
-        ) as experiment:
+        experiment = build_experiment(scenario({**settings, "state.store": store}), share_data=True)
+        with make_execution(experiment, workers) as execution:
             server, sent_frames = experiment.initial_server_state, []
             for cohort in ([0, 1, 2, 3], [0, 2, 4, 6], [7, 3, 2, 0]):
                 messages, server = broadcast(experiment.plan, server, sorted(cohort))
-                replies = sorted(experiment.runtime.exchange(messages, None), key=lambda reply: reply.client)
+                replies = sorted(execution.runtime.exchange(messages, None), key=lambda reply: reply.client)
                 sent_frames.append([reply.frames for reply in replies])
                 server, _ = aggregate(experiment.plan, server, replies)
             frames.append(sent_frames)

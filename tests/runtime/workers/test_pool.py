@@ -26,7 +26,8 @@ from fedsgd import CustomModel, ExecutionConfig
 from fedsgd.cli import main
 from fedsgd.data import Examples
 from fedsgd.errors import ModelError, NonFiniteError, RunError, ScenarioError
-from fedsgd.experiment.builder import build_experiment, with_worker_pool
+from fedsgd.experiment.builder import build_experiment
+from fedsgd.experiment.execution import InProcessExecution, make_execution
 from fedsgd.experiment.runner import Result, run
 from fedsgd.federation import Reply, broadcast
 from fedsgd.federation.round_loop import ClientFailure
@@ -37,6 +38,7 @@ from fedsgd.scenario.scenario import Scenario
 from fedsgd.system.forkserver import WORKER_NAME_PREFIX, preload_workers
 from fedsgd.training import LocalTraining, TrainingJob, TrainingResult
 from fedsgd.training.sequential import Sequential
+from tests.executions import start_in_process
 from tests.systems import linux
 
 Make = Callable[..., Scenario]
@@ -160,7 +162,7 @@ def test_distributed_evaluation_equals_that_of_one_engine(scenario: Make) -> Non
     s = scenario({"evaluation.training": True})
     experiment = build_experiment(s, loss=smooth_loss, metrics={"largest": largest_output}, share_data=True)
     weights, test, train = experiment.task.initial_parameters, experiment.dataset.test, experiment.train.all_examples()
-    with with_worker_pool(experiment, 2) as shared:
+    with make_execution(experiment, 2) as shared:
         runtime = shared.runtime
         assert isinstance(runtime, WorkerPool)
         runtime.engine = cast("Any", None)
@@ -183,17 +185,19 @@ def test_run_with_workers_keeps_thread_count_and_environment(scenario: Make) -> 
 def test_abandoned_exchange_does_not_affect_the_next(scenario: Make) -> None:
     reference = build_experiment(scenario())
     messages, _ = broadcast(reference.plan, reference.initial_server_state, range(8))
-    expected = {o.client: o.frames for o in reference.runtime.exchange(messages, None) if isinstance(o, Reply)}
-    with with_worker_pool(build_experiment(scenario(), share_data=True), 2) as experiment:
-        outcomes_without_waiting = list(experiment.runtime.exchange(messages, 0.0))
+    expected = {
+        o.client: o.frames for o in start_in_process(reference).runtime.exchange(messages, None) if isinstance(o, Reply)
+    }
+    with make_execution(build_experiment(scenario(), share_data=True), 2) as execution:
+        outcomes_without_waiting = list(execution.runtime.exchange(messages, 0.0))
         late_failures = [o for o in outcomes_without_waiting if isinstance(o, ClientFailure)]
         assert sorted(o.client for o in outcomes_without_waiting) == list(range(8))
         assert all(str(o.error) == "no reply within 0 s" for o in late_failures)
         assert late_failures
-        abandoned = experiment.runtime.exchange(messages, None)
+        abandoned = execution.runtime.exchange(messages, None)
         next(abandoned)
         abandoned.close()
-        outcomes = list(experiment.runtime.exchange(messages, None))
+        outcomes = list(execution.runtime.exchange(messages, None))
         assert {o.client: o.frames for o in outcomes if isinstance(o, Reply)} == expected
 
 
@@ -217,8 +221,10 @@ def test_clients_of_one_stack_are_divided_between_workers(scenario: Make, monkey
     monkeypatch.setattr(protocol, "encode_train_request", lambda messages: parts.append(sorted(messages)) or train(messages))
     experiment = build_experiment(scenario({"engine": {"name": "stacked", "stack": 8}}), share_data=True)
     messages, _ = broadcast(experiment.plan, experiment.initial_server_state, range(8))
-    expected = {o.client: o.frames for o in experiment.runtime.exchange(messages, None) if isinstance(o, Reply)}
-    with with_worker_pool(experiment, 2) as shared:
+    expected = {
+        o.client: o.frames for o in start_in_process(experiment).runtime.exchange(messages, None) if isinstance(o, Reply)
+    }
+    with make_execution(experiment, 2) as shared:
         outcomes = list(shared.runtime.exchange(messages, None))
     assert [len(part) for part in parts] == [4, 4]
     assert {o.client: o.frames for o in outcomes if isinstance(o, Reply)} == expected
@@ -227,14 +233,16 @@ def test_clients_of_one_stack_are_divided_between_workers(scenario: Make, monkey
 def test_workers_train_chunks_of_the_preferred_size(scenario: Make) -> None:
     reference = build_experiment(scenario({"engine.name": "sequential"}))
     messages, _ = broadcast(reference.plan, reference.initial_server_state, range(8))
-    expected = {o.client: o.frames for o in reference.runtime.exchange(messages, None) if isinstance(o, Reply)}
+    expected = {
+        o.client: o.frames for o in start_in_process(reference).runtime.exchange(messages, None) if isinstance(o, Reply)
+    }
     experiment = build_experiment(scenario(), share_data=True)
     experiment = replace(
         experiment,
         make_engine=ThreeAtOnce,
         engine=ThreeAtOnce(experiment.task, experiment.plan.local_training, experiment.dataset.train),
     )
-    with with_worker_pool(experiment, 2) as shared:
+    with make_execution(experiment, 2) as shared:
         outcomes = {o.client: o for o in shared.runtime.exchange(messages, None)}
     failed = outcomes.pop(5)
     assert isinstance(failed, ClientFailure)
@@ -290,22 +298,23 @@ def test_worker_that_ends_ends_the_run(scenario: Make, loss: Any, description: s
 
 
 def test_ended_worker_fails_only_its_own_clients(scenario: Make) -> None:
-    with with_worker_pool(build_experiment(scenario(), share_data=True), 2) as experiment:
+    experiment = build_experiment(scenario(), share_data=True)
+    with make_execution(experiment, 2) as execution:
         messages, _ = broadcast(experiment.plan, experiment.initial_server_state, range(8))
         victim = mp.active_children()[0]
-        outcomes = experiment.runtime.exchange(messages, None)
+        outcomes = execution.runtime.exchange(messages, None)
         received = [next(outcomes)]
         victim.kill()
         received += outcomes
         assert sorted(o.client for o in received) == list(range(8))
         failures = [o for o in received if isinstance(o, ClientFailure)]
         assert len(failures) <= 3
-        replies = list(experiment.runtime.exchange(messages, None))
+        replies = list(execution.runtime.exchange(messages, None))
         assert all(isinstance(o, Reply) for o in replies)
         for process in mp.active_children():
             process.kill()
         for _ in range(2):
-            descriptions = {str(o.error) for o in experiment.runtime.exchange(messages, None) if isinstance(o, ClientFailure)}
+            descriptions = {str(o.error) for o in execution.runtime.exchange(messages, None) if isinstance(o, ClientFailure)}
             assert len(descriptions) == 1
             assert re.match(r"worker \d was killed by SIGKILL", *descriptions)
 
@@ -460,7 +469,6 @@ def test_workers_end_when_their_server_ends(root: Path, tmp_path: Path, end_sign
 
 def test_one_worker_uses_no_other_process(scenario: Make) -> None:
     experiment = build_experiment(scenario())
-    with with_worker_pool(experiment, 1) as shared:
-        assert shared is experiment
-    with pytest.raises(ValueError, match="share_data=True"), with_worker_pool(experiment, 2):
+    assert isinstance(make_execution(experiment, 1), InProcessExecution)
+    with pytest.raises(ValueError, match="share_data=True"), make_execution(experiment, 2):
         pass
