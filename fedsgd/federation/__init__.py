@@ -4,9 +4,9 @@
     client_update(plan, engine, client, ...) → the client's reply to a message, and the client's next state
     aggregate(plan, server, replies)         → the server's state of the next round, and the decoded replies
 
-FedAvg (McMahan et al. 2017, algorithm 1) is a loop over these three functions: `fedsgd.federation.round_loop`. FedSGD is FedAvg
-with one local step a round. A client that lost its model or its state replies with a RESYNC frame, and `rebroadcast` encodes a
-second message for the client.
+FedAvg (McMahan et al. 2017, algorithm 1) is a loop over these three functions: `fedsgd.federation.round_loop` runs one round.
+FedSGD is FedAvg with one local step a round. A client that lost its model or its state replies with a RESYNC frame, and
+`rebroadcast` encodes a second message for the client.
 
 >>> import numpy as np
 >>> from fedsgd.aggregation import WeightedMean
