@@ -175,6 +175,15 @@ class Registry(Generic[M]):
             return f"{member.__module__}:{member.__qualname__}" if isinstance(member, type) else "registered"
         return " and ".join(_describe_distribution(point) for point in self._find_entry_points().get(name, ()))
 
+    def find_plugin_path(self, name: str) -> str | None:
+        """Return the "module:Class" of a plugin's name, without an import; None for any other name, and an ambiguous one."""
+        if name in self._builtin_paths or name in self.aliases:
+            return None
+        if name in self._registered_plugins:
+            return self.describe_origin(name)
+        points = self._find_entry_points().get(name, ())
+        return points[0].value if len(points) == 1 else None
+
     def is_valid_name(self, name: object) -> bool:
         """Return True for a name that `__getitem__` looks up: of a member, an alias, a plugin, or an import path."""
         if not isinstance(name, str):

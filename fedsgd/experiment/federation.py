@@ -13,22 +13,22 @@ import numpy as np
 
 from fedsgd.compression import CodecContext
 from fedsgd.compression.operators.dense import Dense
+from fedsgd.config.argument_checks import resolve_config
 from fedsgd.data import Dataset
 from fedsgd.errors import ModelWarning, RunError, ScenarioError, ScenarioWarning, warn_once
 from fedsgd.experiment.builder import Experiment, build_experiment
 from fedsgd.experiment.execution import Execution, make_execution
 from fedsgd.experiment.ledger import Ledger
+from fedsgd.experiment.options import CustomModel, ExecutionConfig, collect_objects, resolve_data
 from fedsgd.federation import FederationPlan, ServerState
 from fedsgd.federation.round_loop import RoundParticipants, as_run_error, run_round
 from fedsgd.federation.round_record import ResidualStatistics, RoundRecord
-from fedsgd.models import Loss, Metric
 from fedsgd.numerics.arrays import F64
 from fedsgd.numerics.parameter_layout import ParameterLayout
 from fedsgd.scenario.scenario import Scenario, open_scenario
 from fedsgd.system.forkserver import preload_workers
 from fedsgd.system.profiling import timed
 from fedsgd.system.torch_determinism import isolate_global_state, use_caller_state
-from fedsgd.system.user_files import check_paths
 from fedsgd.training import explain_restart
 from fedsgd.wire import Frame, FrameKind, Header, encode_frame
 
@@ -203,12 +203,9 @@ def dense_frame_bytes(plan: FederationPlan) -> int:
 def build(
     scenario: Scenario | str | Path,
     *,
-    data: str | Path | None = None,
-    dataset: Dataset | None = None,
-    module: nn.Module | None = None,
-    loss: Loss | None = None,
-    metrics: Mapping[str, Metric] | None = None,
-    workers: int = 1,
+    data: str | Path | Dataset | None = None,
+    model: nn.Module | CustomModel | None = None,
+    execution: ExecutionConfig | None = None,
 ) -> Federation:
     """Build the federation of a scenario, whose rounds the caller runs one by one.
 
@@ -227,13 +224,9 @@ def build(
 
     Args:
         scenario: scenario, or the path of its TOML file.
-        data: folder of the data files; None for the folder that FEDSGD_DATA names.
-        dataset: dataset in place of the one that the scenario names.
-        module: model in place of the one that the scenario names.
-        loss: function of (output, target) of a batch that returns a scalar, in place of the scenario's.
-        metrics: name → function of (output, target) that returns one number for each example, in addition to the scenario's.
-        workers: number of processes that train clients; 1 is this process. With more than one, a script must call `build`
-            under `if __name__ == "__main__":`.
+        data: as for `fedsgd.run`.
+        model: as for `fedsgd.run`.
+        execution: worker processes, as for `fedsgd.run`; nothing is profiled.
 
     Raises:
         ScenarioError: a setting is wrong, or does not fit the data or the model.
@@ -245,13 +238,15 @@ def build(
         ScenarioWarning: a component is not made for a setting.
         ModelWarning: the module has state that clients do not carry from round to round.
     """
+    workers = resolve_config("execution", execution, ExecutionConfig).workers
     preload_workers(workers)
+    folder, dataset = resolve_data(data)
+    objects = collect_objects(dataset, model)
     with isolate_global_state():
         located_errors, scenario = open_scenario(scenario)
-        check_paths(data=data)
-        folder = data or os.environ.get("FEDSGD_DATA") or None
+        folder = folder or os.environ.get("FEDSGD_DATA") or None
         with located_errors:
-            experiment = build_experiment(scenario, folder, dataset, module, loss, metrics, share_data=workers > 1)
+            experiment = build_experiment(scenario, folder, **objects.as_arguments(), share_data=workers > 1)
         with use_caller_state():
             if experiment.task.reset_attribute is not None:
                 warn_once(explain_restart(experiment.task.reset_attribute), ModelWarning, stacklevel=2)

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -182,7 +182,7 @@ def execute_run(
     `execution_factory` makes the execution of the experiment, in place of this process or workers.
     """
     workers, profile = config.workers, config.profile
-    python_objects = {field.name: getattr(objects, field.name) for field in fields(objects)}
+    python_objects = objects.as_arguments()
     located_errors, scenario = open_scenario(scenario)
     check_paths(out=out)
     start = time.perf_counter()

@@ -20,6 +20,7 @@ from fedsgd.experiment.evaluation import EvaluationPlan, Evaluator
 from fedsgd.experiment.federation import Federation
 from fedsgd.experiment.state_budget import StateBudget
 from fedsgd.experiment.time_to_target import find_first_reached
+from fedsgd.federation import FederationPlan
 from fedsgd.federation.round_record import RoundRecord
 from fedsgd.numerics.arrays import F32, F64
 from fedsgd.storage.parquet import TableWriter

@@ -15,8 +15,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-from fedsgd.config.component import Component, ValidatedConfig, import_by_path
+from fedsgd.config.component import Component, ValidatedConfig
 from fedsgd.config.python_objects import is_marker
+from fedsgd.config.registry import import_by_path
 from fedsgd.errors import WireError
 from fedsgd.flower.source_files import find_root, is_own_module, list_source_files
 from fedsgd.models import Model

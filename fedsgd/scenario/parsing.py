@@ -31,7 +31,7 @@ from fedsgd.config.python_objects import (
     fingerprint,
     format_one_line,
 )
-from fedsgd.config.registry import Registry
+from fedsgd.config.registry import Registry, is_builtin
 from fedsgd.data import DATASETS, PARTITIONERS, DatasetSource, Partitioner
 from fedsgd.errors import FedsgdError, ScenarioError, suggest_name
 from fedsgd.models import MODELS, Model
@@ -105,7 +105,7 @@ _ALLOWED_PATHS: ContextVar[Collection[str] | None] = ContextVar("allowed_paths",
 def parse_table(cls: type[T], toml_table: Mapping[str, Any], allowed_paths: Collection[str] | None = None) -> T:
     """Create a section or component from nested tables; the message of a ScenarioError begins with the dotted key.
 
-    Of the classes that are not registered ("package.module:Class"), only those in `allowed_paths` are imported; None: all.
+    Of the classes outside fedsgd, only those whose "package.module:Class" is in `allowed_paths` are imported; None: all.
     """
     token = _ALLOWED_PATHS.set(allowed_paths)
     try:
@@ -275,31 +275,8 @@ def _build_member(base: type, toml_value: Any, path: str, metadata: Mapping[str,
     if not isinstance(table, Mapping):
         example = f'{{ name = "{next(iter(registry))}" }}'
         raise ScenarioError(f"{path}: expected a table with a name, like {example}, got {describe_value(toml_value)}")
-    implied_name = next((registry.implied_names[key] for key in table if key in registry.implied_names), None)
-    name = table.get("name", implied_name)
-    if name is None:
-        for key in table:
-            hint = suggest_name(str(key), registry.implied_names)
-            if "did you mean" in hint:
-                raise ScenarioError(f"{_join_key(path, key)}: unknown key{hint}")
-        raise ScenarioError(f"{path}.name: missing{suggest_name('', list_members())}")
-    if not isinstance(name, str):
-        raise ScenarioError(f"{path}.name: expected the name of {add_article(registry.family)}, got {describe_value(name)}")
-    allowed_paths = _ALLOWED_PATHS.get()
-    is_path = ":" in name and (allowed_paths is None or name in allowed_paths)
-    if not is_path and (":" in name or not registry.is_valid_name(name)):
-        if name == PYTHON_OBJECT_NAME:
-            raise ScenarioError(f"{path}.name: {describe_missing_objects(dict(find_markers(table, path)))}")
-        members = list_members()
-        names = [
-            *members,
-            *registry.list_plugin_names(),
-            *(alias for alias, member in registry.aliases.items() if member in members),
-        ]
-        hint = suggest_name(name, names)
-        if "did you mean" not in hint and ":" not in name:
-            hint = f"{hint}; the name of a plugin needs its package to be installed"
-        raise ScenarioError(f'{path}.name: got "{name}"{hint}')
+    name = _find_member_name(registry, table, path, list_members)
+    _check_member_name(registry, name, table, path, list_members)
     try:
         cls = registry[name]
     except ScenarioError as error:
@@ -315,9 +292,47 @@ def _build_member(base: type, toml_value: Any, path: str, metadata: Mapping[str,
     except FedsgdError:
         raise
     except Exception as error:  # the checks and annotations of the user's class may fail in any way
-        if not is_path:
+        if is_builtin(cls):
             raise
         raise ScenarioError(format_one_line(f"{path}: {name} cannot be built: {type(error).__name__}: {error}")) from error
+
+
+def _find_member_name(
+    registry: Registry[Any], table: Mapping[str, Any], path: str, list_members: Callable[[], list[str]]
+) -> str:
+    """Return the name that a table has, or that one of its keys implies."""
+    implied_name = next((registry.implied_names[key] for key in table if key in registry.implied_names), None)
+    name = table.get("name", implied_name)
+    if name is None:
+        for key in table:
+            hint = suggest_name(str(key), registry.implied_names)
+            if "did you mean" in hint:
+                raise ScenarioError(f"{_join_key(path, key)}: unknown key{hint}")
+        raise ScenarioError(f"{path}.name: missing{suggest_name('', list_members())}")
+    if not isinstance(name, str):
+        raise ScenarioError(f"{path}.name: expected the name of {add_article(registry.family)}, got {describe_value(name)}")
+    return name
+
+
+def _check_member_name(
+    registry: Registry[Any], name: str, table: Mapping[str, Any], path: str, list_members: Callable[[], list[str]]
+) -> None:
+    """Raise a ScenarioError for an unknown name, and for a class that `parse_table` does not allow."""
+    allowed_paths = _ALLOWED_PATHS.get()
+    class_path = name if ":" in name else registry.find_plugin_path(name)
+    is_refused = allowed_paths is not None and class_path is not None and class_path not in allowed_paths
+    if not is_refused and registry.is_valid_name(name):
+        return
+    if name == PYTHON_OBJECT_NAME:
+        raise ScenarioError(f"{path}.name: {describe_missing_objects(dict(find_markers(table, path)))}")
+    names = list_members()
+    names += [alias for alias, member in registry.aliases.items() if member in names]
+    if is_refused:
+        raise ScenarioError(f'{path}.name: got "{name}"{suggest_name(name, names)}')
+    hint = suggest_name(name, [*names, *registry.list_plugin_names()])
+    if "did you mean" not in hint:
+        hint = f"{hint}; the name of a plugin needs its package to be installed"
+    raise ScenarioError(f'{path}.name: got "{name}"{hint}')
 
 
 def _members_of_type(registry: Registry[Any], base: type, accepts: Callable[[type], bool]) -> list[str]:

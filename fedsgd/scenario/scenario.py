@@ -9,7 +9,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -228,6 +228,10 @@ class PythonObjects:
     module: Any = None  # torch.nn.Module
     loss: Loss | None = None
     metrics: Mapping[str, Metric] | None = None
+
+    def as_arguments(self) -> dict[str, Any]:
+        """Return the objects by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
 
     def check(self, scenario: Scenario, require_importable: bool = False) -> None:
         """Raise an error if an object is missing, has a wrong type, or differs from the object that its marker describes.

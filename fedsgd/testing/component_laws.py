@@ -61,7 +61,7 @@ def list_component_laws(component: Component) -> list[Law]:
 
 def _has_settings(component: Component) -> bool:
     """Return True for a user's class and for a registered class; a scenario names no other class."""
-    is_registered = any(registry.is_registered(type(component)) for registry in REGISTRIES.values())
+    is_registered = any(registry.is_installed(type(component)) for registry in REGISTRIES.values())
     return is_registered or find_user_class(component) is not None
 
 

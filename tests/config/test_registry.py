@@ -21,7 +21,7 @@ from fedsgd.data.partitioners.iid import Iid
 from fedsgd.errors import ScenarioError
 from fedsgd.network.link import Link, Network
 from fedsgd.network.profiles import NETWORKS, get_network
-from fedsgd.scenario.parsing import describe_registry, dump_table
+from fedsgd.scenario.parsing import describe_registry, dump_table, parse_table
 from fedsgd.scenario.scenario import parse_scenario
 from fedsgd.scenario.sections import UplinkConfig
 from fedsgd.trackers import create_tracker
@@ -278,3 +278,13 @@ def test_partitioner_family_has_the_same_rule(monkeypatch: pytest.MonkeyPatch) -
 
     scenario = parse_scenario({"name": "s", "data": {"partition": {"name": "alternating", "clients": 3}}})
     assert scenario.data.partition == Alternating(clients=3)
+
+
+@pytest.mark.usefixtures("installed_package")
+def test_settings_of_a_server_import_only_the_allowed_plugins() -> None:
+    table = {"compressor": {"name": "own-top-k", "density": 0.5}}
+    with pytest.raises(ScenarioError, match='compressor.name: got "own-top-k"'):
+        parse_table(UplinkConfig, table, allowed_paths=())
+    assert "own_package_of_test" not in sys.modules
+    allowed_config = parse_table(UplinkConfig, table, allowed_paths=["own_package_of_test:OwnTopK"])
+    assert type(allowed_config.compressor).__module__ == "own_package_of_test"

@@ -14,7 +14,7 @@ from flwr.app import ConfigRecord
 from flwr.serverapp.strategy import FedAvg
 
 from fedsgd.compression.operators.topk import TopK
-from fedsgd.config.component import import_by_path
+from fedsgd.config.registry import import_by_path
 from fedsgd.errors import ScenarioError, WireError
 from fedsgd.flower import CompressedStrategy, compression_mod
 from fedsgd.flower.app import class_check
