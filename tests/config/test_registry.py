@@ -283,7 +283,7 @@ def test_partitioner_family_has_the_same_rule(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.usefixtures("installed_package")
 def test_settings_of_a_server_import_only_the_allowed_plugins() -> None:
     table = {"compressor": {"name": "own-top-k", "density": 0.5}}
-    with pytest.raises(ScenarioError, match='compressor.name: got "own-top-k"'):
+    with pytest.raises(ScenarioError, match=r'compressor\.name: got "own-top-k"'):
         parse_table(UplinkConfig, table, allowed_paths=())
     assert "own_package_of_test" not in sys.modules
     allowed_config = parse_table(UplinkConfig, table, allowed_paths=["own_package_of_test:OwnTopK"])
