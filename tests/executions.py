@@ -17,6 +17,7 @@ from fedsgd.sampling import ParticipationModel
 def start_in_process(experiment: Experiment) -> Execution:
     """Return the open execution of an experiment that stores client states in memory, the same object for each call."""
     assert experiment.state_budget.location == "memory", "a store on disk has to be closed"
+    assert experiment.shared_data is None, "shared memory has to be freed at the end of the test"
     return InProcessExecution(experiment).__enter__()
 
 

@@ -90,6 +90,12 @@ def test_functions_outside_cli_import_no_own_modules() -> None:
     assert structure.inner_imports() == []
 
 
+def test_only_validation_assigns_fields_of_frozen_objects() -> None:
+    """Settings and user data are converted when they are validated; a proxy of Flower's strategies assigns to the strategy."""
+    names = {module.name for module in structure.modules() if "object.__setattr__(" in module.path.read_text(encoding="utf-8")}
+    assert names == {"fedsgd.config.component", "fedsgd.data.base", "fedsgd.flower.app.inner_strategy"}
+
+
 def test_modules_have_no_import_cycle() -> None:
     assert structure.cycles() == []
 

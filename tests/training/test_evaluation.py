@@ -19,6 +19,7 @@ import fedsgd
 from fedsgd.data import Dataset, Examples
 from fedsgd.errors import ModelError, ScenarioError
 from fedsgd.experiment.builder import Experiment, build_experiment
+from fedsgd.experiment.evaluation import Evaluator
 from fedsgd.experiment.execution import make_execution
 from fedsgd.models.losses import find_reduction
 from fedsgd.models.metrics import Accuracy
@@ -52,7 +53,7 @@ def build(data: Dataset, module: nn.Module, loss: Any = None, settings: Any = No
 
 def evaluate(experiment: Experiment) -> dict[str, float]:
     """Return the metrics of the initial model."""
-    return start_in_process(experiment).evaluator(experiment.task.initial_parameters)[0]
+    return Evaluator(experiment.evaluation, experiment.engine)(experiment.task.initial_parameters)[0]
 
 
 def run_plain(module: nn.Module, data: Dataset) -> tuple[Any, Tensor]:

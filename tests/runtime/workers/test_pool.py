@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -26,10 +26,10 @@ from fedsgd import CustomModel, ExecutionConfig
 from fedsgd.cli import main
 from fedsgd.data import Examples
 from fedsgd.errors import ModelError, NonFiniteError, RunError, ScenarioError
-from fedsgd.experiment.builder import build_experiment
+from fedsgd.experiment.builder import Experiment, build_experiment
 from fedsgd.experiment.execution import InProcessExecution, make_execution
 from fedsgd.experiment.runner import Result, run
-from fedsgd.federation import Reply, broadcast
+from fedsgd.federation import Message, Reply, broadcast
 from fedsgd.federation.round_loop import ClientFailure
 from fedsgd.models.task import LearningTask
 from fedsgd.runtime import WorkerPool
@@ -38,7 +38,6 @@ from fedsgd.scenario.scenario import Scenario
 from fedsgd.system.forkserver import WORKER_NAME_PREFIX, preload_workers
 from fedsgd.training import LocalTraining, TrainingJob, TrainingResult
 from fedsgd.training.sequential import Sequential
-from tests.executions import start_in_process
 from tests.systems import linux
 
 Make = Callable[..., Scenario]
@@ -182,12 +181,16 @@ def test_run_with_workers_keeps_thread_count_and_environment(scenario: Make) -> 
     assert torch.get_num_threads() == threads
 
 
+def exchange_in_process(experiment: Experiment, messages: Mapping[int, Message]) -> dict[int, Message]:
+    """Return the frames of the replies in this process, by client."""
+    with InProcessExecution(experiment) as execution:
+        return {o.client: o.frames for o in execution.runtime.exchange(messages, None) if isinstance(o, Reply)}
+
+
 def test_abandoned_exchange_does_not_affect_the_next(scenario: Make) -> None:
     reference = build_experiment(scenario())
     messages, _ = broadcast(reference.plan, reference.initial_server_state, range(8))
-    expected = {
-        o.client: o.frames for o in start_in_process(reference).runtime.exchange(messages, None) if isinstance(o, Reply)
-    }
+    expected = exchange_in_process(reference, messages)
     with make_execution(build_experiment(scenario(), share_data=True), 2) as execution:
         outcomes_without_waiting = list(execution.runtime.exchange(messages, 0.0))
         late_failures = [o for o in outcomes_without_waiting if isinstance(o, ClientFailure)]
@@ -221,9 +224,7 @@ def test_clients_of_one_stack_are_divided_between_workers(scenario: Make, monkey
     monkeypatch.setattr(protocol, "encode_train_request", lambda messages: parts.append(sorted(messages)) or train(messages))
     experiment = build_experiment(scenario({"engine": {"name": "stacked", "stack": 8}}), share_data=True)
     messages, _ = broadcast(experiment.plan, experiment.initial_server_state, range(8))
-    expected = {
-        o.client: o.frames for o in start_in_process(experiment).runtime.exchange(messages, None) if isinstance(o, Reply)
-    }
+    expected = exchange_in_process(experiment, messages)
     with make_execution(experiment, 2) as shared:
         outcomes = list(shared.runtime.exchange(messages, None))
     assert [len(part) for part in parts] == [4, 4]
@@ -233,9 +234,7 @@ def test_clients_of_one_stack_are_divided_between_workers(scenario: Make, monkey
 def test_workers_train_chunks_of_the_preferred_size(scenario: Make) -> None:
     reference = build_experiment(scenario({"engine.name": "sequential"}))
     messages, _ = broadcast(reference.plan, reference.initial_server_state, range(8))
-    expected = {
-        o.client: o.frames for o in start_in_process(reference).runtime.exchange(messages, None) if isinstance(o, Reply)
-    }
+    expected = exchange_in_process(reference, messages)
     experiment = build_experiment(scenario(), share_data=True)
     experiment = replace(
         experiment,
