@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import get_args
@@ -104,14 +105,12 @@ def aggregate(
 
 
 def _choose_cohort_size(aggregator: Aggregator, minimum: int = 0) -> int:
-    """Return the smallest size C of at least `minimum` that the rule accepts."""
-    for size in COHORT_SIZES:
-        try:
-            aggregator.check_cohort(size)
-        except FieldError:
-            continue
+    """Return the smallest size C of at least `minimum` that the rule accepts; raise FieldError if it accepts none."""
+    for size in COHORT_SIZES[:-1]:
         if size >= minimum:
-            return size
+            with suppress(FieldError):
+                aggregator.check_cohort(size)
+                return size
     aggregator.check_cohort(COHORT_SIZES[-1])
     return COHORT_SIZES[-1]
 
@@ -348,6 +347,11 @@ def list_aggregator_laws(aggregator: Aggregator, scheme: CompressionScheme | Non
         functions.append(coordinate_blocks)
     laws = [make_law(law, aggregator, partial(law, aggregator, scheme)) for law in functions]
     if aggregator.scheme_type is not None:
-        owner = scheme or aggregator.scheme_type()
-        laws.append(make_law(round_laws.aggregation, aggregator, partial(round_laws.aggregation, owner)))
+        check = partial(_check_with_schemes, aggregator, scheme)
+        laws.append(make_law(round_laws.aggregation, aggregator, check))
     return arrange_laws(aggregator, laws, partial(_run, aggregator, scheme))
+
+
+def _check_with_schemes(aggregator: Aggregator, scheme: CompressionScheme | None) -> None:
+    for encoder in _list_schemes(aggregator, scheme):
+        round_laws.aggregation(encoder)

@@ -39,7 +39,7 @@ def list_laws(
         component: compressor, aggregator, partitioner, sampler, optimizer, schedule or duration model.
         scheme: for an aggregator, the scheme that encodes the updates; None: a scheme that the rule accepts.
         examples: for a partitioner, the examples to partition; None: random examples with labels of ten classes and owners.
-        pool: for a sampler, the clients that cohorts are drawn from; None: pools of 1 to 150 clients.
+        pool: for a sampler, up to some thousand clients that cohorts are drawn from; None: pools of 1 to 150 clients.
 
     Raises:
         TypeError: the component belongs to no family that has laws.
