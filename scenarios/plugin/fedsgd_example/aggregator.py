@@ -11,6 +11,7 @@ from fedsgd.aggregation import AggregationResult, CohortAggregator, DecodedCohor
 from fedsgd.aggregation.base import AcceptedWeights
 from fedsgd.compression import StateArrays
 from fedsgd.config.component import FractionBelowHalf
+from fedsgd.numerics.arrays import F32, F64
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,22 @@ class MeanAroundMedian(CohortAggregator):
         n_closest = len(cohort) - self.tolerated(len(cohort))
         out = np.zeros(cohort.size, dtype=np.float32)
         for block in cohort.blocks():  # coordinates that no client sent are in no block, and stay 0
-            values = np.sort(block.values, axis=0).astype(np.float64)
-            distances = np.abs(values - np.median(values, axis=0))
-            closest = np.argsort(distances, axis=0, kind="stable")[:n_closest]
-            out[block.positions] = np.take_along_axis(values, closest, axis=0).mean(axis=0)
+            out[block.positions] = _mean_of_closest(block.values, n_closest)
         return out, state
 
     def tolerated(self, n_updates: int) -> int:
         return int(self.discarded * n_updates)
+
+
+def _mean_of_closest(values: F32, n_closest: int) -> F64:
+    """Return the mean of the values closest to the median, for each column of values [C, width], which are sorted in place."""
+    values.sort(axis=0)
+    median = np.mean(values[(len(values) - 1) // 2 : len(values) // 2 + 1], axis=0, dtype=np.float64)
+    smallest_radius = np.full(values.shape[1], np.inf)
+    mean = np.zeros(values.shape[1])
+    for first in range(len(values) - n_closest + 1):  # in a sorted column, the closest values are neighbours
+        window = values[first : first + n_closest]
+        radius = np.maximum(median - window[0], window[-1] - median)
+        np.copyto(mean, window.mean(axis=0, dtype=np.float64), where=radius < smallest_radius)
+        np.minimum(smallest_radius, radius, out=smallest_radius)
+    return mean
