@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tracemalloc
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -144,10 +145,6 @@ def _run_rounds(
         state = aggregate(aggregator, state, cohort, ctx)[1]
 
 
-def _copy_state(state: StateArrays) -> StateArrays:
-    return {name: array.copy() for name, array in state.items()}
-
-
 def _read_bits(result: AggregationResult) -> tuple[bytes, dict[str, bytes]]:
     """Return an aggregate and a state as bytes."""
     return result[0].tobytes(), _read_state_bits(result[1])
@@ -181,7 +178,7 @@ def valid_aggregate(aggregator: Aggregator, scheme: CompressionScheme | None = N
             if aggregator.steps_without_replies:
                 cases["no update"] = []
             for case, updates in cases.items():
-                vector, _ = aggregate(aggregator, _copy_state(state), updates, ctx)
+                vector, _ = aggregate(aggregator, copy.deepcopy(state), updates, ctx)
                 is_vector = isinstance(vector, np.ndarray) and vector.shape == zero.shape and vector.dtype == zero.dtype
                 figures = f"round {ctx.round}, {case}: got {_describe_array(vector)}, expected float32 of shape {zero.shape}"
                 require(is_vector, law, aggregator, figures)
