@@ -18,7 +18,7 @@ from fedsgd.config.quantities import parse_flops, parse_rate, parse_seconds, par
 from fedsgd.errors import ScenarioError
 from fedsgd.network import link as models
 from fedsgd.network.heterogeneity import HomogeneousLinks, LinkHeterogeneity, LogNormalLinks, read_link_trace
-from fedsgd.network.profiles import get_device, get_network
+from fedsgd.network.profiles import NETWORKS, get_device, get_network
 from fedsgd.system.user_files import expand_user_path
 
 __all__ = [
@@ -30,7 +30,11 @@ __all__ = [
     "get_device",
     "get_network",
     "read_trace",
+    "register",
 ]
+
+register = NETWORKS.register
+"""Give a network its name in this process: `register(network, "my-network")`."""
 
 
 def Link(up: str, down: str, latency: str = "0 s", jitter: str = "0 s") -> models.Link:  # noqa: N802
