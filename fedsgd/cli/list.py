@@ -30,6 +30,9 @@ def list_command(family: str | None, as_json: bool) -> None:
     The families networks and devices list profiles for `fedsgd price`, each with the source of its figures. The family trackers
     lists names for --track. Installed plugins are listed with their package.
     """
+    if family in PROFILE_FAMILIES:
+        _list_profiles(family, as_json)
+        return
     if family == "trackers":
         _list_trackers(as_json)
         return
