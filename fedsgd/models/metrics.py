@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CUSTOM_METRIC_HINT = (
-    'name a metric: metrics.accuracy = "module:function" in [model], or metrics={"accuracy": function} in Python, '
+    'name a metric: metrics.accuracy = "module:function" in [model], or CustomModel(metrics={"accuracy": function}) in Python, '
     "a function of (output, target) that returns one number per example"
 )
 

@@ -97,7 +97,7 @@ SCRIPT = """
 
     def begin():
         base = fedsgd.load({scenario!r}, {{"rounds": 1, "model": {{"module": "slow:make"}}}})
-        fedsgd.sweep(base, seeds=4, jobs=2, out="o")
+        fedsgd.sweep(base, seeds=4, out="o", execution=fedsgd.SweepConfig(jobs=2))
 """
 
 

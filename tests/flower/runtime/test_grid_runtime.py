@@ -34,7 +34,7 @@ from fedsgd.flower.runtime.grid_runtime import FlowerRuntime, MessageEvent
 from fedsgd.flower.runtime.settings import read_scenario
 from fedsgd.flower.user_classes import ClassIdentity, find_import_paths, identify_classes
 from fedsgd.runtime.workers import protocol
-from fedsgd.scenario.scenario import Scenario
+from fedsgd.scenario.scenario import PythonObjects, Scenario
 from fedsgd.system.torch_determinism import isolate_global_state
 from tests.flower.grid import InProcessGrid, InProcessNode, identity
 from tests.flower.user_source import write_rules
@@ -384,7 +384,7 @@ def test_evaluation_of_local_models_over_nodes_is_an_error(scenario: Make) -> No
     local = {"model.batch_norm": "local", "evaluation.clients": True, "data.held_out": 0.2, "engine.name": "sequential"}
     s = scenario({**local, "client.last_batch": "drop"})
     with pytest.raises(ScenarioError, match="local models are on the nodes alone"):
-        run_over_grid(create_grid(s, 2), s, module=create_module())
+        run_over_grid(create_grid(s, 2), s, objects=PythonObjects(module=create_module()))
 
 
 @pytest.mark.parametrize("lost", ["memory", "disk", "both", "an old copy of the disk"])
