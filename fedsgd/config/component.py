@@ -231,3 +231,7 @@ class Component(ValidatedConfig):
     def get_summary(cls) -> str:
         """Return the first line of the docstring, which listings show."""
         return (cls.__doc__ or "").strip().partition("\n")[0]
+
+    def list_import_paths(self) -> dict[str, str]:
+        """Return the "my_package.my_module:name" of each function or module that a field names, by the field's key."""
+        return {}

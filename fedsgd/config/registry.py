@@ -43,9 +43,19 @@ def check_plugins_allowed(name: str) -> None:
         raise ScenarioError(f'got "{name}", which is not part of fedsgd, expected a built-in name: --no-plugins is set')
 
 
+def check_path_allowed(path: str) -> None:
+    """Raise a ScenarioError for a "module:name" outside the package, within `refuse_plugins`."""
+    if not _is_own_module(path.partition(":")[0]):
+        check_plugins_allowed(path)
+
+
 def is_builtin(cls: type) -> bool:
     """Return True for a class of this package."""
-    return cls.__module__.partition(".")[0] == PACKAGE
+    return _is_own_module(cls.__module__)
+
+
+def _is_own_module(module: str) -> bool:
+    return module.partition(".")[0] == PACKAGE
 
 
 def import_by_path(path: str) -> Any:
@@ -53,11 +63,10 @@ def import_by_path(path: str) -> Any:
     module_name, _, attribute = path.partition(":")
     if not module_name or not attribute or module_name.startswith("."):
         raise ScenarioError(f'got "{path}", expected "my_package.my_module:name"')
-    if module_name.partition(".")[0] != PACKAGE:
-        check_plugins_allowed(path)
+    check_path_allowed(path)
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # the user's module may raise any error while it is imported
+    except (Exception, SystemExit) as error:  # the user's module may raise any error, or exit, while it is imported
         # the hint is wrong if the user's module exists, and a module that the user's module imports is missing
         is_missing = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
         searched_places = f"searched the current folder {Path.cwd()} and Python's path"
@@ -217,10 +226,12 @@ class Registry(Generic[M]):
         """
         label = f"register: {getattr(member, '__qualname__', None) or describe_value(member)}"
         self._check_plugin(label, member)
-        plugin_name = str(getattr(member, "name", None) if name is None else name)
+        plugin_name = getattr(member, "name", None) if name is None else name
+        if not isinstance(plugin_name, str):
+            raise ScenarioError(f'{label}: got the name {plugin_name!r}, expected a text: register(..., name="my-{self.family}")')
         self._check_free(plugin_name, label)
         known_member = self._registered_plugins.setdefault(plugin_name, member)
-        if known_member is not member and not _is_redefinition(member, known_member):
+        if known_member != member and not _is_redefinition(member, known_member):
             raise ScenarioError(f'{label}: the name "{plugin_name}" is registered already, for {known_member!r}')
         self._registered_plugins[plugin_name] = member
         return member

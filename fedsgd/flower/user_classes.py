@@ -16,11 +16,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fedsgd.config.component import Component, ValidatedConfig
-from fedsgd.config.python_objects import is_marker
 from fedsgd.config.registry import import_by_path
 from fedsgd.errors import WireError
 from fedsgd.flower.source_files import find_root, is_own_module, list_source_files
-from fedsgd.models import Model
 
 _DIGEST_LENGTH = 16
 
@@ -59,9 +57,8 @@ def find_import_paths(settings: ValidatedConfig) -> list[str]:
         elif is_dataclass(value) and not isinstance(value, type):
             paths.add(f"{type(value).__module__}:{type(value).__qualname__}")
             stack += [getattr(value, f.name) for f in fields(value)]
-        if isinstance(value, Model):
-            texts = (getattr(value, "module", None), value.loss, *value.metrics.values())
-            paths |= {text for text in texts if isinstance(text, str) and ":" in text and not is_marker(text)}
+        if isinstance(value, Component):
+            paths |= {path for path in value.list_import_paths().values() if ":" in path}
     return sorted(path for path in paths if not is_own_module(path.partition(":")[0]))
 
 

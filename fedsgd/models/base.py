@@ -52,6 +52,11 @@ class Model(Component, ABC):
     needs_labels: ClassVar[bool] = True
     """True if the targets have to be class labels."""
 
+    def list_import_paths(self) -> dict[str, str]:
+        """Return the import paths of loss and metrics that are not markers, by key."""
+        functions = {"loss": self.loss, **{f"metrics.{name}": path for name, path in self.metrics.items()}}
+        return {key: path for key, path in functions.items() if path is not None and not is_marker(path)}
+
     @abstractmethod
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         """Build a module with new initial parameters.

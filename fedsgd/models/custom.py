@@ -39,6 +39,10 @@ class CustomModule(Model):
     module: str = field(kw_only=True, metadata={"example": '"my_package.my_module:make_model"'})
     arguments: dict[str, Any] = field(default_factory=dict)
 
+    def list_import_paths(self) -> dict[str, str]:
+        """Return the import paths of module, loss and metrics, by key."""
+        return {"module": self.module, **super().list_import_paths()}
+
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         from torch import nn
 

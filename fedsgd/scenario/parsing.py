@@ -31,7 +31,7 @@ from fedsgd.config.python_objects import (
     fingerprint,
     format_one_line,
 )
-from fedsgd.config.registry import Registry, is_builtin
+from fedsgd.config.registry import Registry, check_path_allowed, is_builtin
 from fedsgd.data import DATASETS, PARTITIONERS, DatasetSource, Partitioner
 from fedsgd.errors import FedsgdError, ScenarioError, suggest_name
 from fedsgd.models import MODELS, Model
@@ -73,18 +73,34 @@ class SettingsSection(ValidatedConfig):
             raise FieldError(type(self).__name__, self.mutually_exclusive[0], problem)
 
     def _check_plugins(self, value: Any, key: str) -> None:
-        """Raise a FieldError for a component, or a component within it, of a user's class that no family can have."""
+        """Raise a FieldError for a component of a user's class that no family can have, and for code that is refused.
+
+        The import paths of functions are checked here, because other processes call the functions without `refuse_plugins`.
+        """
         for part in value if isinstance(value, tuple) else (value,):
-            if not isinstance(part, Component):
+            if not isinstance(part, ValidatedConfig) or isinstance(part, SettingsSection):
                 continue
-            registry = next((REGISTRIES[base] for base in REGISTRIES if isinstance(part, base)), None)
-            if registry is not None:
-                try:
-                    registry.check_plugin(type(part))
-                except ScenarioError as error:
-                    raise FieldError(type(self).__name__, key, str(error)) from error
+            if isinstance(part, Component):
+                self._check_component(part, key)
             for f in fields(part):
                 self._check_plugins(getattr(part, f.name), f"{key}.{f.name}")
+
+    def _check_component(self, component: Component, key: str) -> None:
+        registry = next((REGISTRIES[base] for base in REGISTRIES if isinstance(component, base)), None)
+        if registry is not None:
+            with self._errors_in_field(key):
+                registry.check_plugin(type(component))
+        for path_key, path in component.list_import_paths().items():
+            with self._errors_in_field(f"{key}.{path_key}"):
+                check_path_allowed(path)
+
+    @contextmanager
+    def _errors_in_field(self, key: str) -> Iterator[None]:
+        """Turn a ScenarioError of the body into a FieldError of a key of this section."""
+        try:
+            yield
+        except ScenarioError as error:
+            raise FieldError(type(self).__name__, key, str(error)) from error
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,6 +12,7 @@ import pytest
 
 from fedsgd.compression import COMPRESSORS, CompressionOperator
 from fedsgd.compression.base import PLUGIN_CODEC
+from fedsgd.compression.operators.per_layer import LayerRule, PerLayer
 from fedsgd.compression.operators.topk import TopK
 from fedsgd.compression.schemes.error_feedback import ErrorFeedback
 from fedsgd.config import registry as registry_module
@@ -74,6 +75,13 @@ recorder = own_package_of_test:Recorder
 """
 
 
+FUNCTION_PARTITION = {
+    "name": "flwr-datasets",
+    "partitioner": "SizePartitioner",
+    "arguments": {"partition_id_to_size_fn": "own_package_of_test:size"},
+}
+
+
 @pytest.fixture
 def installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Install a distribution with a module and entry points on Python's path."""
@@ -130,11 +138,12 @@ def test_listing_names_plugins_their_packages_and_their_faults() -> None:
         lambda: build_compressor("own_package_of_test:OwnTopK"),
         lambda: get_network("own_package_of_test:BALLOON"),
         lambda: create_tracker("own_package_of_test:Recorder"),
-        lambda: parse_scenario({"name": "s", "model": {"name": "module", "module": "own_package_of_test:make"}}).model.build(
-            (4,), 2
-        ),
+        lambda: parse_scenario({"name": "s", "model": {"name": "module", "module": "own_package_of_test:make"}}),
+        lambda: parse_scenario({"name": "s", "model": {"name": "mlp", "loss": "own_package_of_test:loss"}}),
+        lambda: parse_scenario({"name": "s", "model": {"name": "mlp", "metrics": {"m": "own_package_of_test:metric"}}}),
+        lambda: parse_scenario({"name": "s", "data": {"partition": FUNCTION_PARTITION}}),
     ],
-    ids=["entry point", "class path", "network", "tracker", "function path"],
+    ids=["entry point", "class path", "network", "tracker", "module", "loss", "metric", "partitioner's function"],
 )
 def test_refused_plugins_are_not_imported(build: Callable[[], object]) -> None:
     with (
@@ -185,6 +194,8 @@ def test_instance_with_a_built_in_name_is_refused() -> None:
         UplinkConfig(NamesakeTopK(0.1))
     with pytest.raises(ScenarioError, match=f"UplinkConfig.compressor.op: {problem}"):
         UplinkConfig(ErrorFeedback(NamesakeTopK(0.1)))
+    with pytest.raises(ScenarioError, match=f"UplinkConfig.compressor.rules.op: {problem}"):
+        UplinkConfig(PerLayer(rules=(LayerRule("*", NamesakeTopK(0.1)),)))
 
 
 @pytest.fixture
@@ -239,8 +250,13 @@ def test_registered_network_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch
     network = Network(Link(1e6, 2e6), title="Lab", source="measured by me")
     NETWORKS.register(network, "lab")
     assert get_network("lab") is network
+    NETWORKS.register(replace(network), "lab")  # a notebook's cell that runs twice
+    with pytest.raises(ScenarioError, match='the name "lab" is registered already'):
+        NETWORKS.register(replace(network, title="Other"), "lab")
     with pytest.raises(ScenarioError, match='has the name "4g", which a built-in network has'):
         NETWORKS.register(network, "4g")
+    with pytest.raises(ScenarioError, match=r'got the name None, expected a text: register\(..., name="my-network"\)'):
+        NETWORKS.register(network)
 
 
 def test_plugin_with_an_own_decoder_has_the_plugin_codec() -> None:

@@ -45,10 +45,16 @@ def test_paths_of_a_scenario_are_those_of_all_families(scenario: Make, user_fold
         "model.metrics": {"error": "all_nets:error"},
         "uplink.compressor": {"name": "per-layer", "rules": [{"pattern": "*", "op": "all_rules:HalfTopK"}]},
         "uplink.error_feedback": "persist",
+        "data.partition": {
+            "name": "flwr-datasets",
+            "partitioner": "SizePartitioner",
+            "arguments": {"partition_id_to_size_fn": "all_nets:size"},
+        },
     }
     assert find_import_paths(scenario(settings)) == [
         "all_nets:error",
         "all_nets:make",
+        "all_nets:size",
         "all_rules:HalfTopK",
         "all_rules:UserMean",
     ]

@@ -43,6 +43,10 @@ class FlwrDatasets(Partitioner):
     partitioner: str = field(kw_only=True)
     arguments: dict[str, Any] = field(default_factory=dict)
 
+    def list_import_paths(self) -> dict[str, str]:
+        """Return the import paths of the functions in `arguments`, by key."""
+        return {f"arguments.{key}": value for key, value in self.arguments.items() if _is_function_path(key, value)}
+
     def assign_clients(self, examples: Examples, rng: np.random.Generator) -> I64:
         order = rng.permutation(len(examples))
         columns: dict[str, Any] = {"index": order}
@@ -92,6 +96,10 @@ class FlwrDatasets(Partitioner):
 
 def _convert_argument(key: str, value: Any) -> Any:
     """Convert an argument that TOML has no type for: a function, written as its path, and an array, written as nested lists."""
-    if key.endswith("_fn") and isinstance(value, str):
+    if _is_function_path(key, value):
         return import_by_path(value)
     return np.asarray(value) if key.endswith("_array") else value
+
+
+def _is_function_path(key: str, value: object) -> bool:
+    return key.endswith("_fn") and isinstance(value, str)
