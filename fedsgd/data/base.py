@@ -163,6 +163,17 @@ def scale_pixels(x: NDArray[Any]) -> NDArray[Any]:
     return pixels
 
 
+def scale_pixels_of_parts(train: NDArray[Any], test: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the inputs of both parts of a dataset, with pixels (uint8) as float32 in [0, 1].
+
+    DataError if only one part is pixels, since numbers from 0 to 255 in the other part would stay as they are.
+    """
+    if (train.dtype == np.uint8) != (test.dtype == np.uint8):
+        types = f"{train.dtype} and {test.dtype}"
+        raise DataError(f"training and test examples differ in type: {types}; only uint8 is scaled to [0, 1]")
+    return scale_pixels(train), scale_pixels(test)
+
+
 def hold_out_test_examples(examples: Examples, share: float, source_name: str) -> tuple[Examples, Examples]:
     """Return (training examples, test examples); the test examples are drawn independently of the scenario's seed."""
     n = len(examples)

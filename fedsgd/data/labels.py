@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsgd.errors import DataError
+from fedsgd.errors import DataError, suggest_name
 from fedsgd.numerics.arrays import I64
 
 IGNORED_LABEL = -100
@@ -38,16 +38,21 @@ def check_labels(y: I64, classes: int, part: str) -> None:
         raise DataError(f"the {part} labels run from {low} to {high}, expected 0 to {classes - 1}{ignored}")
 
 
-def number_text_labels(*targets: Sequence[str]) -> tuple[list[I64], tuple[str, ...]]:
+def number_text_labels(*targets: Sequence[str], class_names: Sequence[str] | None = None) -> tuple[list[I64], tuple[str, ...]]:
     """Return (the class numbers of each part of a dataset, the class names) for labels that are texts.
 
-    All parts are numbered together, in the order of code points, which is equal on every machine.
+    All parts are numbered together, in the order of `class_names`, or of code points, which is equal on every machine.
+    DataError for a label that `class_names` lacks.
 
     >>> numbers, names = number_text_labels(["owl", "cat"], ["cat"])
     >>> [part.tolist() for part in numbers], names
     ([[1, 0], [0]], ('cat', 'owl'))
     """
-    names = sorted({str(label) for part in targets for label in part})
+    labels = sorted({str(label) for part in targets for label in part})
+    names = labels if class_names is None else class_names
+    missing_names = [label for label in labels if label not in names]
+    if missing_names:
+        raise DataError(f'class_names: has no "{missing_names[0]}", which is a label{suggest_name(missing_names[0], names)}')
     number = {name: i for i, name in enumerate(names)}
     return [np.array([number[str(label)] for label in part], dtype=np.int64) for part in targets], tuple(names)
 

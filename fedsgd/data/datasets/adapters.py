@@ -7,14 +7,14 @@ order. Targets of floats are regression targets. The adapters import none of the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fedsgd.config.component import FieldError, add_article
-from fedsgd.data.base import Dataset, Examples, scale_pixels
+from fedsgd.data.base import Dataset, Examples, scale_pixels_of_parts
 from fedsgd.data.datasets.hugging_face import HuggingFace
 from fedsgd.data.labels import count_classes, number_text_labels
 from fedsgd.errors import DataError, suggest_name
@@ -43,7 +43,7 @@ def from_arrays(
         train: (inputs [n, ...], targets [n, ...]) of the training examples, as arrays, tensors on the CPU or nested lists.
         test: the same for the test examples.
         classes: number of classes; None: the largest label + 1, the number of different texts, or no classes for floats.
-        class_names: name of each class; None: texts name themselves.
+        class_names: name of each class, which also numbers targets that are texts; None: texts name themselves.
         owners: [n] owner (writer, speaker or user) of each training example, numbers or texts, for the partitioner "natural";
             None: no owners.
 
@@ -118,6 +118,7 @@ def from_pandas(
     for frame, name in zip((train, test), _PARTS, strict=True):
         if not hasattr(frame, "columns") or not hasattr(frame, "to_numpy"):
             raise DataError(f"{name}: got {_describe_type(frame)}, expected a pandas.DataFrame")
+    targets = [_read_column(frame, target, name) for frame, name in zip((train, test), _PARTS, strict=True)]
     if features is None:
         features = [column for column in train.columns if column not in (target, owner)]
     elif target in features:
@@ -125,10 +126,10 @@ def from_pandas(
     if not features:
         raise DataError("features: got no column, expected at least one")
     parts = []
-    for frame, name in zip((train, test), _PARTS, strict=True):
+    for frame, name, y in zip((train, test), _PARTS, targets, strict=True):
         columns = [_read_column(frame, column, name, allow_texts=False) for column in features]
         x: NDArray[np.float32] = np.stack(columns, axis=1).astype(np.float32)
-        parts.append((x, _read_column(frame, target, name)))
+        parts.append((x, y))
     return _build_dataset(parts, classes, None, None if owner is None else _read_column(train, owner, "train"))
 
 
@@ -180,14 +181,17 @@ def _build_dataset(
 ) -> Dataset:
     """Return the dataset of (inputs, targets) of both parts, with numbers in place of texts and of owners."""
     x, y = ([part[i] for part in parts] for i in (0, 1))
+    if class_names is not None and (isinstance(class_names, str) or not isinstance(class_names, Iterable)):
+        raise DataError(f"class_names: got {_describe_type(class_names)}, expected a list of texts")
     names = None if class_names is None else tuple(class_names)
     if all(targets.dtype.kind in "UO" and targets.ndim == 1 and all(isinstance(t, str) for t in targets) for targets in y):
-        numbers, text_names = number_text_labels(*(targets.tolist() for targets in y))
-        y, names = [*numbers], text_names if names is None else names
+        numbers, names = number_text_labels(*(targets.tolist() for targets in y), class_names=names)
+        y = [*numbers]
     if classes is None:
         classes = count_classes(*y) if names is None else len(names)
     writer = None if owners is None else _number_owners(owners, len(y[0]))
-    return Dataset(Examples(scale_pixels(x[0]), y[0], None, writer), Examples(scale_pixels(x[1]), y[1]), classes, names)
+    x_train, x_test = scale_pixels_of_parts(*x)
+    return Dataset(Examples(x_train, y[0], None, writer), Examples(x_test, y[1]), classes, names)
 
 
 def _number_owners(owners: ArrayLike, n: int) -> I64:

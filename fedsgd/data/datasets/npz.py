@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsgd.config.component import FieldError, FractionAboveZero, PositiveInt
-from fedsgd.data.base import Dataset, DatasetSource, Examples, hold_out_test_examples, scale_pixels
+from fedsgd.data.base import Dataset, DatasetSource, Examples, hold_out_test_examples, scale_pixels, scale_pixels_of_parts
 from fedsgd.data.datasets.files import search_paths
 from fedsgd.data.labels import count_classes, number_text_labels
 from fedsgd.errors import DataError
@@ -101,4 +101,7 @@ def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
         missing_names = [name for name in pair if name not in arrays]
         if missing_names and (pair[0] == "x_train" or len(missing_names) == 1):
             raise DataError(f"{path}: has {names or 'nothing'}, expected {' and '.join(pair)}")
-    return {name: scale_pixels(a) if name.startswith("x_") else a for name, a in arrays.items()}
+    if "x_test" not in arrays:
+        return {**arrays, "x_train": scale_pixels(arrays["x_train"])}
+    x_train, x_test = scale_pixels_of_parts(arrays["x_train"], arrays["x_test"])
+    return {**arrays, "x_train": x_train, "x_test": x_test}

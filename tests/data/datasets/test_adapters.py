@@ -63,6 +63,11 @@ def test_text_targets_are_numbered_over_both_parts() -> None:
     assert (dataset.class_names, dataset.train.y.tolist(), dataset.test.y.tolist()) == (("cat", "dog", "owl"), [2, 0], [1])
 
 
+def test_class_names_number_the_text_targets() -> None:
+    dataset = from_arrays((X[:2], ["owl", "cat"]), (X[:1], ["owl"]), class_names=["owl", "fox", "cat"])
+    assert (dataset.class_names, dataset.train.y.tolist(), dataset.test.y.tolist()) == (("owl", "fox", "cat"), [0, 2], [0])
+
+
 def test_class_names_give_the_number_of_classes() -> None:
     dataset = from_arrays(PAIR, PAIR, class_names=["cat", "dog", "owl", "fox"])
     assert (dataset.classes, dataset.class_names) == (4, ("cat", "dog", "owl", "fox"))
@@ -92,6 +97,18 @@ ARRAY_ERRORS: dict[str, tuple[Callable[[], object], str]] = {
     "ragged rows": (lambda: from_arrays(([[1], [1, 2]], [0, 1]), PAIR), "train: x: cannot be converted to an array: "),
     "objects": (lambda: from_arrays((np.array([None, 1]), [0, 1]), PAIR), "the training examples are object of shape [2]"),
     "types": (lambda: from_arrays(PAIR, (X.astype(int), PAIR[1])), "training and test examples differ in type or shape"),
+    "pixels": (
+        lambda: from_arrays((X.astype(np.uint8), PAIR[1]), PAIR),
+        "training and test examples differ in type: uint8 and float64; only uint8 is scaled to [0, 1]",
+    ),
+    "class names": (
+        lambda: from_arrays((X[:2], ["owl", "cat"]), (X[:1], ["owl"]), class_names=["owl", "cats"]),
+        'class_names: has no "cat", which is a label, did you mean "cats"?',
+    ),
+    "one class name": (
+        lambda: from_arrays(PAIR, PAIR, class_names="cat"),
+        "class_names: got a str, expected a list of texts",
+    ),
     "label": (lambda: from_arrays(PAIR, PAIR, classes=2), "the training labels run from 0 to 2, expected 0 to 1"),
     "owners": (
         lambda: from_arrays(PAIR, PAIR, owners=[1, 2]),
@@ -193,7 +210,8 @@ def test_texts_and_categories_are_class_labels() -> None:
 
 PANDAS_ERRORS: dict[str, tuple[Callable[[], object], str]] = {
     "no test set": (lambda: from_pandas(FRAME, None, target="y"), "test: got None, expected a pandas.DataFrame"),
-    "no column": (lambda: from_pandas(FRAME, FRAME, target="yy"), 'train: column "who" contains texts, expected numbers'),
+    "texts": (lambda: from_pandas(FRAME, FRAME, target="y"), 'train: column "who" contains texts, expected numbers'),
+    "no column": (lambda: from_pandas(FRAME, FRAME, target="yy"), 'train: has no column "yy", did you mean "y"?'),
     "near name": (
         lambda: from_pandas(FRAME, FRAME, target="y", features=["bb"]),
         'train: has no column "bb", did you mean "b"?',

@@ -47,6 +47,9 @@ def test_npz_without_test_arrays_draws_test_share(tmp_path: Path, monkeypatch: p
 def test_npz_types_follow_pixels_integers_and_floats(tmp_path: Path) -> None:
     pixels = write_npz(tmp_path, x_train=np.full((5, 2, 2), 255, np.uint8), y_train=np.zeros(5, np.uint8)).load(tmp_path)
     assert (pixels.train.x.dtype, pixels.train.x.max(), pixels.classes) == (np.float32, 1, 1)
+    mixed = write_npz(tmp_path, x_train=X.astype(np.uint8), y_train=Y, x_test=X, y_test=Y)
+    with pytest.raises(DataError, match="training and test examples differ in type: uint8 and float64"):
+        mixed.load(tmp_path)
     integers = write_npz(tmp_path, x_train=X.astype(np.int32), y_train=X).load(tmp_path)
     assert (integers.train.x.dtype, integers.classes) == (np.int64, None)
     assert Npz(path="own.npz").load(tmp_path).train.y.dtype == np.float32
