@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from fedsgd.analysis.comparison import Comparison
@@ -92,6 +93,8 @@ def compare(
         raise ScenarioError(f"runs: got {describe_value(runs)}, expected a list of run directories")
     if isinstance(networks, str) or not isinstance(networks, Mapping | Sequence):
         raise ScenarioError(f'networks: got {describe_value(networks)}, expected names such as ["4g"], or objects by heading')
+    if not isinstance(networks, Mapping) and not all(isinstance(name, str) for name in networks):
+        raise ScenarioError('networks: got a list with an object, expected names, or objects by heading: {"lab": network}')
     by_heading = networks if isinstance(networks, Mapping) else {name: name for name in networks}
     models = {heading: _build_pricing_model(network, device, server, None) for heading, network in by_heading.items()}
     return compare_methods(load_methods(runs, target, tuned), target, models, measured_coding=measured_coding)
@@ -102,7 +105,8 @@ def _build_pricing_model(
 ) -> PricingModel:
     """Return the pricing model of networks and devices that are objects or names."""
     if isinstance(network, str):
-        network = get_network(network)
+        with _errors_of_argument("network"):
+            network = get_network(network)
     elif isinstance(network, Link):
         network = Network(network)
     elif not isinstance(network, Network):
@@ -115,7 +119,9 @@ def _build_pricing_model(
 
 def _resolve_device(argument: str, device: Device | str) -> Device:
     """Return a device that is an object or a name."""
-    device = get_device(device) if isinstance(device, str) else device
+    if isinstance(device, str):
+        with _errors_of_argument(argument):
+            device = get_device(device)
     if not isinstance(device, Device):
         raise ScenarioError(
             f'{argument}: got {describe_value(device)}, expected a name such as "phone", or fedsgd.networks.Device(...)'
@@ -123,12 +129,21 @@ def _resolve_device(argument: str, device: Device | str) -> Device:
     return device
 
 
-def _parse_deadline(text: str) -> float:
-    """Return a deadline in seconds, above 0."""
+@contextmanager
+def _errors_of_argument(argument: str) -> Iterator[None]:
+    """Put the name of an argument in front of a ScenarioError of the body."""
     try:
-        seconds = parse_seconds(text)
+        yield
     except ScenarioError as error:
-        raise ScenarioError(f"deadline: {error}") from None
+        raise ScenarioError(f"{argument}: {error}") from error.__cause__
+
+
+def _parse_deadline(text: object) -> float:
+    """Return a deadline in seconds, above 0."""
+    if not isinstance(text, str):
+        raise ScenarioError(f'deadline: got {describe_value(text)}, expected a time such as "30 s"')
+    with _errors_of_argument("deadline"):
+        seconds = parse_seconds(text)
     if not seconds:
         raise ScenarioError(f"deadline: got {text!r}, expected a time above 0")
     return seconds

@@ -49,13 +49,22 @@ def test_comparison_is_that_of_the_pricing_models(folder: Path) -> None:
 
 WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
     "network": (lambda f: fedsgd.price(f, cast("Any", 3)), 'network: got 3, expected a name such as "4g", or fedsgd.networks'),
-    "name": (lambda f: fedsgd.price(f, "4gg"), 'got "4gg", did you mean "4g"?'),
+    "name": (lambda f: fedsgd.price(f, "4gg"), 'network: got "4gg", did you mean "4g"?'),
     "device": (lambda f: fedsgd.price(f, "4g", device=cast("Any", 3)), 'device: got 3, expected a name such as "phone"'),
+    "device's name": (lambda f: fedsgd.price(f, "4g", device="phon"), 'device: got "phon", did you mean "phone"?'),
+    "number as deadline": (
+        lambda f: fedsgd.price(f, "4g", deadline=cast("Any", 5)),
+        'deadline: got 5, expected a time such as "30 s"',
+    ),
     "deadline": (lambda f: fedsgd.price(f, "4g", deadline="1 m"), "deadline: got '1 m', expected a time"),
     "zero deadline": (lambda f: fedsgd.price(f, "4g", deadline="0 s"), "deadline: got '0 s', expected a time above 0"),
     "folder": (lambda f: fedsgd.price(f / "none", "4g"), "is not a run folder"),
     "run": (lambda f: fedsgd.price(cast("Any", 3), "4g"), "run: got 3, expected the path of a file or folder"),
     "networks": (lambda f: fedsgd.compare([f], networks="4g"), 'networks: got "4g", expected names such as ["4g"]'),
+    "objects without headings": (
+        lambda f: fedsgd.compare([f], networks=cast("Any", [fedsgd.networks.get_network("4g")])),
+        "networks: got a list with an object, expected names, or objects by heading",
+    ),
     "runs": (lambda f: fedsgd.compare(cast("Any", f)), "runs: got "),
 }
 

@@ -26,7 +26,7 @@ from fedsgd.analysis.tables import collect_measured_coding_notes, collect_uncost
 from fedsgd.config.python_objects import describe_missing_objects, find_markers
 from fedsgd.experiment.divergence import LEARNING_RATE_HINT
 from fedsgd.network import PricingModel
-from fedsgd.network.profiles import load_networks
+from fedsgd.network.profiles import NETWORKS
 from fedsgd.network.round_times import CANDIDATE_COLUMNS
 
 FORMAT_VERSION = 1
@@ -97,7 +97,7 @@ def build_payload(methods: Sequence[Method], options: ReportOptions) -> dict[str
         },
         "networks": [
             {"name": name, "title": profile.title, "source": profile.source, **asdict(profile.link)}
-            for name, profile in load_networks().items()
+            for name, profile in ((name, NETWORKS[name]) for name in NETWORKS)
         ],
         "coding": describe_coding_source(options.measured_coding),
         "methods": [_method_to_json(method, options, differing_keys) for method in methods],

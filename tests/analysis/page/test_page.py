@@ -24,6 +24,7 @@ from fedsgd.analysis.pricing import MethodTiming, pairwise_break_evens, time_to_
 from fedsgd.config.quantities import format_rate, format_seconds, format_significant, parse_rate, parse_seconds
 from fedsgd.experiment.time_to_target import summarize_seeds
 from fedsgd.network import Link, Network, PricingModel, get_device, get_network
+from fedsgd.network.profiles import NETWORKS
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -65,6 +66,12 @@ def methods(folder: Path) -> list[Method]:
 def payload(methods: list[Method]) -> dict[str, Any]:
     """Payload of these methods."""
     return build_payload(methods, ReportOptions("Digits", TARGET, PRICING_MODEL, "4g", 0.09))
+
+
+def test_payload_has_the_built_in_networks_alone(methods: list[Method], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(NETWORKS, "_registered_plugins", {"lab": get_network("4g")})
+    payload = build_payload(methods, ReportOptions("Digits", TARGET, PRICING_MODEL, "4g", 0.09))
+    assert [network["name"] for network in payload["networks"]] == [*NETWORKS], "a report imports no plugin"
 
 
 @dataclass
