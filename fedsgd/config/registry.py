@@ -228,7 +228,9 @@ class Registry(Generic[M]):
         self._check_plugin(label, member)
         plugin_name = getattr(member, "name", None) if name is None else name
         if not isinstance(plugin_name, str):
-            raise ScenarioError(f'{label}: got the name {plugin_name!r}, expected a text: register(..., name="my-{self.family}")')
+            raise ScenarioError(
+                f'{label}: got the name {plugin_name!r}, expected a text: register(..., name="my-{self.family}")'
+            )
         self._check_free(plugin_name, label)
         known_member = self._registered_plugins.setdefault(plugin_name, member)
         if known_member != member and not _is_redefinition(member, known_member):

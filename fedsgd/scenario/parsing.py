@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -187,7 +188,9 @@ def describe_registry(registry: Registry[Any]) -> list[dict[str, Any]]:
     for name in registry.list_plugin_names():
         origin = registry.describe_origin(name)
         try:
-            members.append({**_describe_member(registry, name), "origin": origin})
+            member = _describe_member(registry, name)
+            _check_defaults(member["keys"])
+            members.append({**member, "origin": origin})
         except Exception as error:  # annotations and defaults of the user's class may be wrong in any way
             problem = str(error) if isinstance(error, ScenarioError) else f"{type(error).__name__}: {error}"
             members.append({"name": name, "origin": origin, "error": format_one_line(problem)})
@@ -201,6 +204,17 @@ def _describe_member(registry: Registry[Any], name: str) -> dict[str, Any]:
     options = {key: _list_options(annotation, keys[key]) for key, annotation in field_types(cls).items()}
     options = {key: values for key, values in options.items() if values}
     return {"name": name, "also": aliases, "summary": cls.get_summary(), "keys": keys, "options": options}
+
+
+def _check_defaults(keys: Mapping[str, Any]) -> None:
+    """Raise a ScenarioError for a default of a user's class that no file can hold, such as a NumPy number."""
+    for key, default in keys.items():
+        try:
+            json.dumps(default, allow_nan=False)
+        except (TypeError, ValueError):
+            kind = type(default).__name__
+            problem = f"got the default {default!s} ({kind}), expected a finite number, a text, a list or a table"
+            raise ScenarioError(f"{key}: {problem}") from None
 
 
 def _list_options(annotation: Any, default: Any) -> list[Any]:
@@ -299,18 +313,21 @@ def _build_member(base: type, toml_value: Any, path: str, metadata: Mapping[str,
         raise ScenarioError(f"{path}.name: {error}") from error
     if not issubclass(cls, base):
         raise ScenarioError(f'{path}.name: got "{name}", which this key does not accept{suggest_name("", list_members())}')
-    base_defaults, defaults = field_defaults(registry.base), field_defaults(cls)
-    preset = {
-        key: value for key, value in preset.items() if defaults[key] == base_defaults[key]
-    }  # the member's own default has precedence
+    settings = {key: value for key, value in table.items() if key != "name"}
     try:
-        return _build_section(cls, {k: v for k, v in table.items() if k != "name"}, path, preset, [*sibling_keys, "name"])
+        return _build_section(cls, settings, path, _select_preset(registry, cls, preset), [*sibling_keys, "name"])
     except FedsgdError:
         raise
     except Exception as error:  # the checks and annotations of the user's class may fail in any way
         if is_builtin(cls):
             raise
         raise ScenarioError(format_one_line(f"{path}: {name} cannot be built: {type(error).__name__}: {error}")) from error
+
+
+def _select_preset(registry: Registry[Any], cls: type, preset: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the preset without the keys for which the member has a default of its own, or none."""
+    base_defaults, defaults = field_defaults(registry.base), field_defaults(cls)
+    return {key: value for key, value in preset.items() if key in defaults and defaults[key] == base_defaults[key]}
 
 
 def _find_member_name(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,6 +22,7 @@ from fedsgd.data.partitioners.iid import Iid
 from fedsgd.errors import ScenarioError
 from fedsgd.network.link import Link, Network
 from fedsgd.network.profiles import NETWORKS, get_network
+from fedsgd.optim import OPTIMIZERS, SGD
 from fedsgd.scenario.parsing import describe_registry, dump_table, parse_table
 from fedsgd.scenario.scenario import parse_scenario
 from fedsgd.scenario.sections import UplinkConfig
@@ -31,6 +32,7 @@ MODULE = '''
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 from fedsgd.compression.operators.dense import Dense
 from fedsgd.compression.operators.topk import TopK
 from fedsgd.network.link import Link, Network
@@ -46,6 +48,13 @@ class OwnTopK(TopK):
 @dataclass(frozen=True)
 class TakenName(TopK):
     """Top-k with the built-in name."""
+
+
+@dataclass(frozen=True)
+class NumpyDefault(TopK):
+    name: ClassVar[str] = "numpy-default"
+
+    scale: float = np.float32(0.5)
 
 
 class Undecorated(Dense):
@@ -66,6 +75,8 @@ own-top-k = own_package_of_test:OwnTopK
 other-name = own_package_of_test:OwnTopK
 top-k = own_package_of_test:TakenName
 missing = no_such_module_of_test:Missing
+exit = exiting_module_of_test:Anything
+numpy-default = own_package_of_test:NumpyDefault
 
 [fedsgd.networks]
 balloon = own_package_of_test:BALLOON
@@ -90,6 +101,7 @@ def installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: own-package\nVersion: 1.2\n")
     (metadata / "entry_points.txt").write_text(ENTRY_POINTS)
     (tmp_path / "own_package_of_test.py").write_text(MODULE)
+    (tmp_path / "exiting_module_of_test.py").write_text("raise SystemExit(3)")
     monkeypatch.syspath_prepend(str(tmp_path))
     registry_module._read_entry_points.cache_clear()
     yield
@@ -126,6 +138,8 @@ def test_listing_names_plugins_their_packages_and_their_faults() -> None:
     assert members["own-top-k"]["summary"] == "Top-k of my package."
     assert 'cannot import "no_such_module_of_test"' in members["missing"]["error"]
     assert 'its class has the name "own-top-k", expected "other-name"' in members["other-name"]["error"]
+    assert 'cannot import "exiting_module_of_test": SystemExit: 3' in members["exit"]["error"]
+    assert "scale: got the default 0.5 (float32), expected a finite number" in members["numpy-default"]["error"]
     assert COMPRESSORS.list_conflicts() == ['"top-k" of own-package 1.2 is ignored: a built-in compressor has this name']
     assert COMPRESSORS["top-k"] is TopK
 
@@ -294,6 +308,21 @@ def test_partitioner_family_has_the_same_rule(monkeypatch: pytest.MonkeyPatch) -
 
     scenario = parse_scenario({"name": "s", "data": {"partition": {"name": "alternating", "clients": 3}}})
     assert scenario.data.partition == Alternating(clients=3)
+
+
+def test_plugin_with_a_required_key_that_its_field_presets_reports_the_missing_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OPTIMIZERS, "_registered_plugins", {})
+
+    @OPTIMIZERS.register
+    @dataclass(frozen=True)
+    class RequiredRate(SGD):
+        name: ClassVar[str] = "required-rate"
+        lr: float = field(kw_only=True)
+
+    with pytest.raises(ScenarioError, match=r"^server\.optimizer\.lr: missing"):
+        parse_scenario({"name": "s", "server": {"optimizer": "required-rate"}})
+    scenario = parse_scenario({"name": "s", "server": {"optimizer": {"name": "required-rate", "lr": 0.5}}})
+    assert scenario.server.optimizer == RequiredRate(lr=0.5)
 
 
 @pytest.mark.usefixtures("installed_package")
