@@ -350,6 +350,9 @@ class CompressedStrategy(WrappingStrategy):
             arrays: the model.
             config: configuration that the strategy sends to nodes.
             grid: Flower's grid.
+
+        Raises:
+            ScenarioError: a node lacks the class of a user's compressor, or has another one.
         """
         self._grid, self._evaluate_round = grid, None
         messages: list[Message] = self._inner_methods.call("configure_evaluate", server_round, arrays, config, grid)
@@ -357,6 +360,7 @@ class CompressedStrategy(WrappingStrategy):
         if messages:
             self._evaluate_round = StrategyRound(server_round, "evaluate", arrays, self._warning_log)
             if session is not None and session.matches(arrays):
+                self._class_check.check_nodes(messages, grid, self._timeout)
                 self._evaluate_round.compress_messages(
                     messages, lambda contents, key: session.compress_evaluate_messages(contents, arrays, key)
                 )

@@ -99,17 +99,16 @@ def test_class_with_another_source_at_a_node_is_refused_in_any_round(
     strategy, grid = CompressedStrategy(RecordingFedAvg(), compressor), make_user_grid([compressor["name"]])
     late_node = grid.nodes.pop(NODES[0])
     rounds = run_rounds(strategy, grid, make_model(), 2)
-    next(rounds)
+    arrays, _ = next(rounds)
     grid.nodes[late_node.id] = late_node
     identify_classes = class_check.identify_classes
     monkeypatch.setattr(
         class_check, "identify_classes", lambda paths: [item._replace(sha256="0") for item in identify_classes(paths)]
     )
-    with pytest.raises(ScenarioError) as caught:
-        next(rounds)
-    assert f"node {late_node.id} cannot take part: differing_rules:HalfTopK is not the server's: the node has " in str(
-        caught.value
-    )
+    message = f"node {late_node.id} cannot take part: differing_rules:HalfTopK is not the server's: the node has "
+    for call in (lambda: strategy.configure_evaluate(1, arrays, ConfigRecord(), grid), lambda: next(rounds)):
+        with pytest.raises(ScenarioError, match=message):
+            call()
     assert late_node.received == []
 
 
