@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fedsgd.cli.app import main
 from fedsgd.cli.options import plugin_option
 from fedsgd.cli.streams import echo, echo_json
+from fedsgd.errors import ScenarioError
+
+if TYPE_CHECKING:
+    from fedsgd.config.registry import Registry
+    from fedsgd.network import Network
 
 COMPONENT_FAMILIES = (
     *("aggregators", "compressors", "datasets", "durations", "models", "optimizers", "partitioners", "samplers", "schedules"),
@@ -88,6 +93,19 @@ def _list_profiles(kind: str, as_json: bool) -> None:
         origin = NETWORKS.describe_origin(name) if kind == "networks" else ""
         echo(f"  {click.style(name, fg='cyan')}{f' ({origin})' if origin else ''}: {profile.title}: {profile}")
         echo(f"      {profile.source}", dim=True)
+    if kind == "networks":
+        _print_unusable_networks(NETWORKS)
+
+
+def _print_unusable_networks(networks: Registry[Network]) -> None:
+    """Print the networks of plugins that cannot be loaded, and the entry points that are ignored."""
+    for name in networks.list_plugin_names():
+        try:
+            _ = networks[name]
+        except ScenarioError as error:
+            _print_member({"name": name, "origin": networks.describe_origin(name), "error": str(error)})
+    for line in networks.list_conflicts():
+        echo(f"  {line}", dim=True)
 
 
 def _format_default(default: Any, options: Sequence[Any]) -> str:

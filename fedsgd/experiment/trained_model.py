@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -13,15 +14,16 @@ from fedsgd.experiment.partition_summary import load_client_data
 from fedsgd.models.argument_checks import check_module
 from fedsgd.models.custom import PythonObjectModule
 from fedsgd.models.task import ModuleSource
-from fedsgd.scenario.scenario import load
+from fedsgd.scenario.scenario import Scenario, errors_in_file, parse_scenario
 from fedsgd.storage.run_directory import CLIENTS_FILE, EVALUATED_FILE, PARAMETERS_FILE, read_tensors
-from fedsgd.system.user_files import expand_user_path
+from fedsgd.system.user_files import expand_user_path, read_text
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     Module = TypeVar("Module", bound=nn.Module)
 
+_MODEL_KEYS = ("name", "seed", "data", "model")
 _EXTRA_STATE = "_extra_state"
 _MAX_NAMES = 3
 
@@ -53,6 +55,8 @@ def load_parameters(run: str | Path, module: Module, *, client: int | None = Non
 def load_model(run: str | Path, *, data: str | Path | None = None) -> nn.Module:
     """Build the model that the scenario of a finished run names, with the trained parameters and buffers.
 
+    Of the user's modules, only those of the data and of the model are imported.
+
     Args:
         run: run directory.
         data: folder of the data files, which give the shape of the model; None for the folder that FEDSGD_DATA names.
@@ -64,13 +68,23 @@ def load_model(run: str | Path, *, data: str | Path | None = None) -> nn.Module:
     """
     folder = expand_user_path(run, "run")
     state = _read_state(folder)
-    scenario = load(folder / "scenario.toml")
+    scenario = _load_data_and_model(folder / "scenario.toml")
     if isinstance(scenario.model, PythonObjectModule):
         raise ModelError(f"{folder}: the model is a Python object, expected fedsgd.load_parameters({str(run)!r}, module)")
     dataset, *_ = load_client_data(scenario, data or os.environ.get("FEDSGD_DATA") or None)
     module = ModuleSource(scenario.model, dataset.shape, dataset.classes, scenario.seed).build()
     load_state(module, state)
     return module
+
+
+def _load_data_and_model(path: Path) -> Scenario:
+    """Return a run's scenario with defaults in place of the sections that do not describe the data or the model."""
+    try:
+        table = tomllib.loads(read_text(path))
+    except (OSError, ValueError) as error:
+        raise ReportError(f"{path}: cannot be read: {error}") from None
+    with errors_in_file(path):
+        return parse_scenario({key: table[key] for key in _MODEL_KEYS if key in table})
 
 
 def load_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:

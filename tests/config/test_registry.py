@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from click.testing import CliRunner
 
+from fedsgd.cli import main
 from fedsgd.compression import COMPRESSORS, CompressionOperator
 from fedsgd.compression.base import PLUGIN_CODEC
 from fedsgd.compression.operators.per_layer import LayerRule, PerLayer
@@ -80,6 +82,8 @@ numpy-default = own_package_of_test:NumpyDefault
 
 [fedsgd.networks]
 balloon = own_package_of_test:BALLOON
+4g = own_package_of_test:BALLOON
+kite = own_package_of_test:OwnTopK
 
 [fedsgd.trackers]
 recorder = own_package_of_test:Recorder
@@ -142,6 +146,14 @@ def test_listing_names_plugins_their_packages_and_their_faults() -> None:
     assert "scale: got the default 0.5 (float32), expected a finite number" in members["numpy-default"]["error"]
     assert COMPRESSORS.list_conflicts() == ['"top-k" of own-package 1.2 is ignored: a built-in compressor has this name']
     assert COMPRESSORS["top-k"] is TopK
+
+
+@pytest.mark.usefixtures("installed_package")
+def test_listing_of_networks_names_plugins_and_their_faults() -> None:
+    lines = CliRunner().invoke(main, ["list", "networks"]).stdout.splitlines()
+    assert any(line.startswith("  balloon (own-package 1.2): Balloon: 1 Mbit/s up, 2 Mbit/s down, ") for line in lines)
+    assert any(line.startswith('  kite (own-package 1.2): cannot be used: "kite" of own-package 1.2: ') for line in lines)
+    assert '  "4g" of own-package 1.2 is ignored: a built-in network has this name' in lines
 
 
 @pytest.mark.usefixtures("installed_package")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import pytest
 import torch
@@ -12,9 +13,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 import fedsgd
+from fedsgd.compression.operators.topk import TopK
 from fedsgd.errors import FedsgdError, ModelError, ReportError
 from fedsgd.experiment.trained_model import load_model, load_parameters
 from fedsgd.scenario.scenario import Scenario
+from fedsgd.scenario.sections import UplinkConfig
 
 SHORT = {"rounds": 2, "client.epochs": 1, "data.partition.clients": 4, "server.cohort": 2}
 
@@ -70,6 +73,16 @@ def test_named_model_is_built_with_the_trained_parameters(tmp_path: Path) -> Non
     module = load_model(tmp_path / "run")
     assert equal_states(module, result.state_dict)
     assert module(torch.zeros(1, 8, 8)).shape == (1, 10)
+
+
+def test_named_model_needs_no_class_of_another_section(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class LocalTopK(TopK):
+        name: ClassVar[str] = "local-top-k"
+
+    uplink = UplinkConfig(LocalTopK(0.1), error_feedback="persist")
+    result = fedsgd.run(replace(Scenario(name="named").with_settings(SHORT), uplink=uplink), out=tmp_path / "run")
+    assert equal_states(load_model(tmp_path / "run"), result.state_dict)
 
 
 def test_module_of_python_is_not_built_again(tmp_path: Path) -> None:
