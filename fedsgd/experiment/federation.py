@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -252,4 +253,8 @@ def build(
                 warn_once(explain_restart(experiment.task.reset_attribute), ModelWarning, stacklevel=2)
             for text in experiment.warnings:
                 warn_once(text, ScenarioWarning, stacklevel=2)
-        return Federation(make_execution(experiment, workers).__enter__(), Ledger())
+        open_execution = make_execution(experiment, workers).__enter__()
+        federation = Federation(open_execution, Ledger())
+        # without `close`, worker processes end with the object, and before the interpreter removes its modules
+        weakref.finalize(federation, open_execution.__exit__, None, None, None)
+        return federation

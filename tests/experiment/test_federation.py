@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -64,7 +66,7 @@ def test_steps_give_the_results_of_run(scenario: Make, settings: dict[str, Any])
 
 
 def test_steps_with_workers_give_the_results_of_one_process(scenario: Make) -> None:
-    with fedsgd.build(scenario(), workers=2) as federation:
+    with fedsgd.build(scenario(), execution=fedsgd.ExecutionConfig(workers=2)) as federation:
         state, _ = run_all_rounds(federation)
     assert digests_of(federation, state) == digests_of_run(scenario())
 
@@ -130,8 +132,25 @@ def fail_in_training(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor
 FAILURES: list[str] = []
 
 
+UNCLOSED = """
+import fedsgd
+
+if __name__ == "__main__":
+    federation = fedsgd.build(fedsgd.Scenario(name="open", rounds=2), execution=fedsgd.ExecutionConfig(workers=2))
+    federation.step(federation.initial_state())
+"""
+
+
+def test_script_that_closes_no_federation_ends_without_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "script.py"
+    path.write_text(UNCLOSED)
+    process = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=120, check=False)
+    assert (process.returncode, process.stderr) == (0, "")
+
+
 def test_federation_with_a_failed_round_is_refused(scenario: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    with fedsgd.build(scenario({"engine.name": "sequential"}), loss=fail_in_training) as federation:
+    model = fedsgd.CustomModel(loss=fail_in_training)
+    with fedsgd.build(scenario({"engine.name": "sequential"}), model=model) as federation:
         state = federation.initial_state()
         monkeypatch.setattr(f"{__name__}.FAILURES", ["broken"])
         with pytest.raises(RunError, match=r"round 1, client \d+: .*broken"):
