@@ -65,7 +65,8 @@ def build_scheme(uplink: UplinkConfig) -> CompressionScheme:
             return scheme
         return StaleResidualPolicy(scheme, policy, uplink.residual_factor, uplink.residual_rounds)
     except FieldError as error:
-        raise FieldError("uplink", "error_feedback", error.problem) from None
+        field = error.field if error.owner == "uplink" else "error_feedback"
+        raise FieldError("uplink", field, error.problem) from None
 
 
 def build_downlink(downlink: DownlinkConfig) -> ModelBroadcast:

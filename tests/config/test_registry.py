@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from fedsgd.cli import main
-from fedsgd.compression import COMPRESSORS, CompressionOperator
+from fedsgd.compression import COMPRESSORS, CompressionOperator, Compressor
 from fedsgd.compression.base import PLUGIN_CODEC
 from fedsgd.compression.operators.per_layer import LayerRule, PerLayer
 from fedsgd.compression.operators.topk import TopK
@@ -26,7 +26,7 @@ from fedsgd.network.link import Link, Network
 from fedsgd.network.profiles import NETWORKS, get_network
 from fedsgd.optim import OPTIMIZERS, SGD
 from fedsgd.scenario.parsing import describe_registry, dump_table, parse_table
-from fedsgd.scenario.scenario import parse_scenario
+from fedsgd.scenario.scenario import Scenario, parse_scenario
 from fedsgd.scenario.sections import UplinkConfig
 from fedsgd.trackers import create_tracker
 
@@ -222,6 +222,20 @@ def test_instance_with_a_built_in_name_is_refused() -> None:
         UplinkConfig(ErrorFeedback(NamesakeTopK(0.1)))
     with pytest.raises(ScenarioError, match=f"UplinkConfig.compressor.rules.op: {problem}"):
         UplinkConfig(PerLayer(rules=(LayerRule("*", NamesakeTopK(0.1)),)))
+
+
+def test_compressor_that_is_neither_operator_nor_scheme_is_refused_with_its_key() -> None:
+    @dataclass(frozen=True)
+    class Neither(Compressor):
+        name: ClassVar[str] = "neither"
+
+        def decode(self, sections: Any, ctx: Any) -> Any: ...
+
+        def max_bytes(self, layout: Any) -> int:
+            return 0
+
+    with pytest.raises(ScenarioError, match=r"^uplink\.compressor: neither is neither an operator nor a scheme"):
+        Scenario(name="s", uplink=UplinkConfig(Neither()))
 
 
 @pytest.fixture
