@@ -91,7 +91,8 @@ def _list_profiles(kind: str, as_json: bool) -> None:
         return
     for name, profile in profiles.items():
         origin = NETWORKS.describe_origin(name) if kind == "networks" else ""
-        echo(f"  {click.style(name, fg='cyan')}{f' ({origin})' if origin else ''}: {profile.title}: {profile}")
+        title = f"{profile.title}: " if profile.title else ""
+        echo(f"  {click.style(name, fg='cyan')}{f' ({origin})' if origin else ''}: {title}{profile}")
         echo(f"      {profile.source}", dim=True)
     if kind == "networks":
         _print_unusable_networks(NETWORKS)

@@ -41,7 +41,7 @@ def check_settings(settings: object, label: str = "settings") -> None:
 
 
 def apply_settings(root: type, toml_table: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested tables of the class `root` with dotted keys set; `toml_table` stays unchanged.
+    """Return nested tables of the class `root` with dotted keys set, to values or components; `toml_table` stays unchanged.
 
     Setting a `name`, or a key that implies another name, removes the other keys of the component, which then take the new
     member's defaults. Outer keys are set before inner keys, and names before neighbouring keys, whatever the order of
@@ -68,6 +68,7 @@ def apply_settings(root: type, toml_table: Mapping[str, Any], settings: Mapping[
             for other in cls.mutually_exclusive:
                 table.pop(other, None)
         value = settings[dotted_key]
+        value = dump_table(value) if isinstance(value, Component) else value
         table[leaf] = _copy_tables(value) if isinstance(value, Mapping) else value
     return result
 

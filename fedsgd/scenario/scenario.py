@@ -156,7 +156,7 @@ class Scenario(SettingsSection):
         """Return the scenario with some keys set, as `--set` does.
 
         Args:
-            settings: value by dotted key, such as `{"uplink.compressor.density": 0.1}`.
+            settings: value or component by dotted key, such as `{"uplink.compressor.density": 0.1}`.
         """
         check_settings(settings)
         return parse_scenario(apply_settings(Scenario, dump_table(self), settings))

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from fedsgd.config.argument_checks import resolve_config
+from fedsgd.config.component import Component
 from fedsgd.errors import ScenarioError, ScenarioWarning, warn_once
+from fedsgd.scenario.parsing import dump_table
 from fedsgd.scenario.scenario import Scenario, open_scenario
 from fedsgd.sweeps.cells import DETERMINISTIC_ERRORS, Cell, PlannedCell, Sweep, plan_cells
 from fedsgd.sweeps.directory import locked_directory, resume, save
@@ -98,6 +100,7 @@ def _plan_sweep(
 ) -> list[PlannedCell]:
     """Check the arguments of a sweep, and return all cells with checked scenarios."""
     check_grids(grid, tune)
+    grid, tune = _dump_components(grid), _dump_components(tune)
     _, scenario = open_scenario(scenario)
     settings_by_method: Mapping[str, DottedSettings] = {scenario.name: {}}
     message_prefix = ""
@@ -106,6 +109,11 @@ def _plan_sweep(
     if methods is not None:
         settings_by_method = normalize_methods(methods, message_prefix)
     return plan_cells(scenario, settings_by_method, grid, tune, seeds, message_prefix)
+
+
+def _dump_components(grid: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+    """Return values by dotted key, with the table of each component in its place, as in a file."""
+    return {key: [dump_table(v) if isinstance(v, Component) else v for v in values] for key, values in grid.items()}
 
 
 def _run_cells(

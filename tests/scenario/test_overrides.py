@@ -113,3 +113,10 @@ def test_settings_of_the_caller_are_not_modified(scenario: Make) -> None:
     settings = {"uplink.compressor": compressor, "uplink.compressor.momentum": 0.0, "uplink.error_feedback": "none"}
     assert scenario().with_settings(settings).uplink.compressor == DGC(density=0.01, momentum=0.0)
     assert compressor == {"name": "dgc", "density": 0.01}
+
+
+def test_component_is_a_value_of_its_key() -> None:
+    s = Scenario(name="x").with_settings({"uplink.compressor": RandK(0.5), "data.partition": Iid(clients=7)})
+    assert (s.uplink.compressor, s.data.partition) == (RandK(0.5), Iid(clients=7))
+    settings = {"uplink.compressor": TopK(0.5), "uplink.compressor.density": 0.25}
+    assert s.with_settings(settings).uplink.compressor == TopK(0.25)

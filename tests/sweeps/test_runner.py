@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import fedsgd
+from fedsgd.compression.operators.topk import TopK
 from fedsgd.errors import ScenarioError
 from fedsgd.scenario.scenario import Scenario
 from fedsgd.sweeps import Sweep, executor
@@ -23,6 +24,18 @@ from tests.sweeps.helpers import SHORT_RUN, replace_outcomes, run_command, state
 def test_wrong_number_of_seeds_or_jobs_is_an_error(short_scenario: Scenario, options: dict[str, Any]) -> None:
     with pytest.raises(ScenarioError, match="expected 1 or more"):
         fedsgd.sweep(short_scenario, out="never", **options)
+
+
+def test_components_are_values_as_their_tables_are(
+    short_scenario: Scenario, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = {"name": "top-k", "density": 0.5, "values": "float32"}
+    sweeps = []
+    for value in (TopK(0.5), table):
+        replace_outcomes(monkeypatch, [executor.CellOutcome(1.0, "RunError", "stopped")])
+        sweeps.append(fedsgd.sweep(short_scenario, grid={"uplink.compressor": [value]}, out=tmp_path / str(len(sweeps))))
+    assert sweeps[0].cells == sweeps[1].cells
+    assert sweeps[0].cells[0].grid == {"uplink.compressor": table}
 
 
 def test_diverging_cell_is_a_result_and_runs_again_on_request(quickstart: Path) -> None:
