@@ -41,9 +41,6 @@ def list_command(family: str | None, as_json: bool) -> None:
     if family == "trackers":
         _list_trackers(as_json)
         return
-    if family in PROFILE_FAMILIES:
-        _list_profiles(family, as_json)
-        return
     from fedsgd.scenario import parsing
 
     registries = {registry.plural: registry for registry in parsing.REGISTRIES.values()}
