@@ -105,6 +105,7 @@ class Aggregator(Component, ABC):
         Args:
             state: the server's state; never written to.
             updates: updates of the cohort, ascending by client. They can be iterated over once.
+                `ctx.decode(update)` decodes one.
             ctx: context of the round.
 
         Raises:

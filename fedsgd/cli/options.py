@@ -6,6 +6,7 @@ import functools
 import itertools
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
@@ -65,10 +66,13 @@ class ScenarioOptions:
     quiet: bool
 
     def load(self) -> Scenario:
-        """Return the scenario with its overrides."""
+        """Return the scenario with its overrides. Modules in the folder of its file can be imported, after all others."""
         from fedsgd.scenario.overrides import parse_setting
         from fedsgd.scenario.scenario import load
 
+        folder = str(self.scenario.absolute().parent)
+        if folder not in sys.path:
+            sys.path.append(folder)
         overrides = dict(parse_setting(text) for text in self.settings)
         if self.seed is not None:
             overrides["seed"] = self.seed

@@ -69,11 +69,22 @@ class DenseUpdate(Update):
 
 @dataclass(frozen=True, eq=False)
 class SparseUpdate(Update):
-    """Update with k coordinates, and zeros at all others: strictly ascending positions `indices` [k] and their `values` [k]."""
+    """Update with k coordinates, and zeros at all others: strictly ascending positions `indices` [k] and their `values` [k].
+
+    Other positions raise a ValueError, because compiled loops would write outside of their vectors.
+    """
 
     indices: I64
     values: F32
     size: int
+
+    def __post_init__(self) -> None:
+        positions, k = self.indices, len(self.indices)
+        if positions.shape != (k,) or positions.dtype.kind != "i" or self.values.shape != (k,):
+            got = f"{positions.dtype} of shape {[*positions.shape]} and values of shape {[*self.values.shape]}"
+            raise ValueError(f"a sparse update needs positions [k] int64 and values [k], got positions {got}")
+        if k and not (positions[0] >= 0 and positions[-1] < self.size and np.all(positions[1:] > positions[:-1])):
+            raise ValueError(f"a sparse update needs strictly ascending positions from 0 to {self.size - 1}")
 
     @property
     def n_coordinates(self) -> int:

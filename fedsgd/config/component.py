@@ -14,6 +14,7 @@ from functools import cache
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
+import numpy as np
 
 from fedsgd.errors import ScenarioError, suggest_name
 
@@ -83,6 +84,7 @@ def component_type(annotation: Any) -> type | None:
 
 def validate_value(value: Any, annotation: Any) -> Any:
     """Convert a value to the type of an annotation (a list to a tuple, 1 to 1.0), or raise a ValueError with that type."""
+    value = value.item() if isinstance(value, np.generic) else value
     item = item_type(annotation)
     if item is not None:
         if not isinstance(value, tuple | list):
@@ -92,7 +94,8 @@ def validate_value(value: Any, annotation: Any) -> Any:
     if expected is not None:
         if isinstance(value, expected) or (value is None and type(None) in typing.get_args(annotation)):
             return value
-        raise ValueError(_describe_mismatch(value, annotation))
+        hint = getattr(expected, "instance_hint", "") if not isinstance(value, str | int | float | Mapping) else ""
+        raise ValueError(f"{_describe_mismatch(value, annotation)}{hint}")
     try:
         result = msgspec.convert(value, annotation, strict=True)
     except (msgspec.ValidationError, OverflowError):  # an integer that no float can hold overflows
@@ -226,6 +229,8 @@ class Component(ValidatedConfig):
     """Base class of the objects that a scenario names: hyper-parameters without state, compared by value."""
 
     name: ClassVar[str]
+    instance_hint: ClassVar[str] = ""
+    """Clause of the message for another object in place of a member, such as "; pass a module to ..."."""
 
     @classmethod
     def get_summary(cls) -> str:

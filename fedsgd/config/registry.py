@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -98,6 +98,8 @@ def check_component_class(cls: object, base: type, description: str) -> None:
         raise ScenarioError(f"{description} does not define {missing_names}, {expected}")
     if not is_dataclass(cls) or "__dataclass_params__" not in vars(cls):
         raise ScenarioError(f"{description} is not decorated with @dataclass(frozen=True), {expected}")
+    if "name" in {f.name for f in fields(cls)}:
+        raise ScenarioError(f'{description} has a field `name`, {expected}: name: ClassVar[str] = "..."')
     if not isinstance(getattr(cls, "name", None), str):
         raise ScenarioError(f'{description} has no name, {expected}: name: ClassVar[str] = "..."')
 

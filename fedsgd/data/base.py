@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,10 @@ class Examples:
     y: NDArray[Any]
     rows: I64 | None = None
     writer: I64 | None = None
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{name}: {getattr(self, name).dtype}{[*getattr(self, name).shape]}" for name in ("x", "y"))
+        return f"Examples({len(self)} examples of {shapes})"
 
     def __len__(self) -> int:
         return len(self.y) if self.rows is None else len(self.rows)
@@ -295,6 +299,8 @@ class ClientData(ABC):
 @dataclass(frozen=True)
 class DatasetSource(Component, ABC):
     """Source of a dataset: a file format, a hub or a generator, with its settings."""
+
+    instance_hint: ClassVar[str] = "; pass a dataset of your own to fedsgd.run(scenario, data=...)"
 
     @abstractmethod
     def load(self, folder: Path | None) -> Dataset:

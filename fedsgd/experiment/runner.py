@@ -79,6 +79,12 @@ class Result:
     out: Path | None = None
     state_dict: Mapping[str, Tensor] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        accuracy = self.history[-1].accuracy if self.history else None
+        figures = [f"{len(self.history)} rounds", *([] if accuracy is None else [f"accuracy {accuracy:.4f}"])]
+        up, down = (self.ledger.totals[direction].n_bytes for direction in ("up", "down"))
+        return f'Result("{self.scenario.name}": {", ".join(figures)}, {up:,} bytes up, {down:,} bytes down)'
+
     def load_into(self, module: Module) -> Module:
         """Load the trained parameters and buffers into a torch module, and return the module.
 

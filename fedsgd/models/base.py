@@ -43,6 +43,8 @@ class Model(Component, ABC):
         loss_parameters: True to train and send parameters of the loss too.
     """
 
+    instance_hint: ClassVar[str] = "; pass a module of your own to fedsgd.run(scenario, model=...)"
+
     loss: str | None = None
     metrics: dict[str, str] = field(default_factory=dict)
     batch_norm: BatchNormPolicy = field(default="refuse", kw_only=True)

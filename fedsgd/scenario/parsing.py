@@ -363,7 +363,10 @@ def _check_member_name(
     if is_refused:
         raise ScenarioError(f'{path}.name: got "{name}"{suggest_name(name, names)}')
     hint = suggest_name(name, [*names, *registry.list_plugin_names()])
-    if "did you mean" not in hint:
+    module, _, attribute = name.rpartition(".")
+    if module:
+        hint = f'; a class of your own is named "{module}:{attribute}"'
+    elif "did you mean" not in hint:
         hint = f"{hint}; the name of a plugin needs its package to be installed"
     raise ScenarioError(f'{path}.name: got "{name}"{hint}')
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from fedsgd.compression import (
     SparseUpdate,
@@ -14,3 +15,15 @@ def test_sparse_update_multiplies_in_the_dtype_of_the_sum() -> None:
     out = np.zeros(2, dtype=np.float64)
     SparseUpdate(np.array([1]), np.array([third]), 2).add_to(out, 0.1)
     assert out.tolist() == [0.0, float(third) * 0.1]
+
+
+@pytest.mark.parametrize(
+    ("indices", "values"),
+    [([0, 8], [1, 2]), ([-1, 2], [1, 2]), ([3, 3], [1, 2]), ([4, 1], [1, 2]), ([1, 2], [1]), ([1], [1, 2])],
+    ids=["beyond the end", "negative", "twice", "descending", "too few values", "too many values"],
+)
+def test_sparse_update_refuses_positions_that_would_be_written_outside_of_a_vector(
+    indices: list[int], values: list[int]
+) -> None:
+    with pytest.raises(ValueError, match="a sparse update needs"):
+        SparseUpdate(np.array(indices), np.array(values, np.float32), 8)

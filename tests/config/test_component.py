@@ -11,11 +11,16 @@ import numpy as np
 import pytest
 from torch import nn
 
+from fedsgd.compression.operators.topk import TopK
 from fedsgd.config.component import FieldError, ValidatedConfig, field_types, validate_value
 from fedsgd.config.registry import import_by_path
+from fedsgd.data import Dataset, Examples
+from fedsgd.data.partitioners.iid import Iid
 from fedsgd.errors import ScenarioError, suggest_name
 from fedsgd.models.custom import CustomModule
 from fedsgd.scenario.parsing import REGISTRIES
+from fedsgd.scenario.scenario import Scenario
+from fedsgd.scenario.sections import DataConfig
 
 
 def test_suggestion_for_a_missing_attribute_names_callables_only() -> None:
@@ -107,3 +112,23 @@ def test_invalid_value_for_any_field_is_refused_in_plain_words() -> None:
                     assert len(message) < 260, message
     assert n_refused > 1000
     assert {str(annotation) for cls in validated_classes() for annotation in field_types(cls).values()} == kinds
+
+
+def test_numpy_numbers_are_numbers() -> None:
+    density = TopK(density=np.float64(0.1)).density  # type: ignore[arg-type]
+    assert type(density) is float
+    assert type(Iid(clients=np.int64(3)).clients) is int  # type: ignore[arg-type]
+    with pytest.raises(FieldError, match=r"expected a whole number of at least 1, got 2\.5"):
+        Iid(clients=np.float64(2.5))  # type: ignore[arg-type]
+
+
+def test_own_objects_in_place_of_components_are_answered_with_their_argument() -> None:
+    x, y = np.zeros((4, 2), np.float32), np.arange(4)
+    with pytest.raises(
+        FieldError, match=r"model: expected a Model, got Linear.*; pass a module of your own to fedsgd.run\(scenario, model="
+    ):
+        Scenario(name="s", model=nn.Linear(2, 2))  # type: ignore[arg-type]
+    with pytest.raises(
+        FieldError, match=r"source: expected a DatasetSource, got Dataset\(train=Examples\(4 examples of x: float32\[4, 2\]"
+    ):
+        DataConfig(Dataset(Examples(x, y), Examples(x, y), 4))  # type: ignore[arg-type]

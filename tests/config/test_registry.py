@@ -359,3 +359,19 @@ def test_settings_of_a_server_import_only_the_allowed_plugins() -> None:
     assert "own_package_of_test" not in sys.modules
     allowed_config = parse_table(UplinkConfig, table, allowed_paths=["own_package_of_test:OwnTopK"])
     assert type(allowed_config.compressor).__module__ == "own_package_of_test"
+
+
+def test_name_that_is_a_field_is_refused() -> None:
+    @dataclass(frozen=True)
+    class FieldName(TopK):
+        name: str = "field-name"  # type: ignore[misc]
+
+    with pytest.raises(ScenarioError, match="has a field `name`, expected"):
+        COMPRESSORS.check_plugin(FieldName)
+
+
+@pytest.mark.parametrize("name", ["my_package.compressors.Own", "compressors.Own"])
+def test_dotted_name_is_answered_with_the_spelling_of_a_class(name: str) -> None:
+    module, _, attribute = name.rpartition(".")
+    with pytest.raises(ScenarioError, match=f'a class of your own is named "{module}:{attribute}"'):
+        build_compressor(name)
