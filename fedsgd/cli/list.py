@@ -41,10 +41,11 @@ def list_command(family: str | None, as_json: bool) -> None:
     if family == "trackers":
         _list_trackers(as_json)
         return
-    from fedsgd.scenario import parsing
+    from fedsgd.scenario.family_listing import describe_registry
+    from fedsgd.scenario.parsing import REGISTRIES
 
-    registries = {registry.plural: registry for registry in parsing.REGISTRIES.values()}
-    listing = {name: parsing.describe_registry(registries[name]) for name in ([family] if family else COMPONENT_FAMILIES)}
+    registries = {registry.plural: registry for registry in REGISTRIES.values()}
+    listing = {name: describe_registry(registries[name]) for name in ([family] if family else COMPONENT_FAMILIES)}
     if as_json:
         echo_json(json.dumps(listing[family] if family else listing, indent=2))
         return

@@ -45,16 +45,16 @@ def check_plugins_allowed(name: str) -> None:
 
 def check_path_allowed(path: str) -> None:
     """Raise a ScenarioError for a "module:name" outside the package, within `refuse_plugins`."""
-    if not _is_own_module(path.partition(":")[0]):
+    if not _is_in_package(path.partition(":")[0]):
         check_plugins_allowed(path)
 
 
 def is_builtin(cls: type) -> bool:
     """Return True for a class of this package."""
-    return _is_own_module(cls.__module__)
+    return _is_in_package(cls.__module__)
 
 
-def _is_own_module(module: str) -> bool:
+def _is_in_package(module: str) -> bool:
     return module.partition(".")[0] == PACKAGE
 
 

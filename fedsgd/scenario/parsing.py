@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import MISSING, dataclass, fields
 from functools import partial
-from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
+from typing import Any, ClassVar, TypeVar
 
 from fedsgd.aggregation import AGGREGATORS, Aggregator
 from fedsgd.compression import COMPRESSORS, CompressionOperator, Compressor
@@ -152,14 +151,14 @@ def dump_table(component: ValidatedConfig, use_import_paths: bool = True) -> dic
             part = dump_table(value, use_import_paths)
             out.update(part if f.metadata.get("inline") else {f.name: part})
         elif value is not None and value != {}:
-            out[f.name] = _to_plain(value, use_import_paths)
+            out[f.name] = dump_value(value, use_import_paths)
     return out
 
 
 def _build_marker(component: Component, registry: Registry[Any]) -> dict[str, Any]:
     """Return the marker of a component whose class other processes cannot import."""
     base_values = {f.name: getattr(component, f.name) for f in fields(registry.base)}
-    entries = {key: _to_plain(value) for key, value in base_values.items() if value is not None and value != {}}
+    entries = {key: dump_value(value) for key, value in base_values.items() if value is not None and value != {}}
     marker = {
         "name": PYTHON_OBJECT_NAME,
         "description": format_one_line(repr(component)),
@@ -177,57 +176,11 @@ def flatten_settings(table: Mapping[str, Any], path: str = "") -> Iterator[tuple
             yield f"{path}{key}", value
 
 
-def describe_registry(registry: Registry[Any]) -> list[dict[str, Any]]:
-    """Describe the members of a family, plugins included.
-
-    A description has the member's name, its aliases ("also"), the first line of its docstring ("summary"), its keys with their
-    defaults ("required" without a default), and the options of each key that accepts one of a few values. A plugin's has its
-    "origin" too, and an "error" in place of all but the name if the plugin cannot be used.
-    """
-    members: list[dict[str, Any]] = [_describe_member(registry, name) for name in registry]
-    for name in registry.list_plugin_names():
-        origin = registry.describe_origin(name)
-        try:
-            member = _describe_member(registry, name)
-            _check_defaults(member["keys"])
-            members.append({**member, "origin": origin})
-        except Exception as error:  # annotations and defaults of the user's class may be wrong in any way
-            problem = str(error) if isinstance(error, ScenarioError) else f"{type(error).__name__}: {error}"
-            members.append({"name": name, "origin": origin, "error": format_one_line(problem)})
-    return members
-
-
-def _describe_member(registry: Registry[Any], name: str) -> dict[str, Any]:
-    cls: Any = registry[name]
-    keys = {key: _to_plain(field_defaults(cls).get(key, "required")) for key in field_types(cls)}
-    aliases = [alias for alias, member in registry.aliases.items() if member == name]
-    options = {key: _list_options(annotation, keys[key]) for key, annotation in field_types(cls).items()}
-    options = {key: values for key, values in options.items() if values}
-    return {"name": name, "also": aliases, "summary": cls.get_summary(), "keys": keys, "options": options}
-
-
-def _check_defaults(keys: Mapping[str, Any]) -> None:
-    """Raise a ScenarioError for a default of a user's class that no file can hold, such as a NumPy number."""
-    for key, default in keys.items():
-        try:
-            json.dumps(default, allow_nan=False)
-        except (TypeError, ValueError):
-            kind = type(default).__name__
-            problem = f"got the default {default!s} ({kind}), expected a finite number, a text, a list or a table"
-            raise ScenarioError(f"{key}: {problem}") from None
-
-
-def _list_options(annotation: Any, default: Any) -> list[Any]:
-    """Return the few values that a key accepts, its default first; an empty list for a key that accepts other values."""
-    if get_origin(annotation) is Literal:
-        return sorted(get_args(annotation), key=lambda value: value != default)
-    return [value for part in get_args(annotation) for value in _list_options(part, default)]
-
-
-def _to_plain(value: Any, use_import_paths: bool = True) -> Any:
+def dump_value(value: Any, use_import_paths: bool = True) -> Any:
+    """Return the value of a field as in a file; `use_import_paths` as for `dump_table`."""
     if isinstance(value, ValidatedConfig):
         return dump_table(value, use_import_paths)
-    return [_to_plain(entry, use_import_paths) for entry in value] if isinstance(value, tuple) else value
+    return [dump_value(entry, use_import_paths) for entry in value] if isinstance(value, tuple) else value
 
 
 # ------------------------------------------------------------------------------------------------------- tables to components

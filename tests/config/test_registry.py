@@ -25,7 +25,8 @@ from fedsgd.errors import ScenarioError
 from fedsgd.network.link import Link, Network
 from fedsgd.network.profiles import NETWORKS, get_network
 from fedsgd.optim import OPTIMIZERS, SGD
-from fedsgd.scenario.parsing import describe_registry, dump_table, parse_table
+from fedsgd.scenario.family_listing import describe_registry
+from fedsgd.scenario.parsing import dump_table, parse_table
 from fedsgd.scenario.scenario import Scenario, parse_scenario
 from fedsgd.scenario.sections import UplinkConfig
 from fedsgd.trackers import create_tracker

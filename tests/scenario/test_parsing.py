@@ -17,7 +17,8 @@ from fedsgd.errors import ScenarioError
 from fedsgd.models.custom import CustomModule
 from fedsgd.optim import SGD, Optimizer, PyTorchMomentum
 from fedsgd.optim.adaptive import FedAdam
-from fedsgd.scenario.parsing import REGISTRIES, describe_registry
+from fedsgd.scenario.family_listing import describe_registry
+from fedsgd.scenario.parsing import REGISTRIES
 from fedsgd.scenario.scenario import Scenario, load, parse_scenario
 
 Make = Callable[..., Scenario]
