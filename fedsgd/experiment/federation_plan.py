@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
+from fedsgd.compression import CodecContext
+from fedsgd.compression.trial import try_compressor
 from fedsgd.config.user_errors import wrap_user_errors
 from fedsgd.data import ClientData
 from fedsgd.federation import BufferPlan, FederationPlan
 from fedsgd.models.task import LearningTask
+from fedsgd.numerics.parameter_layout import ParameterLayout
+from fedsgd.optim.trial import try_optimizer
 from fedsgd.scenario.parsing import errors_in_section
 from fedsgd.scenario.resolution import build_downlink
 from fedsgd.scenario.scenario import Scenario
 from fedsgd.training import LocalTraining
+from fedsgd.wire import ALL_CLIENTS
 
 
 def make_plan(scenario: Scenario, task: LearningTask, train: ClientData) -> FederationPlan:
     """Return the plan of a scenario's federation.
 
-    A compressor that cannot encode the model, and a cohort above the number of clients, raise a ScenarioError.
+    A compressor that cannot encode the model, and a cohort above the number of clients, raise a ScenarioError. So does a
+    compressor, optimizer or schedule of the user that fails its trial.
     """
     with errors_in_section(""):
         cohort = scenario.compute_cohort_size(len(train))
     scheme, aggregator = scenario.resolved_uplink.scheme, scenario.resolved_uplink.aggregator
     with errors_in_section("server.aggregator"), wrap_user_errors("server.aggregator", aggregator):
         aggregator.check_cohort(cohort)
-    compressors = {"uplink.compressor": scheme, "downlink.compressor": scenario.downlink.compressor}
-    for key, compressor in compressors.items():
-        with errors_in_section(key), wrap_user_errors(key, compressor):
-            compressor.check_layout(task.shared_layout)
-            compressor.max_bytes(task.shared_layout)
+    _check_compressors(scenario, task.shared_layout, cohort)
+    _check_optimizers(scenario, task.shared_layout, train)
     return FederationPlan(
         seed=scenario.seed,
         layout=task.shared_layout,
@@ -44,6 +47,37 @@ def make_plan(scenario: Scenario, task: LearningTask, train: ClientData) -> Fede
         aggregator=aggregator,
         hostile=scenario.faults.hostile,
     )
+
+
+def _check_compressors(scenario: Scenario, layout: ParameterLayout, cohort: int) -> None:
+    """Raise a ScenarioError for a compressor that does not fit the model, and for a user's that fails its trial."""
+    scheme, aggregator = scenario.resolved_uplink.scheme, scenario.resolved_uplink.aggregator
+    with wrap_user_errors("server.aggregator", aggregator):
+        aggregator_state = aggregator.init_state(layout)
+    for key, compressor, client in (
+        ("uplink.compressor", scheme, 0),
+        ("downlink.compressor", scenario.downlink.compressor, ALL_CLIENTS),
+    ):
+        with errors_in_section(key), wrap_user_errors(key, compressor):
+            compressor.check_layout(layout)
+            try_compressor(key, compressor, CodecContext(scenario.seed, 1, client, layout, cohort=cohort), aggregator_state)
+            compressor.max_bytes(layout)
+
+
+def _check_optimizers(scenario: Scenario, layout: ParameterLayout, train: ClientData) -> None:
+    """Raise a ScenarioError for an optimizer or a schedule of the user that fails its trial."""
+    example_counts, _ = train.distinct_sizes()
+    n_steps = local_training_config(scenario).n_steps(int(example_counts.max()))
+    for key, optimizer, n_steps_per_round in (
+        ("client.optimizer", scenario.client.optimizer, n_steps),
+        ("server.optimizer", scenario.server.optimizer, 1),
+    ):
+        last_times = {
+            "rounds": scenario.rounds,
+            "steps": scenario.rounds * n_steps_per_round,
+            "local-steps": n_steps_per_round,
+        }
+        try_optimizer(key, optimizer, layout.size, last_times[optimizer.schedule_over])
 
 
 def _build_buffer_plan(task: LearningTask) -> BufferPlan | None:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fedsgd.aggregation import AggregationContext, WeightedUpdate
+from fedsgd.aggregation.result_check import check_result
 from fedsgd.aggregation.server_step import compute_server_step
 from fedsgd.aggregation.weighting import compute_weights, normalize_by_progress
 from fedsgd.compression import ClientId, StateArrays
@@ -194,9 +195,10 @@ def aggregate(
     }
     client_buffers = [update.buffers for update in decoded_updates if update.buffers is not None]
     buffers = average_buffers(client_buffers, aggregation_weights) if client_buffers else server.buffers
-    weights, step, optimizer_state = compute_server_step(
-        plan.server_optimizer, server.weights, update, server.optimizer_state, server.round
-    )
+    with wrap_user_errors("server.optimizer", plan.server_optimizer, server.round):
+        weights, step, optimizer_state = compute_server_step(
+            plan.server_optimizer, server.weights, update, server.optimizer_state, server.round
+        )
     if not np.isfinite(weights).all():
         raise NonFiniteError(server.round, None, f"after the server's step {describe_non_finite(weights, plan.layout)}")
     acknowledged_rounds = server.acknowledged_rounds.with_rounds([reply.client for reply in sorted_replies], server.round)
@@ -250,9 +252,10 @@ def _aggregate_updates(
             wrap_user_errors("server.aggregator", plan.aggregator, server.round),
             wrap_user_errors("uplink.compressor", plan.uplink, server.round),
         ):
-            update, aggregator_state = plan.aggregator.aggregate(server.aggregator_state, iterate_timed(), ctx)
+            result = plan.aggregator.aggregate(server.aggregator_state, iterate_timed(), ctx)
     except WireError as error:
         raise _add_location(error, server.round, client) from None
+    update, aggregator_state = check_result(plan.aggregator, result, plan.layout.size, server.round)
     if not all_finite(update):
         raise NonFiniteError(server.round, None, f"the cohort's update {describe_non_finite(update, plan.layout)}")
     return update, aggregator_state, seconds

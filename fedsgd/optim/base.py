@@ -122,8 +122,17 @@ class Optimizer(Component, ABC):
     def update_rule(self, g: Tensor, buffers: Buffers, lr: float) -> ScaledStep:
         """Return the step for a gradient after clipping and weight decay.
 
+        The caller adds alpha · direction of the ScaledStep(direction, alpha) to the parameters: w ← w + alpha · direction.
+        So a step against the gradient has a negative alpha, or a direction against the gradient. Plain SGD, w ← w − ηg:
+
+            def update_rule(self, g, buffers, lr):
+                return ScaledStep(g, -lr)
+
         Args:
             g: gradient of any shape; may be overwritten.
             buffers: the rule's state, each in the shape of g; updated in place.
             lr: η after the schedule.
+
+        Returns:
+            Direction in the shape of g, and the number alpha.
         """

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
+from fedsgd.config.user_errors import wrap_user_errors
 from fedsgd.data import Examples
 from fedsgd.numerics import rng
 from fedsgd.numerics.arrays import F32, I64
@@ -127,13 +128,18 @@ class LocalTraining:
             g.add_(w - received_weights, alpha=self.proximal)
         if correction is not None:
             g.add_(correction)
-        rate = self.optimizer.learning_rate(*schedule_time)
-        if not unused_slices or not self.skips_unused_parameters:
-            return self.optimizer.step(w, g, buffers, rate)
-        copies = [(buffer[unused], buffer[unused].clone()) for buffer in buffers.values() for unused in unused_slices]
-        direction, alpha = self.optimizer.step(w, g, buffers, rate)
+        skipped_slices = unused_slices if self.skips_unused_parameters else ()
+        copies = [(buffer[unused], buffer[unused].clone()) for buffer in buffers.values() for unused in skipped_slices]
+        try:
+            rate = self.optimizer.learning_rate(*schedule_time)
+            direction, alpha = step = self.optimizer.step(w, g, buffers, rate)
+        except Exception:  # of a user's optimizer; a `with` block around each step would cost a microsecond
+            with wrap_user_errors("client.optimizer", self.optimizer):
+                raise
+        if not skipped_slices:
+            return step
         direction = direction.clone()  # may be one of the buffers
-        for unused in unused_slices:
+        for unused in skipped_slices:
             direction[unused] = 0
         for segment, copy in copies:
             segment.copy_(copy)

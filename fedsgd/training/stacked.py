@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph
 
+from fedsgd.config.user_errors import wrap_user_errors
 from fedsgd.data import Examples
 from fedsgd.models.task import LearningTask
 from fedsgd.numerics.arrays import F32
@@ -242,7 +243,8 @@ class Stacked:
                 steps.append(torch.zeros_like(w))
                 continue
             buffers = {name: buffer[clients] for name, buffer in stacked_buffers.items()}
-            direction, alpha = optimizer.step_after_clipping(w, g, buffers, step_range.learning_rate)
+            with wrap_user_errors("client.optimizer", optimizer):
+                direction, alpha = optimizer.step_after_clipping(w, g, buffers, step_range.learning_rate)
             if step_range.is_only_step:
                 steps.append(direction * alpha)
             else:
