@@ -109,7 +109,8 @@ def _encode(op: CompressionOperator, x: F32, ctx: CodecContext) -> tuple[Section
     _require(isinstance(result, tuple) and len(result) == 2, f"encode returned {describe_result(result)}, {expected}")
     _check_sections(result[0], "encode")
     _require(isinstance(result[1], Update), f"encode returned {describe_result(result)}, {expected}")
-    return result
+    sections, update = result
+    return sections, update
 
 
 def _send(scheme: CompressionScheme, x: F32, ctx: CodecContext, aggregator_state: StateArrays) -> Sections:
@@ -129,8 +130,8 @@ def _send(scheme: CompressionScheme, x: F32, ctx: CodecContext, aggregator_state
     for name, value in result.state.items():
         got = f"send returned an EncodedUpdate with state entry {name!r} {describe_result(value)}"
         _require(isinstance(value, np.ndarray), f"{got}, expected an array")
-    sections_of_update: Sections = result.sections
-    return sections_of_update
+    sections_to_decode: Sections = result.sections
+    return sections_to_decode
 
 
 def _check_sections(sections: Any, method: str) -> None:

@@ -42,8 +42,7 @@ def _try_schedule(key: str, schedule: Schedule, last_time: int) -> None:
     for t in range(1, last_time + 1):
         with wrap_user_errors(key, schedule):
             factor: Any = schedule.factor(t)
-            is_number = isinstance(factor, Real) and not isinstance(factor, bool)
-            is_valid = is_number and -ROUNDING <= factor <= 1 + ROUNDING
+            is_valid = _is_number(factor) and -ROUNDING <= factor <= 1 + ROUNDING
         if not is_valid:
             got = f"factor({t}) returned {describe_result(factor)}"
             raise make_component_error(key, schedule, f"{got}, expected a number from 0 to 1")
@@ -55,15 +54,22 @@ def _find_step_problem(optimizer: Optimizer, size: int) -> str | None:
 
     w, g = torch.full((size,), 0.5), torch.linspace(-1, 1, size)
     buffers: Any = optimizer.init(w)
-    if not isinstance(buffers, dict) or not all(isinstance(value, torch.Tensor) for value in buffers.values()):
+    if not isinstance(buffers, dict):
         return f"init returned {describe_result(buffers)}, expected a dict of tensors by name"
+    for name, buffer in buffers.items():
+        if not isinstance(buffer, torch.Tensor):
+            return f"init returned a dict whose entry {name!r} is {describe_result(buffer)}, expected a tensor"
     step: Any = optimizer.step(w, g, buffers, optimizer.learning_rate(round=1))
     if not isinstance(step, ScaledStep):
         return f"update_rule returned {describe_result(step)}, expected ScaledStep(direction, alpha)"
-    direction, alpha = step
+    direction: Any = step.direction
     if not isinstance(direction, torch.Tensor) or direction.shape != w.shape or not direction.is_floating_point():
         got = f"update_rule returned a ScaledStep with direction {describe_result(direction)}"
         return f"{got}, expected a tensor of {w.dtype} and shape {list(w.shape)}"
-    if not isinstance(alpha, Real) or isinstance(alpha, bool):
-        return f"update_rule returned a ScaledStep with alpha {describe_result(alpha)}, expected a number"
+    if not _is_number(step.alpha):
+        return f"update_rule returned a ScaledStep with alpha {describe_result(step.alpha)}, expected a number"
     return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)

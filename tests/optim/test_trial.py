@@ -64,7 +64,7 @@ def error_of(optimizer: Optimizer, last_time: int = 5) -> str:
     ("fault", "problem"),
     [
         ("init none", "init returned None, expected a dict of tensors by name"),
-        ("init list", "init returned dict, expected a dict of tensors by name"),
+        ("init list", "init returned a dict whose entry 'a' is list, expected a tensor"),
         ("none", "update_rule returned None, expected ScaledStep(direction, alpha)"),
         ("tensor", "update_rule returned Tensor of torch.float32 and shape [8], expected ScaledStep(direction, alpha)"),
         ("tuple", "update_rule returned (Tensor, float), expected ScaledStep(direction, alpha)"),
