@@ -17,7 +17,7 @@ from fedsgd.compression.base import (
     OperatorKind,
 )
 from fedsgd.compression.operators.per_layer import PerLayer
-from fedsgd.compression.updates import SparseUpdate, StateArrays, Update
+from fedsgd.compression.updates import StateArrays, Update
 from fedsgd.config.registry import is_builtin
 from fedsgd.config.user_errors import describe_result, describe_user_error, make_component_error, wrap_user_errors
 from fedsgd.errors import LawError, NonFiniteError, WireError
@@ -155,8 +155,6 @@ def _pass_through_frame(compressor: Compressor, kind: FrameKind, sections: Secti
 def _expand_update(update: Any, size: int, method: str) -> F32:
     """Return the dense form of an update, after a check of its form, its shape and its values."""
     _require(isinstance(update, Update), f"{method} returned {describe_result(update)}, expected an Update")
-    if isinstance(update, SparseUpdate):
-        _check_sparse(update, size, method)
     dense: F32 = update.to_dense()
     is_vector = isinstance(dense, np.ndarray) and dense.dtype.kind == "f" and dense.shape == (size,)
     got = f"{method} returned an update whose dense form is {describe_result(dense)}"
@@ -165,20 +163,6 @@ def _expand_update(update: Any, size: int, method: str) -> F32:
     got = f"{method} returned an update with {size - n_finite:,} of {size:,} coordinates that are not finite"
     _require(n_finite == size, f"{got}, expected finite numbers")
     return dense
-
-
-def _check_sparse(update: SparseUpdate, size: int, method: str) -> None:
-    """Raise LawError unless positions are strictly ascending, below P, and as many as values."""
-    indices, values = np.asarray(update.indices), np.asarray(update.values)
-    got = f"{method} returned a SparseUpdate with indices {describe_result(indices)} and values {describe_result(values)}"
-    is_valid = indices.dtype.kind in "iu" and indices.ndim == 1 and indices.shape == values.shape
-    _require(is_valid, f"{got}, expected vectors of one length, indices of int64")
-    if len(indices):
-        in_range = indices.min() >= 0 and indices.max() < size
-        got = f"{method} returned a SparseUpdate with indices from {indices.min()} to {indices.max()}"
-        _require(in_range, f"{got}, expected indices from 0 to {size - 1}")
-    is_ascending = bool((indices[1:] > indices[:-1]).all())
-    _require(is_ascending, f"{method} returned a SparseUpdate with unsorted or equal indices, expected strictly ascending ones")
 
 
 def _require_equal(decoded_values: F32, encoded_values: F32) -> None:

@@ -29,12 +29,13 @@ from fedsgd.data import Dataset, Examples
 from fedsgd.data.base import DatasetSource
 from fedsgd.errors import DeploymentError, FedsgdError, ReportError, ScenarioError
 from fedsgd.experiment.runner import run
-from fedsgd.flower.app.settings import parse_downlink, parse_uplink
+from fedsgd.flower.app.settings import parse_uplink
 from fedsgd.models import Mlp
 from fedsgd.models.custom import PythonObjectModule
 from fedsgd.optim import SGD
-from fedsgd.scenario.parsing import dump_table, flatten_settings
+from fedsgd.scenario.parsing import dump_table, flatten_settings, parse_table
 from fedsgd.scenario.scenario import Scenario, load, parse_scenario
+from fedsgd.scenario.sections import DownlinkConfig, UplinkConfig
 from fedsgd.sweeps.runner import sweep
 from fedsgd.trackers.base import RunStarted
 
@@ -363,12 +364,13 @@ def test_class_that_cannot_be_a_component_is_refused_in_one_line(scenario: Make,
 def test_class_named_by_a_server_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "planted_by_server.py").write_text("raise SystemExit('imported')")
     monkeypatch.syspath_prepend(tmp_path)
+    planted = {"name": "planted_by_server:X"}
     with pytest.raises(ScenarioError, match=r'compressor\.name: got "planted_by_server:X"'):
-        parse_uplink("planted_by_server:X", "none")
-    with pytest.raises(ScenarioError, match=r"compressor\.name: .*:Renamed\" is not decorated"):
+        parse_table(UplinkConfig, {"compressor": planted}, allowed_paths=())
+    with pytest.raises(ScenarioError, match=r'compressor\.name: got "planted_by_server:X"'):
+        parse_table(DownlinkConfig, {"policy": "error-feedback", "compressor": planted}, allowed_paths=())
+    with pytest.raises(ScenarioError, match=r'compressor\.name: ".*:Renamed" is not decorated'):
         parse_uplink(Renamed(), "none")
-    with pytest.raises(ScenarioError, match=r'downlink\.compressor\.name: got "planted_by_server:X"'):
-        parse_downlink({"policy": "error-feedback", "compressor": {"name": "planted_by_server:X"}})
 
 
 # ----------------------------------------------------------------------------------------------------------- fingerprints
