@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import signal
 
 import pytest
 
 from fedsgd.cli.flower import flower_command
-from fedsgd.flower.deployment import deploy
+from fedsgd.flower.deployment import DeploymentConfig
 from fedsgd.flower.deployment.runner import _handle_signals
 
 
-def test_command_has_the_defaults_of_the_function() -> None:
+def test_command_has_the_defaults_of_a_deployment() -> None:
     options = {option.name: option.default for option in flower_command.params}
     for name in ("start_seconds", "round_seconds"):
-        assert options[name] == inspect.signature(deploy).parameters[name].default
+        assert options[name] == getattr(DeploymentConfig(), name)
 
 
 def test_ignored_signal_stays_ignored_and_second_signal_does_not_interrupt() -> None:
