@@ -29,7 +29,7 @@ COMMAND = "flwr run scenarios/flower_app --stream"
 ROUNDS = 2
 NODES = 2
 """Number of nodes of the deployment, and by default of Flower's simulation engine."""
-RUN_SECONDS = 240.0
+RUN_SECONDS = 480.0
 READY_SECONDS = 60.0
 RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
