@@ -167,3 +167,14 @@ if __name__ == "__main__":
     assert len(lines) == 2
     assert "uplink.compressor.name: needs Python objects" in lines[1]
     assert 'define the class in a module and set uplink.compressor.name to "my_package.my_module:MyClass"' in lines[1]
+
+
+def test_module_next_to_the_scenario_is_found_from_another_folder(
+    installed: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "chunks_of_mine.py").write_text("from fedsgd_example.compressor import ChunkMax\n")
+    (folder / "mine.toml").write_text('name = "mine"\nrounds = 1\nuplink.compressor = { name = "chunks_of_mine:ChunkMax" }\n')
+    monkeypatch.chdir(tmp_path)
+    call(installed, "-m", "fedsgd", "run", "project/mine.toml", "--quiet", "--workers", "2", "--out", "run")

@@ -69,19 +69,16 @@ def flower_command(
     If a node dies or does not reply in time, the run ends. With [participation] on_failure = "continue", the run continues and
     the node's clients count as dropouts. All processes are stopped at the end of the run, also after an error.
     """
-    from fedsgd.flower.source_files import search_scenario_folder
     from fedsgd.scenario.scenario import errors_in_file
 
-    with search_scenario_folder(options.scenario):
-        scenario = options.load()
-        trackers = trackers_from_options(track, networks)
-        n_clients = scenario.data.n_clients
-        if n_clients is not None and nodes > n_clients:
-            raise click.BadParameter(f"got {nodes}, expected at most {n_clients}, the number of clients", param_hint="--nodes")
-        settings |= {"use_fork_server": not cold, "logs": keep_logs}
-        new_folder = claim_numbered_folder(scenario.name) if out is None else nullcontext(out)
-        with errors_in_file(options.scenario), new_folder as folder:
-            _deploy(scenario, options, folder, nodes, trackers, overwrite, **settings)
+    scenario = options.load()
+    trackers = trackers_from_options(track, networks)
+    n_clients = scenario.data.n_clients
+    if n_clients is not None and nodes > n_clients:
+        raise click.BadParameter(f"got {nodes}, expected at most {n_clients}, the number of clients", param_hint="--nodes")
+    settings |= {"use_fork_server": not cold, "logs": keep_logs}
+    with errors_in_file(options.scenario), claim_numbered_folder(scenario.name) if out is None else nullcontext(out) as folder:
+        _deploy(scenario, options, folder, nodes, trackers, overwrite, **settings)
 
 
 def _deploy(

@@ -6,7 +6,6 @@ import functools
 import itertools
 import math
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
@@ -18,7 +17,7 @@ import click
 from fedsgd.cli.streams import echo
 from fedsgd.config.registry import refuse_plugins
 from fedsgd.errors import DeploymentError, OutputError, RunError, ScenarioError, WireError
-from fedsgd.system.user_files import expand_user_path
+from fedsgd.system.user_files import expand_user_path, search_scenario_folder
 
 if TYPE_CHECKING:
     from fedsgd.analysis import Method
@@ -70,9 +69,7 @@ class ScenarioOptions:
         from fedsgd.scenario.overrides import parse_setting
         from fedsgd.scenario.scenario import load
 
-        folder = str(self.scenario.absolute().parent)
-        if folder not in sys.path:
-            sys.path.append(folder)
+        click.get_current_context().with_resource(search_scenario_folder(self.scenario))
         overrides = dict(parse_setting(text) for text in self.settings)
         if self.seed is not None:
             overrides["seed"] = self.seed

@@ -98,6 +98,7 @@ class Compressor(Component, ABC):
             del cls.codec
         decoder_owner = next(parent for parent in cls.__mro__ if "decode" in vars(parent))
         if not is_builtin(decoder_owner):
+            # in place of the property, as in the built-in classes; mypy takes it for a change of the property itself
             cls.codec = PLUGIN_CODEC  # type: ignore[assignment, method-assign]
 
     @abstractmethod

@@ -11,33 +11,11 @@ import os
 import site
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-
-from fedsgd.system.user_files import expand_user_path
 
 MODULE_FOLDER = "fedsgd_modules"
 """Folder of the user's modules in the app that a deployment submits."""
 _PACKAGE_FOLDERS = ("site-packages", "dist-packages")
-
-
-@contextmanager
-def search_scenario_folder(scenario: object) -> Iterator[None]:
-    """Import modules also from the folder of a scenario file, after all other folders.
-
-    Args:
-        scenario: path of the file; no folder is added for any other object.
-    """
-    folder = str(expand_user_path(scenario).absolute().parent) if isinstance(scenario, str | Path) else None
-    if folder is None or folder in sys.path:
-        yield
-        return
-    sys.path.append(folder)
-    try:
-        yield
-    finally:
-        if folder in sys.path:
-            sys.path.remove(folder)
 
 
 def find_root(module: str) -> Path | None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from fedsgd.errors import ScenarioError
@@ -53,3 +56,22 @@ def read_text(path: Path) -> str:
         problem = f"is {encoding}" if encoding else f"line {line}: byte 0x{data[error.start]:02x} is not UTF-8"
         raise ValueError(f"{problem}, expected UTF-8 text: save the file as UTF-8") from None
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+@contextmanager
+def search_scenario_folder(scenario: object) -> Iterator[None]:
+    """Import modules also from the folder of a scenario file, after all other folders.
+
+    Args:
+        scenario: path of the file; no folder is added for any other object.
+    """
+    folder = str(expand_user_path(scenario).absolute().parent) if isinstance(scenario, str | Path) else None
+    if folder is None or folder in sys.path:
+        yield
+        return
+    sys.path.append(folder)
+    try:
+        yield
+    finally:
+        if folder in sys.path:
+            sys.path.remove(folder)

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from fedsgd.errors import ScenarioError
-from fedsgd.flower.source_files import find_root, is_on_every_path, list_source_files, search_scenario_folder
+from fedsgd.flower.source_files import find_root, is_on_every_path, list_source_files
 from fedsgd.flower.user_classes import find_import_paths
 from fedsgd.scenario.scenario import Scenario
+from fedsgd.system.user_files import search_scenario_folder
 
 MAX_FILE_BYTES = 2**20
 MAX_TOTAL_BYTES = 8 * 2**20
