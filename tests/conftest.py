@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 
+SLOW_KINDS = ("deployment", "browser", "examples")
+"""Markers of tests that are slow by their kind."""
+
 settings.register_profile("default", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("default")
 
@@ -30,6 +33,15 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     """Search no examples in the helper modules of the tests, some of which need libraries that are not installed."""
     is_helper = collection_path.suffix == ".py" and not collection_path.name.startswith("test_")
     return True if is_helper else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests that open a browser with `browser`, and tests of each slow kind with `slow`."""
+    for item in items:
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker("browser")
+        if any(item.get_closest_marker(kind) for kind in SLOW_KINDS):
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
@@ -26,8 +26,10 @@ from fedsgd.optim.schedules import ExponentialSchedule
 from fedsgd.training import LastBatch, LocalTraining, TrainingJob, TrainingResult
 from fedsgd.training.base import NotCapturableError
 from fedsgd.training.sequential import Sequential
+from tests.effort import examples
 from tests.laws.engines import ENGINES, assert_agree, read_bits
 
+pytestmark = pytest.mark.slow
 CLASSES = 4
 CLIENT_OPTIMIZERS = [name for name in OPTIMIZERS if not OPTIMIZERS[name].server_only]
 
@@ -224,21 +226,21 @@ OTHER_ENGINES = [name for name in ENGINES if name != "sequential"]
 
 
 @pytest.mark.parametrize("name", OTHER_ENGINES)
-@settings(max_examples=40)
+@examples(10)
 @given(case=cases(perceptrons()))
 def test_engine_on_perceptrons_agrees_with_sequential(name: str, case: Case) -> None:
     compare_with_sequential(case, name)
 
 
 @pytest.mark.parametrize("name", OTHER_ENGINES)
-@settings(max_examples=20)
+@examples(6)
 @given(case=cases(convolutional(), image=True))
 def test_engine_on_convolutional_networks_agrees_with_sequential(name: str, case: Case) -> None:
     compare_with_sequential(case, name)
 
 
 @pytest.mark.parametrize("name", OTHER_ENGINES)
-@settings(max_examples=20)
+@examples(6)
 @given(case=cases(recurrent(), words=True))
 def test_engine_on_sequences_agrees_with_sequential(name: str, case: Case) -> None:
     compare_with_sequential(case, name)
