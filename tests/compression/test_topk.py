@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -18,9 +18,10 @@ from fedsgd.numerics.arrays import F32
 from tests.compression.helpers import (
     make_context,
 )
+from tests.effort import examples
 
 
-@settings(max_examples=300)
+@examples(100)
 @given(
     x=hnp.arrays(np.float32, st.integers(1, 200), elements=st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, 2.5, -3.0, 1e-40])),
     k=st.integers(1, 250),

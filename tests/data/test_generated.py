@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsgd import ExecutionConfig
@@ -28,6 +28,7 @@ from fedsgd.experiment.partition_summary import summarize_partition
 from fedsgd.experiment.runner import Result, run
 from fedsgd.scenario.scenario import Scenario, load, parse_scenario
 from tests.data.samples import have_equal_arrays
+from tests.effort import examples
 
 SMALL = {"examples": 12, "test_clients": 5}
 
@@ -79,7 +80,7 @@ def test_client_data_methods_agree_with_each_other(build: Callable[[], ClientDat
     assert have_equal_arrays(copy.examples_of(1), data.examples_of(1))
 
 
-@settings(max_examples=30)
+@examples(10)
 @given(st.integers(1, 30), st.floats(0.01, 0.99), st.integers(0, 5))
 def test_held_out_examples_and_training_examples_partition_each_client(n: int, share: float, seed: int) -> None:
     source = Synthetic(clients=3, examples=n, test_clients=1, dimensions=2)

@@ -9,7 +9,7 @@ from random import Random
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsgd.compression import CompressionOperator, CompressionScheme
@@ -31,6 +31,7 @@ from fedsgd.numerics.reductions import first_non_finite
 from fedsgd.wire import Frame, FrameKind, Header, Section, SectionKind, decode_values, encode_frame, encode_values, floats
 from fedsgd.wire.bits import pack_varint
 from tests import fuzz
+from tests.effort import examples
 from tests.hostile.basis import CLIENT, ROUND, Target, ViolationError, context, vectors
 from tests.hostile.mutators import EDITS, mutant
 from tests.hostile.rounds import build_server, encode_reply
@@ -41,7 +42,7 @@ TARGETS = [build() for size in (7, SIZE) for build in targets(size)]
 LARGEST = np.finfo(np.float32).max
 
 
-@settings(max_examples=15)
+@examples(15)
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: f"{target.name}-{target.size}")
 @given(r=st.randoms(use_true_random=False), donor=st.sampled_from(TARGETS))
 def test_mutated_frame_is_rejected_or_harmless_with_both_kernels(target: Target, r: Random, donor: Target) -> None:

@@ -92,6 +92,11 @@ def schemes() -> Iterator[CompressionScheme]:
     yield from (scheme(op) for scheme in (EF21, CAFe) for op in (Sign(), RandK(0.1, scaled=False), COMPOSED[0]))
 
 
+def is_default(member: Compressor) -> bool:
+    """Return True for a registered compressor at its defaults. The inner loop tests the laws with these alone."""
+    return member.name in COMPRESSORS and type(member) is COMPRESSORS[member.name] and member == type(member)()
+
+
 def sections_of(compressor: Compressor, x: F32, ctx: CodecContext) -> Sections:
     """Return the sections of a client's first update."""
     if isinstance(compressor, CompressionOperator):

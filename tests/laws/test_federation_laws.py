@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsgd.aggregation import select_aggregator
@@ -26,6 +26,7 @@ from fedsgd.federation import broadcast
 from fedsgd.federation.downlink import ASSIGN_CODEC, CatchUpPlanner, EncodedFrame, ModelBroadcast
 from fedsgd.numerics.arrays import F32
 from fedsgd.wire import ALL_CLIENTS, Frame, FrameKind, Header, decode_frame, encode_frame
+from tests.effort import examples
 from tests.laws.federation import CLIENTS, LAYOUT, Federation, make_plan, sample_dyadic_vector
 
 TOP = TopK(0.1)
@@ -95,7 +96,7 @@ def play_rounds(scheme: CompressionScheme, link: ModelBroadcast, plans: list[Rou
 
 
 @pytest.mark.parametrize("link", LINKS.values(), ids=LINKS.keys())
-@settings(max_examples=60)
+@examples(15)
 @given(pattern=round_plans())
 def test_client_that_missed_rounds_decodes_the_same_bits(link: ModelBroadcast, pattern: list[RoundPlan]) -> None:
     """Client 0 of a second federation is in each cohort and loses neither a reply nor its state."""
@@ -108,7 +109,7 @@ def test_client_that_missed_rounds_decodes_the_same_bits(link: ModelBroadcast, p
 
 
 @pytest.mark.parametrize("link", LINKS.values(), ids=LINKS.keys())
-@settings(max_examples=30)
+@examples(10)
 @given(pattern=round_plans(loses_state=False))
 def test_catch_up_frames_are_the_smallest_candidate(link: ModelBroadcast, pattern: list[RoundPlan]) -> None:
     """The sent frames are compared with the full model, one merged difference, and the chain of all differences since the first
@@ -171,7 +172,7 @@ def test_feeding_the_residual_back_twice_diverges() -> None:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES_WITH_RESIDUAL.values(), ids=SCHEMES_WITH_RESIDUAL.keys())
-@settings(max_examples=60)
+@examples(15)
 @given(pattern=round_plans(loses_state=False))
 def test_trained_sum_equals_delivered_plus_undelivered_for_any_lost_replies(
     scheme: CompressionScheme, pattern: list[RoundPlan]
@@ -185,7 +186,7 @@ def test_trained_sum_equals_delivered_plus_undelivered_for_any_lost_replies(
         assert error <= (0.0 if isinstance(scheme, ErrorFeedback | DGC) else 1e-4), f"client {client}: {error}"
 
 
-@settings(max_examples=60)
+@examples(15)
 @given(pattern=round_plans(loses_state=False))
 def test_lost_reply_restores_masked_momentum(pattern: list[RoundPlan]) -> None:
     """After a lost reply, DGC's u and v are those of a round without selection: u ← βu + g, v ← v + u."""
@@ -203,7 +204,7 @@ def test_lost_reply_restores_masked_momentum(pattern: list[RoundPlan]) -> None:
             assert (state["v"] == states[client].get("v", zero) + u).all()
 
 
-@settings(max_examples=60)
+@examples(15)
 @given(pattern=round_plans(loses_state=False))
 def test_ef21_server_estimate_is_the_mean_of_client_estimates(pattern: list[RoundPlan]) -> None:
     """After any lost replies, both ends agree bit for bit in dyadic arithmetic."""
@@ -213,7 +214,7 @@ def test_ef21_server_estimate_is_the_mean_of_client_estimates(pattern: list[Roun
     assert server_estimate == pytest.approx(client_sum / CLIENTS, abs=1e-12)
 
 
-@settings(max_examples=60)
+@examples(15)
 @given(pattern=round_plans(loses_state=False))
 def test_scaffold_server_control_variate_is_the_mean_of_client_control_variates(pattern: list[RoundPlan]) -> None:
     """c = Σ c_i / N after any lost replies."""

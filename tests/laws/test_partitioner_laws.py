@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsgd.config.component import FieldError
@@ -24,6 +24,7 @@ from fedsgd.data.partitioners.shards import Shards
 from fedsgd.data.partitioners.skewed import LabelAndQuantitySkew
 from fedsgd.errors import DataError
 from fedsgd.testing.partitioner_laws import covered_examples, valid_partition
+from tests.effort import examples
 
 NAMES = list(PARTITIONERS)
 LABELS = np.random.default_rng(0).integers(0, 10, 6000)
@@ -52,7 +53,7 @@ def make_partitioner(name: str, clients: int, labels: np.ndarray) -> Partitioner
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=60)
+@examples(20)
 @given(data=st.data())
 def test_partition_covers_all_examples_without_empty_clients(name: str, data: st.DataObject) -> None:
     labels = np.array(data.draw(st.lists(st.integers(-3, 5), min_size=1, max_size=80)))

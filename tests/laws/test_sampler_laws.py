@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsgd.sampling import SAMPLERS, CohortSampler, SamplingPool
+from tests.effort import examples
 
 NAMES = list(SAMPLERS)
 FILES = itertools.count()
@@ -52,7 +53,7 @@ def trace_lines(clients: int) -> st.SearchStrategy[list[tuple[int, int, int]]]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=100)
+@examples(30)
 @given(data=st.data(), seed=st.integers(0, 1000), round=st.integers(1, 100))
 def test_cohort_is_distinct_ascending_in_range_and_of_the_requested_size(
     name: str, folder: Path, data: st.DataObject, seed: int, round: int

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -28,6 +28,7 @@ from fedsgd.network import (
 )
 from fedsgd.network.heterogeneity import draw_log_normal_factors, read_link_trace
 from fedsgd.numerics.rng import derive_generator
+from tests.effort import examples
 
 NO_WORK = ComputeProfile(parameters=1, flops_per_example=1e-30, encode_copies=0, decode_copies=0, server_copies=0)
 INSTANT = Device(flops_per_second=1e30, copy_bytes_per_second=1e30)
@@ -249,7 +250,7 @@ NETWORKS = st.builds(
 )
 
 
-@settings(max_examples=150)
+@examples(50)
 @given(draw_traffic(), NETWORKS, st.lists(LINK_SPEEDS, min_size=1, max_size=4))
 def test_omitted_clients_change_no_round(
     traffic: ClientTraffic, network: Network, link_speeds: list[tuple[float, float, float]]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsgd.certification.operator_laws import example_layout
@@ -27,6 +27,7 @@ from fedsgd.wire import (
     frame_breakdown,
     frame_overhead,
 )
+from tests.effort import examples
 from tests.wire.examples import MALFORMED_INDICES, SIZE, encode_example_update, seal
 
 
@@ -140,7 +141,7 @@ def test_mutated_frames_always_raise_wire_error() -> None:
 
 
 @pytest.mark.parametrize("name", list(COMPRESSORS))
-@settings(max_examples=300)
+@examples(100)
 @given(data=st.data())
 def test_mutated_frame_with_valid_checksum_decodes_to_finite_vector_or_raises_wire_error(
     name: str, data: st.DataObject

@@ -6,15 +6,16 @@ import hashlib
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsgd.errors import WireError
 from fedsgd.wire import Section, SectionKind, decode_indices, encode_indices, index_codec, max_index_bytes
+from tests.effort import examples
 from tests.wire.examples import MALFORMED_INDICES, SIZE, draw_positions
 
 
-@settings(max_examples=300)
+@examples(100)
 @given(st.data(), st.integers(1, 5000))
 def test_indices_after_encoding_are_decoded_equal(data: st.DataObject, size: int) -> None:
     positions = np.array(sorted(data.draw(st.sets(st.integers(0, size - 1), max_size=size))), dtype=np.int64)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ConfigRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsgd.compression import CodecContext
@@ -21,6 +21,7 @@ from fedsgd.flower.app.array_layout import build_array_layout
 from fedsgd.flower.records import read_payload, write_payload
 from fedsgd.runtime.workers import protocol
 from fedsgd.wire import Frame, FrameKind, Header, decode_frame, encode_frame
+from tests.effort import examples
 from tests.flower.app.fixed_updates import (
     NODES,
     SIZE,
@@ -56,7 +57,7 @@ def test_corrupted_reply_is_an_error_of_its_node(caplog: pytest.LogCaptureFixtur
     np.testing.assert_allclose(flatten(arrays), flatten(make_model()) + mean, atol=1e-6)
 
 
-@settings(max_examples=40)
+@examples(10)
 @given(st.integers(0, 2**32), st.sampled_from(["flip", "cut", "grow", "swap"]))
 def test_arbitrary_bytes_of_one_node_leave_other_replies_aggregated(seed: int, change: str) -> None:
     rng = np.random.default_rng(seed)

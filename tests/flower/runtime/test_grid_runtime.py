@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -36,6 +36,7 @@ from fedsgd.flower.user_classes import ClassIdentity, find_import_paths, identif
 from fedsgd.runtime.workers import protocol
 from fedsgd.scenario.scenario import PythonObjects, Scenario
 from fedsgd.system.torch_determinism import isolate_global_state
+from tests.effort import examples
 from tests.flower.grid import InProcessGrid, InProcessNode, identity
 from tests.flower.user_source import write_rules
 
@@ -459,7 +460,7 @@ def test_reply_of_a_node_is_unchanged_after_decoding() -> None:
         message_content.decode_reply(data, 2, range(10))
 
 
-@settings(max_examples=300)
+@examples(100)
 @given(st.randoms(use_true_random=False))
 def test_corrupt_reply_is_decoded_or_a_wire_error(rng: random.Random) -> None:
     data = bytearray(encode_example_reply())

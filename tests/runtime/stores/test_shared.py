@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -41,6 +41,7 @@ from fedsgd.runtime.stores.directory import FolderStore
 from fedsgd.runtime.stores.shared import PAGE_BYTES, SlotStore, serialize_state, stored_bytes
 from fedsgd.scenario.scenario import Scenario
 from fedsgd.wire import encode_values
+from tests.effort import examples
 from tests.systems import linux
 
 FOLDER = Path(tempfile.gettempdir())
@@ -88,7 +89,7 @@ def is_equal(a: Any, b: Any) -> bool:
 
 
 @pytest.mark.parametrize("make_store", STORES.values(), ids=STORES.keys())
-@settings(max_examples=40)
+@examples(20)
 @given(saves=st.lists(st.tuples(st.integers(0, 3), CLIENT_STATES), min_size=1, max_size=5))
 def test_load_returns_the_last_saved_state(
     make_store: Callable[[int], ClientStore], saves: list[tuple[int, ClientState]]
@@ -340,7 +341,7 @@ MIXED_CLIENTS = st.builds(
 )
 
 
-@settings(max_examples=60)
+@examples(20)
 @given(MIXED)
 def test_bfloat16_state_rounds_float32_to_nearest_even_only(entries: dict[str, Any]) -> None:
     rounded = to_bfloat16_state(ClientState(entries))
@@ -359,7 +360,7 @@ def test_bfloat16_state_rounds_float32_to_nearest_even_only(entries: dict[str, A
     assert is_equal(to_bfloat16_state(restored), rounded), "a second rounding changes nothing"
 
 
-@settings(max_examples=60)
+@examples(20)
 @given(MIXED_CLIENTS)
 def test_bfloat16_state_is_stored_alike_by_every_store(state: ClientState) -> None:
     rounded, expected = to_bfloat16_state(state), to_float32_state(to_bfloat16_state(state))
