@@ -10,6 +10,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+pytestmark = pytest.mark.examples
+
 NOTEBOOK = Path(__file__).resolve().parent.parent / "scenarios" / "quickstart.ipynb"
 
 

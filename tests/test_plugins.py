@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.examples
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "scenarios" / "plugin"
 SCENARIO = str(PACKAGE / "plugin.toml")

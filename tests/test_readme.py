@@ -15,6 +15,8 @@ from fedsgd.scenario.scenario import load, parse_scenario
 from fedsgd.testing import check_compressor
 from tests.flower import run
 
+pytestmark = pytest.mark.examples
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 

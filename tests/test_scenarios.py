@@ -27,6 +27,8 @@ from fedsgd.sweeps.runner import sweep
 from fedsgd.sweeps.settings import normalize_methods, read_methods
 from tests.data.datasets.test_mnist import encode_idx
 
+pytestmark = pytest.mark.examples
+
 FOLDER = Path(__file__).parent.parent / "scenarios"
 NO_SCENARIOS = ("pyproject.toml", "methods.toml", "plugin.toml")  # of packages; of a sweep; of a package, see test_plugins.py
 SCENARIOS = sorted(path for path in FOLDER.rglob("*.toml") if path.name not in NO_SCENARIOS)

@@ -14,6 +14,8 @@ from PIL import Image
 
 from fedsgd.optim import SGD, Momentum
 
+pytestmark = pytest.mark.examples
+
 FOLDER = Path(__file__).parent.parent / "scenarios"
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -240,6 +240,7 @@ def test_rule_with_weights_that_add_up_to_1_alone_refuses_corrected_weights(
 # ------------------------------------------------------------------------------------------------------------------------ runs
 
 
+@pytest.mark.slow
 def test_robust_rules_end_a_run_with_other_parameters_than_the_weighted_mean(scenario: Make) -> None:
     """In a cohort of four, the trimmed mean of two values is the median."""
     base = {"rounds": 2, "server.cohort": 5, "uplink.compressor": "dense", "uplink.error_feedback": "none", **UNIFORM}

@@ -20,6 +20,7 @@ from fedsgd.network.round_times import CANDIDATE_COLUMNS, ROUND_TIME_COLUMNS
 from tests.analysis.helpers import PHONE, PRICING_MODEL, SERVER, TINY, invoke, read_all_traffic
 
 
+@pytest.mark.slow
 def test_rounds_without_clients_take_no_time(root: Path, tmp_path: Path) -> None:
     scenario = fedsgd.load(
         root / "scenarios" / "quickstart.toml",
@@ -150,6 +151,7 @@ def test_time_to_target_is_infinite_after_the_deadline(runs: Path) -> None:
         price(run, [replace(PRICING_MODEL, network=Network(Link(1e3, 4e3)), deadline_seconds=1.0)])
 
 
+@pytest.mark.slow
 def test_price_with_lost_replies_equals_computation_by_pandas(root: Path, tmp_path: Path) -> None:
     """Client by client by pandas: a lost reply is waited for as if it had arrived, or up to the deadline."""
     settings = {**TINY, "rounds": 4, "participation.dropout": 0.4}

@@ -32,6 +32,7 @@ class RecordingTracker:
         self.outcomes.append(outcome)
 
 
+@pytest.mark.slow
 def test_priced_tracker_forwards_times_on_networks(root: Path, tmp_path: Path) -> None:
     tracker, pricing_models = RecordingTracker(), {"4g": build_pricing_model("4g"), "slow": PRICING_MODEL}
     scenario = fedsgd.load(root / "scenarios" / "quickstart.toml", {**TINY, "rounds": 3})
@@ -45,6 +46,7 @@ def test_priced_tracker_forwards_times_on_networks(root: Path, tmp_path: Path) -
         assert list(seconds) == priced.cumulative_seconds[1:].tolist()
 
 
+@pytest.mark.slow
 def test_priced_tracker_of_unpriceable_run_forwards_the_rest(root: Path, tmp_path: Path) -> None:
     settings = {"rounds": 2, "client.epochs": 1}
     with_deadline = fedsgd.load(root / "scenarios" / "participation" / "stragglers.toml", settings)

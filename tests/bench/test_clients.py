@@ -10,6 +10,8 @@ import pytest
 
 from tests.bench.clients import Figure, Variant, assess, describe, main
 
+pytestmark = pytest.mark.slow
+
 
 def test_clients_benchmark_reports_every_number_of_clients(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     file = tmp_path / "figures.json"

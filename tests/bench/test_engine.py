@@ -12,6 +12,8 @@ from fedsgd.models import MODELS
 from fedsgd.system.torch_threads import use_single_thread
 from tests.bench.engine import SCENARIOS, Workload, main, measure, table, verdicts
 
+pytestmark = pytest.mark.slow
+
 
 def test_engine_benchmark_compares_every_engine_with_the_oracle() -> None:
     load = Workload("tiny", "softmax", (8, 8), 9, 6, 4, {"stacked": 1e-9})

@@ -10,6 +10,8 @@ import pytest
 
 from tests.bench.rounds import images, main
 
+pytestmark = pytest.mark.slow
+
 
 def test_rounds_benchmark_reports_every_uplink(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -166,6 +167,12 @@ def run_certify(*arguments: str | Path) -> Result:
     return CliRunner().invoke(main, ["certify", *(str(a) for a in arguments), "--data", "gaussian", "--size", "1000"])
 
 
+@cache
+def certify_small(compressor: CompressorLike | str) -> Certificate:
+    """Return the certificate on a small sample; equal compressors have the same object."""
+    return fedsgd.certify(compressor, **SMALL_SAMPLE)
+
+
 def list_broken_laws(certificate: Certificate) -> dict[str, str]:
     return {result.law: result.detail for result in certificate.laws if result.passed is False}
 
@@ -173,6 +180,7 @@ def list_broken_laws(certificate: Certificate) -> dict[str, str]:
 # ------------------------------------------------------------------------------------------------------------------- figures
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fresh_interpreter")
 def test_dense_float32_has_32_bits_a_parameter_and_no_error() -> None:
     certificate = fedsgd.certify("dense", **SMALL_SAMPLE)
@@ -190,8 +198,9 @@ def test_dense_float32_has_32_bits_a_parameter_and_no_error() -> None:
     assert certificate.frames_sha256 == certificate.fresh_frames_sha256
 
 
+@pytest.mark.slow
 def test_rand_k_has_the_stated_variance_and_no_bias() -> None:
-    errors = fedsgd.certify("rand-k", {"density": 0.1}, **SMALL_SAMPLE).errors
+    errors = certify_small(RandK(density=0.1)).errors
     assert errors is not None
     assert errors.stated_variance == pytest.approx(9)
     assert errors.variance == pytest.approx(9, abs=5 * errors.variance_standard_error)
@@ -200,6 +209,7 @@ def test_rand_k_has_the_stated_variance_and_no_bias() -> None:
     assert errors.stated_contraction is None
 
 
+@pytest.mark.slow
 def test_top_k_is_biased_and_contracts_more_than_stated() -> None:
     certificate = fedsgd.certify("top-k", {"density": 0.1}, **SMALL_SAMPLE)
     traffic, errors = certificate.traffic, certificate.errors
@@ -228,6 +238,7 @@ def test_entropy_of_bytes_is_zeroth_order() -> None:
     assert measure._entropy_bits(np.array([])) == 0
 
 
+@pytest.mark.slow
 def test_scheme_errors_are_delivered_and_undelivered_updates() -> None:
     certificate = fedsgd.certify("top-k", {"density": 0.1}, error_feedback="persist", **SMALL_SAMPLE)
     assert certificate.kind == "scheme"
@@ -238,7 +249,7 @@ def test_scheme_errors_are_delivered_and_undelivered_updates() -> None:
     assert certificate.delivery.most_withheld is not None
     assert 0 < certificate.delivery.withheld <= certificate.delivery.most_withheld
     assert certificate.error == certificate.delivery.error
-    lossless = fedsgd.certify(ErrorFeedback(Dense()), **SMALL_SAMPLE).delivery
+    lossless = certify_small(ErrorFeedback(Dense())).delivery
     assert lossless is not None
     assert lossless.delivered == pytest.approx(1)
     assert (lossless.error, lossless.withheld) == (pytest.approx(0, abs=1e-12), 0)
@@ -290,22 +301,24 @@ def test_reference_frame_of_scheme_is_counted_and_decoded() -> None:
     assert "reference frame, bytes" in report.to_markdown(certificate)
 
 
+@pytest.mark.slow
 def test_certificate_has_a_result_for_every_law() -> None:
     laws = [law.__name__ for law in (*SAMPLED_VECTOR_LAWS, *INPUT_LAWS)]
     names = [name for name in laws if name not in ("mean_error", "variance")]  # dense is neither unbiased nor random
     last = [*(law.__name__ for law in (*ROUND_LAWS, *DECODING_LAWS)), "vectors", "decodes_from_bytes", "reproducible"]
-    certificate = fedsgd.certify("dense", **SMALL_SAMPLE)
+    certificate = certify_small("dense")
     assert [result.law for result in certificate.laws] == [*names, *last]
-    unbiased = fedsgd.certify("rand-k", **SMALL_SAMPLE)
+    unbiased = certify_small(RandK(density=0.1))
     assert [result.law for result in unbiased.laws] == [*(name for name in laws if name != "contraction"), *last]
     assert all(result.statement for result in certificate.laws)
-    certificate = fedsgd.certify(ErrorFeedback(Dense()), **SMALL_SAMPLE)
+    certificate = certify_small(ErrorFeedback(Dense()))
     assert [result.law for result in certificate.laws] == [*names, *(law.__name__ for law in SCHEME_LAWS), *last]
 
 
 # --------------------------------------------------------------------------------------------------------------- broken laws
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("compressor", "law", "figures"),
     [
@@ -324,6 +337,7 @@ def test_broken_law_is_reported_with_its_figures(compressor: Any, law: str, figu
     assert str(compressor) not in list_broken_laws(certificate)[law]
 
 
+@pytest.mark.slow
 def test_broken_law_gives_exit_status_1(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path, str(root)])
     result = run_certify("tests.laws.planted:SignInAByte")
@@ -350,6 +364,7 @@ def test_exception_of_compressor_is_a_broken_law_with_its_location(user_folder: 
     assert report.build_comparison_rows([certificate])[0][2:7] == ("", "", "", "", "")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fresh_interpreter")
 def test_bytes_that_differ_in_a_fresh_interpreter_are_not_reproducible(user_folder: Path) -> None:
     certificate = fedsgd.certify("mine_certified:ByProcess", **SMALL_SAMPLE)
@@ -359,6 +374,7 @@ def test_bytes_that_differ_in_a_fresh_interpreter_are_not_reproducible(user_fold
     assert certificate.frames_sha256[:16] in list_broken_laws(certificate)["reproducible"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fresh_interpreter")
 def test_decoder_that_uses_more_than_the_bytes_breaks_a_law(user_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TMPDIR", "TEMP", "TMP"):
@@ -383,6 +399,7 @@ def test_decoder_that_uses_more_than_the_bytes_breaks_a_law(user_folder: Path, m
     assert correct.passed
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fresh_interpreter")
 def test_client_that_reads_the_aggregate_from_the_process_is_not_reproducible() -> None:
     compressors = [planted_bytes.FreeReference(TopK()), CAFe(TopK())]
@@ -398,6 +415,7 @@ def test_certificate_of_a_seeding_compressor_leaves_the_global_generators_alone(
     assert read_generator_states() == before
 
 
+@pytest.mark.slow
 def test_class_in_main_within_a_scheme_is_not_tried_in_a_fresh_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planted_rounds.PeekingDecoder, "__module__", "__main__")
     certificate = fedsgd.certify(ErrorFeedback(planted_rounds.PeekingDecoder(0.1)), **SMALL_SAMPLE)
@@ -408,6 +426,7 @@ def test_class_in_main_within_a_scheme_is_not_tried_in_a_fresh_interpreter(monke
     assert report.format_title(unbroken).endswith(f": {len(unbroken.laws) - 2} of {len(unbroken.laws)} laws hold, 2 not tried")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fresh_interpreter")
 def test_decoder_that_does_not_return_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "BASE_TIMEOUT", 1.0)
@@ -418,6 +437,7 @@ def test_decoder_that_does_not_return_is_stopped(monkeypatch: pytest.MonkeyPatch
     assert list_broken_laws(certificate) == {"decodes_from_bytes": "the fresh interpreter did not reply in 1 s"}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fresh_interpreter")
 def test_fresh_interpreter_that_cannot_start_or_unpickle_gives_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     class Local(TopK):
@@ -508,6 +528,7 @@ def test_invalid_arguments_raise_scenario_error() -> None:
         fedsgd.certify(number, **SMALL_SAMPLE)
 
 
+@pytest.mark.slow
 def test_user_class_is_certified(user_folder: Path) -> None:
     result = run_certify("mine_certified:Half", "--json", "--set", "density=0.25")
     assert result.exit_code == 0, result.output
@@ -521,6 +542,7 @@ def test_user_class_is_certified(user_folder: Path) -> None:
     assert re.search(r"wraps\(top-k\) \(scheme\): all \d+ laws hold", result.stdout)
 
 
+@pytest.mark.slow
 def test_command_imports_a_module_of_the_working_directory(user_folder: Path, root: Path) -> None:
     command = [sys.executable, "-m", "fedsgd", "certify", "mine_certified:Half", "--data", "laplace", "--size", "500"]
     environment = {**os.environ, "PYTHONPATH": str(root)}
@@ -554,7 +576,7 @@ def test_json_is_equal_except_times_and_files_are_written(user_folder: Path) -> 
 def test_folder_that_cannot_be_written_raises_output_error(user_folder: Path) -> None:
     Path("file").write_text("")
     with pytest.raises(OutputError, match="cannot be written"):
-        report.save(fedsgd.certify("dense", **SMALL_SAMPLE), Path("file"))
+        report.save(certify_small("dense"), Path("file"))
     result = run_certify("dense", "--out", "file")
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
 
@@ -568,10 +590,13 @@ def test_tables_fit_a_terminal_of_80_columns(user_folder: Path) -> None:
     assert run_certify("top-k", "--markdown").stdout.startswith("# top-k (contractive)")
 
 
-def test_table_of_all_compressors_is_sorted_by_bits_per_parameter() -> None:
+@pytest.mark.slow
+def test_table_of_all_compressors_is_sorted_by_bits_per_parameter(monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = json.loads(run_certify("--all", "--no-laws", "--json").stdout)
+    certificates = certify_all(laws=False, **SMALL_SAMPLE)
+    monkeypatch.setattr("fedsgd.certification.certify_all", lambda *arguments, **options: certificates)
     result = run_certify("--all", "--no-laws")
     assert result.exit_code == 0, result.output
-    certificates = certify_all(laws=False, **SMALL_SAMPLE)
     assert {c.compressor.name for c in certificates} == set(COMPRESSORS)
     bits = [c.traffic.frame_bits_per_parameter for c in certificates if c.traffic is not None]
     assert len(bits) == len(COMPRESSORS)
@@ -582,7 +607,6 @@ def test_table_of_all_compressors_is_sorted_by_bits_per_parameter() -> None:
     page = run_certify("--all", "--no-laws", "--markdown").stdout.splitlines()
     assert page[0] == f"| {' | '.join(report.COLUMNS)} |"
     assert [line.split(" | ")[0].removeprefix("| ") for line in page[2 : 2 + len(certificates)]] == labels
-    tables = json.loads(run_certify("--all", "--no-laws", "--json").stdout)
     assert [table["compressor"]["name"] for table in tables] == [c.compressor.name for c in certificates]
     assert [len(table["laws"]) for table in tables] == [3] * len(certificates)
 

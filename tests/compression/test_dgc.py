@@ -39,6 +39,7 @@ def send_updates(scheme: CompressionScheme, updates: list[F32], layout: Paramete
     return decoded, state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "megabytes", "ratio"), [("ResNet-50", 0.352, 276.7), ("AlexNet", 0.389, 597.7), ("PTB LSTM", 0.4215, 461.8)]
 )

@@ -93,6 +93,7 @@ def test_seconds_flops_and_sizes_are_parsed() -> None:
             parse(text)
 
 
+@pytest.mark.slow
 @given(st.text(max_size=20))
 def test_any_text_is_a_rate_or_a_scenario_error(text: str) -> None:
     with suppress(ScenarioError):  # any other error fails the test

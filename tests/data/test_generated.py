@@ -237,6 +237,7 @@ def test_partition_command_of_many_clients_names_the_shown_part(root: Path, tmp_
     assert (summary["clients"], summary["registered"], len(summary["sizes"])) == (1000, 5000, 1000)
 
 
+@pytest.mark.slow
 def test_synthetic_scenario_reaches_accuracy_above_chance(root: Path) -> None:
     result = run(load(root / "scenarios" / "synthetic.toml", {"rounds": 6, "data.clients": 10**5}))
     assert result.summary["final_accuracy"] > 0.3, "of ten classes"

@@ -202,6 +202,7 @@ def test_summary_field_diverged_is_none_for_a_run_that_learns(runs: Path) -> Non
     assert good["final_metrics"]["loss"] < initial
 
 
+@pytest.mark.slow
 def test_divergent_run_warns_in_its_closing_table_and_exits_with_0(root: Path, tmp_path: Path) -> None:
     quick = ("--quiet", "--set", "rounds=3", "--set", "client.epochs=1")
     scenario = root / "scenarios" / "quickstart.toml"
@@ -213,6 +214,7 @@ def test_divergent_run_warns_in_its_closing_table_and_exits_with_0(root: Path, t
     assert "diverged" not in good.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("settings", "diverged"), [({}, False), ({"uplink.compressor.density": 0.001}, False), (DGC, True)])
 def test_residuals_of_error_feedback_warn_only_under_unbounded_growth(
     root: Path, settings: dict[str, Any], diverged: bool
@@ -239,6 +241,7 @@ def test_compare_names_the_divergent_seed_in_every_format(runs: Path, tmp_path: 
     assert "plain: the run" not in result.stdout
 
 
+@pytest.mark.slow
 def test_sweep_names_divergent_cells_and_counts_them_as_finished(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "sweep"
     grid = ("--grid", "client.optimizer.lr=0.05,50.0", "--set", "rounds=3", "--set", "client.epochs=1")

@@ -141,6 +141,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_script_that_closes_no_federation_ends_without_an_error(tmp_path: Path) -> None:
     path = tmp_path / "script.py"
     path.write_text(UNCLOSED)
@@ -163,6 +164,7 @@ def test_federation_with_a_failed_round_is_refused(scenario: Make, monkeypatch: 
 # ----------------------------------------------------------------------------------------------- several, and the caller's state
 
 
+@pytest.mark.slow
 def test_federations_that_take_turns_do_not_affect_each_other(scenario: Make) -> None:
     settings: tuple[dict[str, Any], ...] = ({}, {"seed": 5})
     federations = [fedsgd.build(scenario(s)) for s in settings]
@@ -174,6 +176,7 @@ def test_federations_that_take_turns_do_not_affect_each_other(scenario: Make) ->
         federation.close()
 
 
+@pytest.mark.slow
 def test_loop_of_the_caller_has_the_caller_state(scenario: Make) -> None:
     expected = digests_of_run(scenario())
     torch.set_default_dtype(torch.float64)

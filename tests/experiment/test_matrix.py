@@ -110,6 +110,7 @@ class PlainTraining:
         return output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUN)
 def test_metrics_of_one_client_match_plain_pytorch(name: str, tmp_path: Path) -> None:
     """Each engine trains the same model, or refuses it before round 1."""
@@ -155,6 +156,7 @@ def test_unsupported_case_is_refused_before_round_1(name: str, tmp_path: Path) -
 # ------------------------------------------------------------------------------------------------------- reruns, restored models
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUN)
 def test_rerun_from_the_run_directory_with_two_workers_has_equal_digests(name: str, tmp_path: Path) -> None:
     out = tmp_path / "run"
@@ -165,6 +167,7 @@ def test_rerun_from_the_run_directory_with_two_workers_has_equal_digests(name: s
         assert first.summary[key] == rerun.summary[key] == workers.summary[key]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUN)
 def test_restored_model_has_the_reported_accuracy(name: str, tmp_path: Path) -> None:
     """The accuracy is equal to the digit after load_state_dict(strict=True) into a module with other initial values."""

@@ -278,6 +278,7 @@ def test_digests_repeat_within_one_process(scenario: Make) -> None:
     assert digests(first) != digests(run(scenario({"seed": 1})))
 
 
+@pytest.mark.slow
 def test_digests_repeat_in_other_processes_with_any_threads(root: Path) -> None:
     path = root / "scenarios" / "quickstart.toml"
     expected = " ".join(digests(run(fedsgd.load(path, {"rounds": 3}))))
@@ -330,6 +331,7 @@ def test_failed_run_leaves_a_finished_ledger(scenario: Make, tmp_path: Path) -> 
     assert not (tmp_path / "r" / "summary.json").exists()
 
 
+@pytest.mark.slow
 def test_killed_run_leaves_a_readable_ledger(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     code = f"import fedsgd; fedsgd.run(fedsgd.load({str(root / 'scenarios' / 'quickstart.toml')!r}, {{'rounds': 3000}}), out={str(out)!r})"

@@ -270,6 +270,7 @@ def test_run_in_python_issues_the_warning_and_summarizes_it(scenario: Make, tmp_
         assert fedsgd.run(scenario({"rounds": 1})).summary["warnings"] == []
 
 
+@pytest.mark.slow
 def test_script_shows_a_repeated_warning_once_at_its_line(scenario: Make, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     path = write_scenario(scenario, tmp_path)
@@ -293,6 +294,7 @@ def test_command_line_prints_the_warning_first_and_in_its_summary(scenario: Make
     assert json.loads(as_json.stdout)["warnings"] == [DGC_WARNING]
 
 
+@pytest.mark.slow
 def test_sweep_prints_a_shared_warning_once_with_the_cell_labels(scenario: Make, tmp_path: Path) -> None:
     path, methods = write_scenario(scenario, tmp_path, {}), tmp_path / "methods.toml"
     table = 'uplink.error_feedback = "none"\nuplink.compressor = {{ name = "dgc", density = {} }}\n'

@@ -271,6 +271,7 @@ def test_summary_and_table_report_failed_clients(scenario: Make, capsys: pytest.
     assert (quiet["failures"], quiet["first_failure"]) == (0, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weighting", ["examples", "uniform"])
 def test_mean_with_inclusion_probabilities_is_unbiased(scenario: Make, weighting: str) -> None:
     """Over many draws, the mean of the estimates is the result of full participation (Horvitz and Thompson 1952)."""

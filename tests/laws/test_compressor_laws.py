@@ -152,6 +152,7 @@ def test_every_compressor_is_registered() -> None:
     assert classes - {MemorylessScheme, ErrorFeedback, StaleResidualPolicy} == {COMPRESSORS[name] for name in COMPRESSORS}
 
 
+@pytest.mark.slow
 def test_law_suite_accepts_a_correct_scheme() -> None:
     check_compressor(MemorylessScheme(RandK()))
 

@@ -101,6 +101,7 @@ def test_arrays_of_a_job_are_not_written_to(engine: EngineMaker, blobs: Dataset)
         blobs.train.x.flags.writeable = True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENGINES)
 @examples(10)
 @given(

@@ -95,6 +95,7 @@ def play_rounds(scheme: CompressionScheme, link: ModelBroadcast, plans: list[Rou
 # ----------------------------------------------------------------------------------------------------------------------- downlink
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("link", LINKS.values(), ids=LINKS.keys())
 @examples(15)
 @given(pattern=round_plans())
@@ -108,6 +109,7 @@ def test_client_that_missed_rounds_decodes_the_same_bits(link: ModelBroadcast, p
     assert play_rounds(scheme, link, with_client_0).resyncs <= sum(len(r.without_state) for r in with_client_0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("link", LINKS.values(), ids=LINKS.keys())
 @examples(10)
 @given(pattern=round_plans(loses_state=False))
@@ -171,6 +173,7 @@ def test_feeding_the_residual_back_twice_diverges() -> None:
 # ------------------------------------------------------------------------------------------------------------ two-phase commit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", SCHEMES_WITH_RESIDUAL.values(), ids=SCHEMES_WITH_RESIDUAL.keys())
 @examples(15)
 @given(pattern=round_plans(loses_state=False))
@@ -186,6 +189,7 @@ def test_trained_sum_equals_delivered_plus_undelivered_for_any_lost_replies(
         assert error <= (0.0 if isinstance(scheme, ErrorFeedback | DGC) else 1e-4), f"client {client}: {error}"
 
 
+@pytest.mark.slow
 @examples(15)
 @given(pattern=round_plans(loses_state=False))
 def test_lost_reply_restores_masked_momentum(pattern: list[RoundPlan]) -> None:

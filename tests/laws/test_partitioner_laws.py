@@ -52,6 +52,7 @@ def make_partitioner(name: str, clients: int, labels: np.ndarray) -> Partitioner
     return PARTITIONERS[name](clients=clients, **settings.get(name, {}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @examples(20)
 @given(data=st.data())

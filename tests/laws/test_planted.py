@@ -18,6 +18,7 @@ from tests.laws import planted, planted_bytes, planted_rounds
 from tests.laws.test_ledger_laws import check_every_byte
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("op", "law"), planted.OPERATORS, ids=lambda v: getattr(v, "name", v))
 def test_planted_operator_breaks_its_law(op: CompressionOperator, law: str) -> None:
     with pytest.raises(LawError, match=rf"^{law}: "):
@@ -30,6 +31,7 @@ def test_planted_scheme_breaks_its_law(scheme: CompressionScheme, law: str) -> N
         check_compressor(scheme)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("compressor", "law"), planted_rounds.REJECTED, ids=lambda v: getattr(v, "name", v))
 def test_planted_fault_of_rounds_breaks_its_law(compressor: CompressionOperator | CompressionScheme, law: str) -> None:
     with pytest.raises(LawError, match=rf"^{law}: "):
@@ -44,6 +46,7 @@ def test_fault_by_an_independent_author_breaks_its_law(
         check(compressor)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", planted_rounds.ACCEPTED, ids=lambda v: v.name)
 def test_planted_scheme_without_fault_is_accepted(scheme: CompressionScheme) -> None:
     check_compressor(scheme)

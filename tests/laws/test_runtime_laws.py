@@ -27,6 +27,7 @@ def open_execution(request: Any) -> Iterator[Callable[[Scenario], Execution]]:
         yield lambda scenario: stack.enter_context(make_execution(build_experiment(scenario, share_data=True), request.param))
 
 
+@pytest.mark.slow
 def test_list_clients_returns_all_clients_ascending(open_execution: Callable[[Scenario], Execution], scenario: Make) -> None:
     assert list(open_execution(scenario()).runtime.list_clients()) == list(range(8))
 

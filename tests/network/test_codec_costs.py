@@ -296,6 +296,7 @@ def rename_compressor(run: Path, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_compressor_without_row_is_named_in_outputs(runs: Path, tmp_path: Path) -> None:
     run = rename_compressor(runs / "topk", tmp_path / "own")
     (priced,) = price(load_run(run), [build_pricing_model("4g")])

@@ -278,6 +278,7 @@ print(len(golden))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("numba", ["missing", "disabled"])
 def test_golden_frames_without_numba_are_equal(numba: str, root: Any) -> None:
     code = WITHOUT_NUMBA if numba == "missing" else WITHOUT_NUMBA.replace('sys.modules["numba"] = None', "")

@@ -41,6 +41,7 @@ def test_over_selection_rounds_the_decimal_product_up(target_cohort: int, over_s
     assert ParticipationModel(0, Uniform().bind(make_pool(1000)), 1000, target_cohort, over_selection).n_invited == n_invited
 
 
+@pytest.mark.slow
 def test_replies_are_lost_with_the_given_probability() -> None:
     """8000 replies: a frequency's standard deviation is 0.0051."""
     pairs = [(round, client) for round in range(1, 81) for client in range(100)]

@@ -13,6 +13,8 @@ import pytest
 
 from tests.bench.flower.__main__ import ROOT, Overhead, main, print_table
 
+pytestmark = pytest.mark.deployment
+
 
 def test_flower_benchmark_with_unknown_part_names_the_parts(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):

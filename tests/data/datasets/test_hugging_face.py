@@ -124,6 +124,7 @@ print(data.train.x.tolist(), data.classes)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("offline")
 def test_hugging_face_cached_dataset_loads_offline(tmp_path: Path) -> None:
     """The cache of a dataset of the hub is a renamed cache of a folder, because the two differ only in names."""

@@ -39,6 +39,8 @@ from tests.flower import run as flower_run
 from tests.flower.example import write_app
 from tests.flower.user_source import write_rules
 
+pytestmark = pytest.mark.deployment
+
 Make = Callable[..., Scenario]
 SMALL = {"rounds": 2, "engine.name": "sequential"}
 NO_FEEDBACK = {"uplink.error_feedback": "none"}

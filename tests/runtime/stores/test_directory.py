@@ -71,6 +71,7 @@ def test_unreadable_state_counts_as_lost(tmp_path: Path, change: str) -> None:
     assert is_equal(store.load(1), make_state())
 
 
+@pytest.mark.slow
 def test_process_killed_while_writing_leaves_the_old_state(tmp_path: Path) -> None:
     code = f"""
 import os, signal, pathlib, zlib

@@ -88,6 +88,7 @@ def is_equal(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make_store", STORES.values(), ids=STORES.keys())
 @examples(20)
 @given(saves=st.lists(st.tuples(st.integers(0, 3), CLIENT_STATES), min_size=1, max_size=5))
@@ -156,6 +157,7 @@ def save_many_states(store: SlotStore, first: int, n: int) -> None:
             store.save(client, ClientState({"residual": np.full(size + client, client, np.float32)}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", [None, FOLDER])
 def test_concurrent_processes_save_all_states(folder: Path | None) -> None:
     store = SlotStore(40, folder)
@@ -297,6 +299,7 @@ def test_full_memory_leaves_the_old_state(monkeypatch: pytest.MonkeyPatch) -> No
 # ------------------------------------------------------------------------------------------- the same run with every store
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compressor", ["top-k", "dgc", "ef21"])
 def test_run_sends_the_same_frames_with_every_store(scenario: Callable[..., Scenario], compressor: str, tmp_path: Path) -> None:
     scheme_settings = {} if compressor == "top-k" else {"uplink.error_feedback": "none", "server.weighting": "uniform"}
@@ -360,6 +363,7 @@ def test_bfloat16_state_rounds_float32_to_nearest_even_only(entries: dict[str, A
     assert is_equal(to_bfloat16_state(restored), rounded), "a second rounding changes nothing"
 
 
+@pytest.mark.slow
 @examples(20)
 @given(MIXED_CLIENTS)
 def test_bfloat16_state_is_stored_alike_by_every_store(state: ClientState) -> None:

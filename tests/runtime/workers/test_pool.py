@@ -40,6 +40,8 @@ from fedsgd.training import LocalTraining, TrainingJob, TrainingResult
 from fedsgd.training.sequential import Sequential
 from tests.systems import linux
 
+pytestmark = pytest.mark.slow
+
 Make = Callable[..., Scenario]
 
 
