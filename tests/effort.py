@@ -20,4 +20,7 @@ def examples(n: int) -> settings:
 
 def slow_unless(is_fast: Callable[[Any], bool], values: Iterable[Any]) -> list[Any]:
     """Return parameters of a test, of which those that are not fast have the marker `slow`."""
-    return [value if is_fast(value) else pytest.param(value, marks=pytest.mark.slow) for value in values]
+    return [
+        value if is_fast(value) else pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=pytest.mark.slow)
+        for value in values
+    ]

@@ -43,26 +43,20 @@ pytestmark = pytest.mark.deployment
 
 Make = Callable[..., Scenario]
 SMALL = {"rounds": 2, "engine.name": "sequential"}
-NO_FEEDBACK = {"uplink.error_feedback": "none"}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "dense, TLS": ({"uplink.compressor.name": "dense", **NO_FEEDBACK}, {"tls": True}),
-    "dgc, cold": (
-        {"uplink.compressor.name": "dgc", "uplink.compressor.momentum": 0.0, **NO_FEEDBACK},
-        {"use_fork_server": False},
-    ),
-    "stc both ways": (
+    "stc both ways, TLS": (
         {
             "uplink.compressor.name": "stc",
+            "uplink.error_feedback": "none",
             "downlink.policy": "error-feedback",
             "downlink.compressor.name": "top-k",
             "downlink.compressor.values": "ternary",
-            **NO_FEEDBACK,
         },
-        {},
+        {"tls": True},
     ),
-    "qsgd": ({"uplink.compressor.name": "qsgd", "downlink.policy": "difference", **NO_FEEDBACK}, {}),
-    "eden": ({"uplink.compressor.name": "eden", **NO_FEEDBACK}, {}),
+    "top-k and differences, cold": ({"downlink.policy": "difference"}, {"use_fork_server": False}),
 }
+"""Settings and options of two deployments. The tests of the grid compare all compressors with a simulation, in one process."""
 
 
 def find_own_processes() -> set[int]:
