@@ -42,6 +42,7 @@ TARGETS = [build() for size in (7, SIZE) for build in targets(size)]
 LARGEST = np.finfo(np.float32).max
 
 
+@pytest.mark.slow
 @examples(15)
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: f"{target.name}-{target.size}")
 @given(r=st.randoms(use_true_random=False), donor=st.sampled_from(TARGETS))
@@ -50,6 +51,7 @@ def test_mutated_frame_is_rejected_or_harmless_with_both_kernels(target: Target,
     fuzz.compare(target, data, fuzz.evaluate(target, data))
 
 
+@pytest.mark.slow
 def test_fuzzing_for_two_seconds_finds_no_violation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert fuzz.main(["--seconds", "2", "--seed", "5", "--json", str(tmp_path / "figures.json")]) == 0
     figures = json.loads((tmp_path / "figures.json").read_text())

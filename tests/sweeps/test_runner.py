@@ -38,6 +38,7 @@ def test_components_are_values_as_their_tables_are(
     assert sweeps[0].cells[0].grid == {"uplink.compressor": table}
 
 
+@pytest.mark.slow
 def test_diverging_cell_is_a_result_and_runs_again_on_request(quickstart: Path) -> None:
     arguments = (quickstart, *SHORT_RUN, "--tune", "client.optimizer.lr=1e30,0.05", "--out", "o", "--json")
     first = run_command(*arguments)

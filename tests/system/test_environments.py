@@ -91,6 +91,7 @@ def test_json_in_any_encoding_is_equal(encoding: str, monkeypatch: pytest.Monkey
     assert json.loads(data.getvalue().decode(encoding)) == value
 
 
+@pytest.mark.slow
 def test_commands_on_ascii_streams_succeed(quick: Scenario) -> None:
     fedsgd.run(quick, out="o")
     price = ["price", "o", "--network", "4g", "--target", "0.01"]
@@ -173,6 +174,7 @@ def test_label_with_equals_sign_is_the_longest_with_an_existing_path(quick: Scen
 # ------------------------------------------------------------------------------------------------------------------- matplotlib
 
 
+@pytest.mark.slow
 def test_pictures_under_user_settings_have_equal_bytes(quick: Scenario) -> None:
     Path("rc").mkdir()
     Path("rc/matplotlibrc").write_text("font.size: 30\ntext.usetex: True\nsavefig.dpi: 20\nsvg.fonttype: none\n")
@@ -208,6 +210,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_workers_of_a_script_on_standard_input_give_the_same_digest(quick: Scenario) -> None:
     process = subprocess.run([sys.executable, "-"], input=SCRIPT, capture_output=True, text=True, check=False, timeout=120)
     assert process.returncode == 0, process.stderr

@@ -46,6 +46,7 @@ def run_python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str
     return subprocess.run([sys.executable, *arguments], cwd=folder, capture_output=True, text=True, timeout=300, check=False)
 
 
+@pytest.mark.slow
 def test_laws_under_pytest_are_one_test_each_and_the_broken_law_fails(tmp_path: Path) -> None:
     test = "@parametrize_laws(HalvedMean(), Uniform())\ndef test_component(law):\n    law()\n"
     (tmp_path / "test_halved.py").write_text(f"{USER_MODULE}\n{test}")
@@ -57,6 +58,7 @@ def test_laws_under_pytest_are_one_test_each_and_the_broken_law_fails(tmp_path: 
     assert "LawError: equal_updates: HalvedMean(share=0.5): 1 equal update of norm 0.00781: |difference| = " in result.stdout
 
 
+@pytest.mark.slow
 def test_laws_of_a_class_of_a_script_run(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(f"{USER_MODULE}\ncheck_aggregator(HalvedMean(1.0))\nprint('obeys the laws')\n")
     result = run_python(tmp_path, "script.py")

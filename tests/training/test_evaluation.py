@@ -596,6 +596,7 @@ def root_loss(output: Tensor, target: Tensor) -> Tensor:
     return functional.cross_entropy(output, target).sqrt()
 
 
+@pytest.mark.slow
 def test_metrics_with_one_and_two_workers_are_equal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedsgd.runtime.workers.pool.MIN_DISTRIBUTED_EVALUATION", 0)
     data, settings = ignore_labels(make_dataset(make_labels(3), 3), 0), {"data.partition.clients": 2}

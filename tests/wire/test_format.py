@@ -194,6 +194,7 @@ def list_cases() -> Iterator[tuple[Compressor, F32, CodecContext]]:
             yield thresholds(1e-3), draw_vector(kind, size, r), CodecContext(1, 2, 3, ParameterLayout.from_size(size))
 
 
+@pytest.mark.slow
 def test_random_frames_are_decoded_to_equal_bits(mode_counts: Counter[str]) -> None:
     differences = []
     n_frames = 0

@@ -422,6 +422,7 @@ def test_message_with_a_record_of_fedsgds_name_is_refused() -> None:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

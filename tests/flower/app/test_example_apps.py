@@ -105,6 +105,7 @@ def check_ratios(pair: Pair, up: float, down: float) -> None:
     assert pair.plain_grid.down / pair.compressed_grid.down > down
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", RATIOS)
 def test_compressed_app_learns_as_without_compression_with_fewer_bytes(shape: str, run_pair: Callable[[str], Pair]) -> None:
     pair = run_pair(shape)
@@ -146,6 +147,7 @@ def test_server_side_clipping_clips_each_decoded_update(run_pair: Callable[[str]
     assert min(norms) > CLIPPING_NORM / 3, "an update arrived"
 
 
+@pytest.mark.slow
 def test_compressed_strategy_with_its_own_start_saves_each_round(run_pair: Callable[[str], Pair]) -> None:
     pair = run_pair("own-start")
     check_learning(pair)
@@ -160,6 +162,7 @@ def test_compressed_strategy_with_its_own_start_saves_each_round(run_pair: Calla
         assert [metrics["accuracy"] for metrics in results.values()] == outcome.accuracies
 
 
+@pytest.mark.slow
 def test_client_side_clipping_bounds_each_decoded_update(run_pair: Callable[[str], Pair]) -> None:
     pair = run_pair("dp-client-side")
     check_learning(pair)
@@ -171,6 +174,7 @@ def test_client_side_clipping_bounds_each_decoded_update(run_pair: Callable[[str
         assert min(norms) > CLIPPING_NORM / 3, "an update arrived"
 
 
+@pytest.mark.slow
 def test_personal_layers_of_a_compressed_app_stay_on_their_nodes(run_pair: Callable[[str], Pair]) -> None:
     pair, initial = run_pair("personal-layers"), to_numpy(SHAPES["personal-layers"].load_model().initial())
     check_learning(pair)
@@ -201,6 +205,7 @@ def test_median_of_dense_updates_learns_as_without_compression(
     assert outcome.accuracies[-1] > plain.accuracies[-1] - MARGIN
 
 
+@pytest.mark.slow
 def test_median_of_random_coordinates_learns_less_than_their_mean(
     run_pair: Callable[[str], Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,6 +242,7 @@ def test_example_app_has_two_lines_of_fedsgd(tmp_path: Path) -> None:
     assert {line.split("(")[0].strip() for line in removed_lines} == {"app = ClientApp", "strategy = CompressedStrategy"}
 
 
+@pytest.mark.slow
 def test_example_app_learns_with_and_without_compression(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = {"num-server-rounds": 4, "min-nodes": 4, "local-epochs": 2, "learning-rate": 0.1}
     n_bytes, accuracies = {}, {}

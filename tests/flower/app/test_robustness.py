@@ -33,6 +33,7 @@ RULES: dict[str, Callable[[], Strategy]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("compressor", SPARSE)
 def test_trimming_rule_with_sparse_updates_logs_a_warning(rule: str, compressor: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -46,6 +47,7 @@ def test_trimming_rule_with_sparse_updates_logs_a_warning(rule: str, compressor:
     assert all(f'"{table["name"] if isinstance(table, dict) else table}"' in line for table, _ in RECOMMENDED.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("compressor", RECOMMENDED)
 def test_trimming_rule_with_a_recommended_compressor_learns_as_without_compression(

@@ -18,6 +18,7 @@ from fedsgd.flower.deployment import processes
 from tests.flower.deployment.stubs import build_address, start_stub
 
 
+@pytest.mark.slow
 def test_stop_ends_all_processes_of_the_deployment_and_no_other(tmp_path: Path) -> None:
     """The processes include one that another process started in a new session. They ignore SIGTERM."""
     home, code = (

@@ -396,6 +396,7 @@ def test_evaluation_of_local_models_over_nodes_is_an_error(scenario: Make) -> No
         run_over_grid(create_grid(s, 2), s, objects=PythonObjects(module=create_module()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", ["memory", "disk", "both", "an old copy of the disk"])
 @pytest.mark.parametrize("policy", ["model", "difference"])
 def test_restarted_node_is_caught_up(scenario: Make, state_folder: Path, lost: str, policy: str) -> None:
