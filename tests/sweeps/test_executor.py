@@ -50,6 +50,7 @@ def test_error_of_fedsgd_is_an_outcome_and_other_errors_are_raised(
 # ------------------------------------------------------------------------------------------------------------------ in processes
 
 
+@pytest.mark.slow
 def test_number_of_jobs_does_not_change_results(short_scenario: Scenario, tmp_path: Path) -> None:
     methods = {"top-k": {}, "nothing left out": {"uplink": {"compressor": "dense", "error_feedback": "none"}}}
     first, second = (
@@ -68,6 +69,7 @@ def test_number_of_jobs_does_not_change_results(short_scenario: Scenario, tmp_pa
     assert single_run["params_sha256"] == second_summary["params_sha256"]
 
 
+@pytest.mark.slow
 def test_error_in_a_process_is_raised_or_recorded(
     short_scenario: Scenario, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,6 +153,7 @@ def have_ended(processes: Sequence[psutil.Process]) -> bool:
     return not psutil.wait_procs(processes, timeout=20)[1]
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_terminal_leaves_no_process(start_script: StartScript) -> None:
     script = start_script(SLEEP, MAIN_GUARD)
     workers = wait_for_cells(2)
@@ -163,6 +166,7 @@ def test_ctrl_c_in_a_terminal_leaves_no_process(start_script: StartScript) -> No
     assert states(Sweep.read("o")) == ["waiting"] * 4
 
 
+@pytest.mark.slow
 def test_processes_of_a_killed_sweep_end(start_script: StartScript) -> None:
     script = start_script(SLEEP, MAIN_GUARD)
     workers = wait_for_cells(2)
@@ -171,6 +175,7 @@ def test_processes_of_a_killed_sweep_end(start_script: StartScript) -> None:
     assert have_ended(workers)
 
 
+@pytest.mark.slow
 def test_killed_process_is_an_error_of_one_line(start_script: StartScript) -> None:
     body = "__import__('os').kill(__import__('os').getpid(), 9)"
     script = start_script(
