@@ -140,15 +140,18 @@ def _describe_mismatch(value: Any, annotation: Any) -> str:
         if "did you mean" in hint or typing.get_origin(annotation) is Literal:
             return f"got {describe_value(value)}{hint}"
     entries: Iterable[tuple[str, Any]] = ()
-    if typing.get_origin(annotation) is tuple and isinstance(value, tuple | list):
+    container = next((part for part in typing.get_args(annotation) if typing.get_origin(part) in (tuple, dict)), annotation)
+    if typing.get_origin(container) is tuple and isinstance(value, tuple | list):
         entries = ((f"[{i}]", entry) for i, entry in enumerate(value))
-    elif typing.get_origin(annotation) is dict and isinstance(value, Mapping):
+    elif typing.get_origin(container) is dict and isinstance(value, Mapping):
         entries = ((str(key), entry) for key, entry in value.items())
     for place, entry in entries:
-        item = typing.get_args(annotation)[typing.get_origin(annotation) is dict]
+        item = typing.get_args(container)[typing.get_origin(container) is dict]
         try:
             validate_value(entry, item)
         except ValueError:
+            if typing.get_origin(item) is Literal and isinstance(entry, str):
+                return f"got {describe_value(entry)} at {place}{suggest_name(entry, options)}"
             return f"expected {_describe_expected(item, entry)} at {place}, got {describe_value(value)}"
     hint = "; to leave a key out, delete its line" if isinstance(value, str) and value.lower() in _NULL_SPELLINGS else ""
     return f"expected {_describe_expected(annotation, value)}, got {describe_value(value)}{hint}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedsgd.data import ClientData, Dataset
-from fedsgd.errors import ModelError
+from fedsgd.errors import ModelError, ScenarioError
 from fedsgd.experiment.evaluation import RESERVED_PREFIXES, EvaluationPlan, check_accuracy, select_evaluation_sets
 from fedsgd.experiment.federation_plan import make_plan
 from fedsgd.experiment.partition_summary import check_class_labels, load_client_data
@@ -34,6 +34,7 @@ from fedsgd.system.user_files import expand_user_path, find_temporary_folder
 from fedsgd.training import EvaluationSets, TrainingEngine
 from fedsgd.training.evaluation_trial import resolve_evaluation
 from fedsgd.training.selection import EngineChoice, make_engine, rank_batch_sizes, select_engine
+from fedsgd.training.slice_evaluation import SetMetrics
 from fedsgd.training.step_trial import check_training_steps
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def _build(scenario: Scenario, data: str | Path | None, objects: PythonObjects, 
     with errors_in_section("model"):
         task = build_task(scenario.model, dataset, scenario.seed, objects.module, objects.loss, objects.metrics)
     plan = make_plan(scenario, task, train)
-    task = _dry_run_model(task, dataset, select_evaluation_sets(scenario, task, dataset, train, held_out))
+    task = _dry_run_model(scenario, task, dataset, select_evaluation_sets(scenario, task, dataset, train, held_out))
     check_training_steps(task, plan.local_training, train, dataset.train, scenario.seed)
     engine, choice, engine_factory = _build_engine(scenario, task, plan, dataset, train)
     scenario = replace(scenario, **references, engine=replace(scenario.engine, name=choice.name, stack=choice.stack))
@@ -116,6 +117,7 @@ def _build(scenario: Scenario, data: str | Path | None, objects: PythonObjects, 
     server = initial_server_state(plan, task.initial_parameters[: plan.layout.size])
     participation = _participation(scenario, train, plan.cohort_size, data)
     budget = _state_budget(scenario, plan, participation.n_invited, task.layout.size)
+    budget = replace(budget, evaluation_bytes=task.output_bytes)
     return Experiment(
         scenario,
         dataset,
@@ -181,24 +183,28 @@ def _plan_evaluation(
     """Return the evaluation that the scenario asks for, after a check of the metrics and their names."""
     config = scenario.evaluation
     check_accuracy(scenario, task)
-    for name in task.metrics:
+    for name in (*task.metrics, *task.set_metrics):
         if name in ROUND_COLUMNS or name.startswith(RESERVED_PREFIXES):
             columns = f"{', '.join(ROUND_COLUMNS)}, {'..., '.join(RESERVED_PREFIXES)}..."
             raise ModelError(f'a metric cannot be called "{name}": rounds.parquet has columns of its own: {columns}')
     return EvaluationPlan(
-        tuple(task.metrics), dataset.test, held_out if config.clients else None, train if config.training else None
+        tuple(task.metrics),
+        dataset.test,
+        held_out if config.clients else None,
+        train if config.training else None,
+        SetMetrics(task.set_metrics) if task.set_metrics else None,
     )
 
 
-def _dry_run_model(task: LearningTask, dataset: Dataset, sets: EvaluationSets) -> LearningTask:
+def _dry_run_model(scenario: Scenario, task: LearningTask, dataset: Dataset, sets: EvaluationSets) -> LearningTask:
     """Evaluate a few examples, so that a model that does not fit its data fails before the first round.
 
     The returned task has the metrics that apply, and the reduction of its loss.
     """
     x, y = dataset.train.arrays()
     try:
-        return resolve_evaluation(task, dataset, sets)
-    except ModelError:
+        return resolve_evaluation(task, dataset, sets, scenario.evaluation.metrics or (), scenario.state.budget_bytes)
+    except (ModelError, ScenarioError):
         raise
     except Exception as error:  # the user's module, loss or metrics
         hint = "; integer examples are numbers of words or characters, give images as floats" if x.dtype.kind == "i" else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -23,6 +23,7 @@ RESERVED_PREFIXES = ("client_accuracy_", "train_")
 
 if TYPE_CHECKING:
     from fedsgd.models.task import LearningTask
+    from fedsgd.training.slice_evaluation import SetMetrics
 
 
 class SupportsEvaluate(Protocol):
@@ -48,21 +49,23 @@ class EvaluationPlan:
     """Evaluation that a scenario asks for.
 
     Attributes:
-        metrics: names of the task's metrics.
+        metrics: names of the task's metrics with one number for each example.
         test: test examples of the dataset.
         held_out: each client's own test examples, for the accuracy by client; None without that evaluation.
         train: training examples, for loss and metrics of training; None without that evaluation.
+        set_metrics: metrics of a whole set; None: there are none.
     """
 
     metrics: tuple[str, ...]
     test: Examples
     held_out: ClientData | None = None
     train: ClientData | None = None
+    set_metrics: SetMetrics | None = None
 
     @property
     def metric_names(self) -> tuple[str, ...]:
-        """Names of the figures in order: "loss", the task's metrics, figures by client, figures of training."""
-        names = ("loss", *self.metrics)
+        """Names of the figures in order: "loss", metrics of examples and of sets, figures by client, figures of training."""
+        names = ("loss", *self.metrics, *(() if self.set_metrics is None else self.set_metrics.metrics))
         by_client = () if self.held_out is None else CLIENT_METRICS
         return (*names, *by_client, *(() if self.train is None else (f"train_{name}" for name in names)))
 
@@ -89,15 +92,24 @@ class Evaluator:
         """
         if self.local_model_of is not None and self.plan.held_out is not None:
             return self._evaluate_local_models(weights, buffers, self.local_model_of, self.plan.held_out)
-        values = self.engine.evaluate(weights, self.plan.test, buffers).means
+        values = self._measure(weights, self.plan.test, buffers)
         accuracy = None
         if self.plan.held_out is not None:
             accuracy, is_counted = self._measure_client_accuracy(weights, self.plan.held_out, buffers)
             values.update(_client_accuracy_summary(accuracy[is_counted]))
         if self.plan.train is not None:
-            training_values = self.engine.evaluate(weights, self.plan.train.all_examples(), buffers).means
+            training_values = self._measure(weights, self.plan.train.all_examples(), buffers)
             values.update({f"train_{name}": value for name, value in training_values.items()})
         return values, accuracy
+
+    def _measure(self, weights: F32, examples: Examples, buffers: F32 | None) -> dict[str, float]:
+        """Return loss and metrics of one model on examples."""
+        result = self.engine.evaluate(weights, examples, buffers)
+        return {**result.means, **self._compute_set_metrics(result.mean_loss, [result])}
+
+    def _compute_set_metrics(self, mean_loss: float, results: Sequence[EvaluationResult]) -> dict[str, float]:
+        metrics = self.plan.set_metrics
+        return {} if metrics is None else metrics.compute(mean_loss, [result.outputs for result in results])
 
     def _evaluate_local_models(
         self, weights: F32, buffers: F32 | None, local_model_of: LocalModelOf, data: ClientData
@@ -106,10 +118,12 @@ class Evaluator:
 
         A metric is the mean over all examples; accuracy, over all targets that are not ignored. The loss is the mean of the
         clients' losses, weighted by the client's examples (for PyTorch's cross-entropy, by the targets that are not ignored).
-        A loss that is a sum over examples is the sum of the clients' losses.
+        A loss that is a sum over examples is the sum of the clients' losses. A metric of a whole set is computed from the
+        outputs of all clients' models together: a mean of the clients' F1 or AUC would not be the F1 or AUC of all examples.
         """
         accuracy, is_counted = np.full(len(data), np.nan), np.zeros(len(data), dtype=bool)
         totals, shares = (dict.fromkeys(("loss", *self.plan.metrics), 0.0) for _ in range(2))
+        results: list[EvaluationResult] = []
         for client in np.flatnonzero(data.sizes()).tolist():
             parameters, statistics = local_model_of(client, buffers)
             result = self.engine.evaluate(np.concatenate([weights, parameters]), data.examples_of(client), statistics)
@@ -118,8 +132,11 @@ class Evaluator:
                 totals[name] += mean * share if share else 0.0
                 shares[name] = 1.0 if name == "loss" and result.is_loss_sum else shares[name] + share
             accuracy[client], is_counted[client] = result.means["accuracy"], result.sum_weights("accuracy") > 0
+            if self.plan.set_metrics is not None:
+                results.append(result)
         values = {name: total / shares[name] if shares[name] else math.nan for name, total in totals.items()}
-        return {**values, **_client_accuracy_summary(accuracy[is_counted])}, accuracy
+        set_values = self._compute_set_metrics(_average_losses(results), results)
+        return {**values, **set_values, **_client_accuracy_summary(accuracy[is_counted])}, accuracy
 
     def _measure_client_accuracy(self, weights: F32, data: ClientData, buffers: F32 | None) -> tuple[F64, Mask]:
         """Return the accuracy of each client [N], and a mask of the clients with a target that is not ignored [N]."""
@@ -131,6 +148,13 @@ class Evaluator:
         return accuracy, n > 0
 
 
+def _average_losses(results: Sequence[EvaluationResult]) -> float:
+    """Return the mean loss over all terms of several sets; NaN if there are none."""
+    pairs = [(result.mean_loss, result.sum_weights("loss")) for result in results]
+    n_terms = sum(n for _, n in pairs)
+    return sum(loss * n for loss, n in pairs if n) / n_terms if n_terms else math.nan
+
+
 def check_accuracy(scenario: Scenario, task: LearningTask) -> None:
     """Raise a ScenarioError if the scenario needs an accuracy and the task has none."""
     is_set_by_key = {
@@ -138,10 +162,15 @@ def check_accuracy(scenario: Scenario, task: LearningTask) -> None:
         "stop.target_accuracy": scenario.stop.target_accuracy is not None,
         "evaluation.clients": scenario.evaluation.clients,
     }
+    names = sorted([*task.metrics, *task.set_metrics])
     for key, is_set in is_set_by_key.items():
-        if is_set and "accuracy" not in task.metrics:
-            names = ", ".join(sorted(task.metrics)) or "none"
-            raise ScenarioError(f"{key}: there is no metric named accuracy (metrics: {names})")
+        if is_set and "accuracy" not in names:
+            raise ScenarioError(f"{key}: there is no metric named accuracy (metrics: {', '.join(names) or 'none'})")
+    if scenario.evaluation.clients and "accuracy" not in task.metrics:
+        raise ScenarioError(
+            "evaluation.clients: got an accuracy that is one number for the whole set, expected one number per example, whose "
+            "mean over each client's examples is the client's accuracy"
+        )
 
 
 def select_evaluation_sets(

@@ -58,7 +58,10 @@ class CustomModel:
     Attributes:
         module: torch module in place of the one that the scenario names.
         loss: function of (output, target) of a batch that returns a scalar, in place of the scenario's.
-        metrics: name → function of (output, target) that returns one number for each example, in addition to the scenario's.
+        metrics: name → metric, in addition to the scenario's: a function of (output, target) that returns one number for each
+            example, or one number for all outputs and targets of the evaluated set (macro F1, AUC, ...); or an object with
+            update, compute and reset, such as a metric of torchmetrics. A metric of a whole set is computed once for all
+            examples, and never averaged over batches or clients.
     """
 
     module: nn.Module | None = None

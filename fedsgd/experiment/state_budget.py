@@ -36,6 +36,7 @@ class StateBudget:
         budget: memory that states and models may use, bytes.
         folder: folder of states on disk, None for states in memory.
         aggregation_bytes: memory that the server's aggregator needs in addition, at most, bytes.
+        evaluation_bytes: memory of the outputs that an evaluation stores for metrics of a whole set, at most, bytes.
     """
 
     clients: int
@@ -46,6 +47,7 @@ class StateBudget:
     budget: int
     folder: Path | None = None
     aggregation_bytes: int = 0
+    evaluation_bytes: int = 0
 
     @property
     def n_bytes(self) -> int:
@@ -53,10 +55,11 @@ class StateBudget:
         return self.max_participants * self.bytes_per_client
 
     def __str__(self) -> str:
-        aggregation = f"\naggregation: at most {format_bytes(self.aggregation_bytes)}" if self.aggregation_bytes else ""
+        uses = {"aggregation": self.aggregation_bytes, "evaluation, outputs of a whole set": self.evaluation_bytes}
+        lines = "".join(f"\n{use}: at most {format_bytes(n_bytes)}" for use, n_bytes in uses.items() if n_bytes)
         if not self.bytes_per_client:
-            return f"client state: none{aggregation}"
-        return f"client state: {_describe_amount(self)}, {self._describe_location()}{aggregation}"
+            return f"client state: none{lines}"
+        return f"client state: {_describe_amount(self)}, {self._describe_location()}{lines}"
 
     def _describe_location(self) -> str:
         if self.location == "nodes":

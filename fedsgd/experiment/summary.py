@@ -6,7 +6,7 @@ import hashlib
 import math
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from fedsgd._version import __version__
 from fedsgd.data import ClientData
 from fedsgd.experiment.builder import Experiment
 from fedsgd.experiment.divergence import detect_divergence
-from fedsgd.experiment.evaluation import EvaluationPlan, Evaluator
+from fedsgd.experiment.evaluation import Evaluator
 from fedsgd.experiment.federation import Federation
 from fedsgd.experiment.state_budget import StateBudget
 from fedsgd.experiment.time_to_target import find_first_reached
@@ -120,7 +120,7 @@ def evaluate_initial_model(experiment: Experiment) -> dict[str, float] | None:
     buffer_plan, server = experiment.plan.buffers, experiment.initial_server_state
     if buffer_plan is not None and buffer_plan.has_local_state:
         return None
-    evaluation = EvaluationPlan(experiment.evaluation.metrics, experiment.evaluation.test)
+    evaluation = replace(experiment.evaluation, held_out=None, train=None)
     try:
         return Evaluator(evaluation, experiment.engine)(server.public_model.weights, server.buffers)[0]
     except Exception:  # the user's code failed; the results of the finished run must not be lost

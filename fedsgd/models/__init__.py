@@ -1,7 +1,7 @@
 """Models by name. To add a model, write its class and add a line here; torch is imported when a model is built."""
 
 from fedsgd.config.registry import Registry
-from fedsgd.models.base import Loss, Metric, Model
+from fedsgd.models.base import Loss, Metric, MetricFunction, Model
 from fedsgd.models.char_lstm import CharLstm
 from fedsgd.models.convolutional import CifarCnn, Cnn, LeNet
 from fedsgd.models.custom import CustomModule
@@ -40,6 +40,7 @@ __all__ = [
     "Loss",
     "LossReduction",
     "Metric",
+    "MetricFunction",
     "Mlp",
     "Model",
     "ResNet20",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from fedsgd.config.component import Component, add_article, describe_value
 from fedsgd.errors import ModelError
+from fedsgd.models.base import StreamingMetric
 
 
 def check_python_arguments(module: object, loss: object, metrics: object) -> None:
@@ -24,7 +25,8 @@ def check_python_arguments(module: object, loss: object, metrics: object) -> Non
         if not isinstance(name, str):
             raise ModelError(f"metrics: got the name {describe_value(name)}, expected a text")
         check_metric_name(name)
-        _check_callable(metric, f'metric "{name}"', f"metrics.{name}")
+        if isinstance(metric, type) or not isinstance(metric, StreamingMetric):
+            _check_callable(metric, f'metric "{name}"', f"metrics.{name}")
 
 
 def check_metric_name(name: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from fedsgd.config.component import Component, FieldError
 from fedsgd.config.python_objects import describe_missing_objects, find_markers, is_marker
@@ -21,8 +21,32 @@ if TYPE_CHECKING:
 
 Loss = Callable[["Tensor", "Tensor"], "Tensor"]
 """Function of (output, target) of a batch that returns a scalar."""
-Metric = Callable[["Tensor", "Tensor"], "Tensor | tuple[Tensor, Tensor]"]
-"""Function of (output, target) that returns one number for each example, [B], or (numbers [B], weights [B])."""
+MetricFunction = Callable[[Any, "Tensor"], Any]
+"""Function of (output, target) that returns one number for each example, [B], or (numbers [B], weights [B]), or one number for
+a whole set: a number or a tensor without axes."""
+
+
+@runtime_checkable
+class StreamingMetric(Protocol):
+    """Object that accumulates batches of a whole set, such as a metric of torchmetrics."""
+
+    def reset(self) -> object:
+        """Discard all batches."""
+
+    def update(self, output: Any, target: Any) -> object:
+        """Add a batch.
+
+        Args:
+            output: output of the module, [B, ...].
+            target: targets, [B, ...].
+        """
+
+    def compute(self) -> Any:
+        """Return one number for all batches."""
+
+
+Metric = MetricFunction | StreamingMetric
+"""Metric of the user. The result of a trial decides if a function's value belongs to each example or to a whole set."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +55,9 @@ class Model(Component, ABC):
 
     Attributes:
         loss: "my_package.my_module:function"; None: cross-entropy.
-        metrics: "my_package.my_module:function" of each metric, by name. For class labels, accuracy is added if it is defined
-            for the outputs (see `metrics.Accuracy`).
+        metrics: "my_package.my_module:function" of each metric, by name: a function of (output, target) that returns one
+            number per example, or one number for the whole set; or an object with update, compute and reset, as in
+            torchmetrics. For class labels, accuracy is added if it is defined for the outputs (see `metrics.Accuracy`).
         batch_norm: policy for batch norm, whose running statistics cannot be averaged like gradients. "refuse": raise an
             error. "batch": normalise by the batch, also in evaluation (slices of 100 examples). "group": use group norm with
             16 channels in a group, or with one group if 16 does not divide the width. "mean": send the statistics uncompressed
@@ -77,9 +102,9 @@ def import_callable(path: str, key: str) -> Callable[..., Any]:
         value = import_by_path(path)
     except ScenarioError as error:
         raise FieldError("model", key, str(error)) from error
-    if not callable(value):
-        raise FieldError("model", key, f'"{path}" is {value!r}, expected a function or another callable')
     if isinstance(value, type) and key != "module":
         raise FieldError("model", key, f'"{path}" is the class {value.__name__}, expected a function or an instance')
+    if not callable(value) and not (key.startswith("metrics.") and isinstance(value, StreamingMetric)):
+        raise FieldError("model", key, f'"{path}" is {value!r}, expected a function or another callable')
     function: Callable[..., Any] = value
     return function

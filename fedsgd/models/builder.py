@@ -7,15 +7,17 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from fedsgd.config.component import FieldError
 from fedsgd.data import Dataset
 from fedsgd.errors import ModelError
 from fedsgd.models.argument_checks import check_metric_name, check_python_arguments
-from fedsgd.models.base import Loss, Metric, Model, import_callable
+from fedsgd.models.base import Loss, Metric, MetricFunction, Model, import_callable
 from fedsgd.models.batch_norm import replace_batch_norm
 from fedsgd.models.buffers import check_no_shared_memory, list_parts
 from fedsgd.models.describe import describe_task
 from fedsgd.models.metrics import accuracy
 from fedsgd.models.python_state import copy_pair
+from fedsgd.models.set_metrics import SET_METRICS, make_function
 from fedsgd.models.task import LearningTask, ModuleSource, check_hooks
 
 
@@ -37,12 +39,8 @@ def build_task(
     if module is None:
         source = ModuleSource(model, dataset.shape, dataset.classes, seed)
         module = source.build()
-    all_metrics: dict[str, Metric] = {} if dataset.classes is None else {"accuracy": accuracy}
-    argument_metrics = metrics or {}
-    for name, path in model.metrics.items():
-        check_metric_name(name)
-        all_metrics[name] = argument_metrics[name] if name in argument_metrics else import_callable(path, f"metrics.{name}")
-    all_metrics.update(argument_metrics)
+    all_metrics: dict[str, MetricFunction] = {} if dataset.classes is None else {"accuracy": accuracy}
+    all_metrics |= {name: make_function(metric) for name, metric in _collect_metrics(model, metrics or {}).items()}
     if "loss" in all_metrics:
         raise ModelError('a metric cannot be called "loss", the name under which the loss is reported')
     if loss is None:
@@ -54,6 +52,18 @@ def build_task(
     module, loss = _copy_module_and_loss(module, loss, copies_module=source is None)
     replace_batch_norm(module, model.batch_norm)
     return describe_task(module, loss, all_metrics, model, dataset, source)
+
+
+def _collect_metrics(model: Model, argument_metrics: Mapping[str, Metric]) -> dict[str, Metric]:
+    """Return the metrics of `model` and then the metrics of the argument, which replace metrics of equal names."""
+    metrics: dict[str, Metric] = {}
+    for name, path in model.metrics.items():
+        check_metric_name(name)
+        if path in SET_METRICS and name not in argument_metrics:
+            problem = f'got "{path}", a built-in metric of a whole set: set evaluation.metrics = ["{path}"]'
+            raise FieldError("model", f"metrics.{name}", problem)
+        metrics[name] = argument_metrics[name] if name in argument_metrics else import_callable(path, f"metrics.{name}")
+    return {**metrics, **argument_metrics}
 
 
 def _copy_module_and_loss(module: nn.Module, loss: Loss, copies_module: bool) -> tuple[nn.Module, Loss]:

@@ -15,7 +15,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from fedsgd.data import Dataset
 from fedsgd.errors import ModelError
-from fedsgd.models.base import Loss, Metric, Model
+from fedsgd.models.base import Loss, MetricFunction, Model
 from fedsgd.models.batch_norm import find_affine_parameters, find_running_statistics, is_batch_norm
 from fedsgd.models.buffers import (
     Parts,
@@ -36,7 +36,7 @@ NamedTensors = Sequence[tuple[str, Tensor]]
 def describe_task(
     module: nn.Module,
     loss: Loss,
-    metrics: Mapping[str, Metric],
+    metrics: Mapping[str, MetricFunction],
     model: Model,
     dataset: Dataset,
     source: ModuleSource | None,

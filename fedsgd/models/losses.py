@@ -108,6 +108,16 @@ def count_targets(loss: Loss, target: Tensor) -> float:
     return labels.numel() * len(target) / max(target.numel(), 1)
 
 
+def count_summed_targets(loss: Loss, target: Tensor) -> float | None:
+    """Return the number of terms, or the sum of class weights, in PyTorch's summed cross-entropy; None for any other loss."""
+    name, options = recognise_loss(loss) or ("", {})
+    if name not in COUNTED_LOSSES:
+        return None
+    if target.is_floating_point():  # probabilities of classes [B, K, ...]
+        return float(target.numel() // target.shape[1])
+    return count_targets(loss, target) * (1 if options.get("weight") is not None else target.numel() / len(target))
+
+
 def weigh_slice(reduction: Reduction, loss: Loss, target: Tensor) -> float:
     """Return the factor of the loss of one slice in the sum over slices."""
     if reduction == "sum":

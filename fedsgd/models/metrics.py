@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 CUSTOM_METRIC_HINT = (
     'name a metric: metrics.accuracy = "module:function" in [model], or CustomModel(metrics={"accuracy": function}) in Python, '
-    "a function of (output, target) that returns one number per example"
+    "a function of (output, target) that returns one number per example, or one number for the whole set"
 )
 
 
@@ -78,6 +78,14 @@ def explain_undefined_accuracy(output: object, target: object, reason: str = "")
     """Return the error message for shapes without a defined accuracy."""
     shapes = f"output {format_shape(output)}, labels {format_shape(target)}"
     return f"the built-in accuracy is not defined for {shapes}{reason and f' ({reason})'}: {CUSTOM_METRIC_HINT}"
+
+
+def explain_undefined_metric(name: str, output: object, target: object, reason: str = "") -> str:
+    """Return the error message for shapes without a defined built-in metric of a whole set."""
+    shapes = f"output {format_shape(output)}, labels {format_shape(target)}"
+    expected = "expected scores of classes [B, K], [B, K, T] or [B, T, K] with labels [B] or [B, T], or one logit per label"
+    own_metric = "a function of all outputs and targets in [model] metrics takes any shape"
+    return f'"{name}" is not defined for {shapes}{reason and f" ({reason})"}, {expected}; {own_metric}'
 
 
 def format_shape(value: object) -> str:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from fedsgd.errors import FedsgdError, ModelError
-from fedsgd.models.base import Loss, Metric, Model
+from fedsgd.models.base import Loss, MetricFunction, Model
 from fedsgd.models.batch_norm import replace_batch_norm
 from fedsgd.models.buffers import list_parts
 from fedsgd.models.loss_reduction import LossReduction
 from fedsgd.models.losses import find_reduction
 from fedsgd.models.python_state import copy_pair
+from fedsgd.models.set_metrics import Perplexity, SetMetric
 from fedsgd.numerics.arrays import F32
 from fedsgd.numerics.parameter_layout import ParameterLayout
 from fedsgd.numerics.rng import derive_torch_seed
@@ -32,6 +33,7 @@ class LearningTask:
 
     Attributes:
         module: module of the run; its parameters become views of flat vectors.
+        metrics: metrics with one number for each example; before the trial of the evaluation, all metrics.
         layout, initial_parameters: names and shapes of the P trainable parameters; [P] float32, their values before round 1.
         n_local_parameters: L, number of parameters that never leave a client, the last positions of `layout`.
         buffers: layout of the buffers that clients send or store, sent buffers first; None: there are no such buffers.
@@ -40,11 +42,13 @@ class LearningTask:
         module_source: source of the module, for processes that rebuild the module; None: the user passed the module.
         reset_attribute: label of Python state that training changes and that is reset for each client; None: none was found.
         reduction: reduction of the loss over a set of examples; None: the reduction that the loss implies.
+        set_metrics: metrics of a whole set, which only the server's process computes; workers receive none.
+        output_bytes: maximum size of the outputs and targets that are stored for `set_metrics`, bytes.
     """
 
     module: nn.Module
     loss: Loss
-    metrics: Mapping[str, Metric]
+    metrics: Mapping[str, MetricFunction]
     layout: ParameterLayout
     initial_parameters: F32
     n_local_parameters: int = 0
@@ -54,6 +58,13 @@ class LearningTask:
     module_source: ModuleSource | None = None
     reset_attribute: str | None = None
     reduction: LossReduction | None = None
+    set_metrics: Mapping[str, SetMetric] = field(default_factory=dict)
+    output_bytes: int = 0
+
+    @property
+    def stores_outputs(self) -> bool:
+        """True if an evaluation stores the outputs of all examples, for metrics of a whole set."""
+        return any(not isinstance(metric, Perplexity) for metric in self.set_metrics.values())
 
     @property
     def parts(self) -> list[tuple[str, nn.Module]]:
@@ -82,8 +93,12 @@ class LearningTask:
         return ParameterLayout(self.layout.names[:n], self.layout.shapes[:n])
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
-        """Pickle the module's source in place of the module, which pickle may refuse, unless the user passed the module."""
-        _, _, _, *task_fields = (getattr(self, field.name) for field in fields(self))  # without module, loss and metrics
+        """Pickle the module's source in place of the module, which pickle may refuse, unless the user passed the module.
+
+        Metrics of a whole set are left out.
+        """
+        separate_names = ("module", "loss", "metrics", "set_metrics", "output_bytes")
+        task_fields = [getattr(self, f.name) for f in fields(self) if f.name not in separate_names]
         module = self.module if self.module_source is None else None
         return _deserialize_task, (_serialize(module, self.loss, self.metrics), *task_fields)
 
@@ -117,7 +132,7 @@ IMPORTABLE_HINT = (
 )
 
 
-def _serialize(module: nn.Module | None, loss: Loss, metrics: Mapping[str, Metric]) -> bytes:
+def _serialize(module: nn.Module | None, loss: Loss, metrics: Mapping[str, MetricFunction]) -> bytes:
     try:
         return _to_bytes((module, loss, metrics))
     except Exception as error:  # pickling a user's attributes may raise any type

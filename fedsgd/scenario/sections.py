@@ -27,6 +27,7 @@ from fedsgd.data.partitioners.natural import NaturalPartition
 from fedsgd.errors import ScenarioError, suggest_name
 from fedsgd.federation.downlink import POLICY_ALIASES, DownlinkPolicy
 from fedsgd.federation.faults import HostileClients
+from fedsgd.models.set_metrics import SetMetricName
 from fedsgd.optim import OPTIMIZERS, SGD, Optimizer
 from fedsgd.sampling import DurationModel, Sampler
 from fedsgd.sampling.client_durations import LogNormalDurations
@@ -297,11 +298,21 @@ class EvaluationConfig(SettingsSection):
         every: rounds between two evaluations on the test examples; the last round is always evaluated.
         clients: evaluate on each client's own test examples too: mean accuracy, mean of the worst tenth, standard deviation.
         training: evaluate on all training examples too.
+        metrics: built-in metrics of the whole set, in addition to those of [model]: "macro-f1", "auc" (of class 1, or mean of
+            each class against the rest), "perplexity" (exp of the mean cross-entropy). None is averaged over batches or
+            clients: models that stay at clients are evaluated by all their outputs together.
     """
 
     every: PositiveInt = 1
     clients: bool = False
     training: bool = False
+    metrics: tuple[SetMetricName, ...] | None = None
+
+    @classmethod
+    def resolve_defaults(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the values, with a list of one name in place of a name, and None in place of an empty list."""
+        metrics = [values["metrics"]] if isinstance(values["metrics"], str) else values["metrics"]
+        return {**values, "metrics": None if metrics in ([], ()) else metrics}
 
 
 @dataclass(frozen=True)

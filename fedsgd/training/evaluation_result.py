@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -55,8 +56,10 @@ class EvaluationResult:
             computed in one call.
         scores: [n] float64 by name of the metric, value for each example.
         score_weights: [n] float64 by name of the metric, weights of the values; only for metrics with weights.
-        loss_weights: weight of each entry of `losses`; None: the entry's number of examples, or 1 if `is_loss_sum`.
+        loss_weights: weight of each entry of `losses`; None: the entry's number of examples, or 1 if `is_loss_sum`. Under
+            `is_loss_sum`, the number of terms of each entry, if it is known.
         is_loss_sum: True if the loss of the set is the sum of `losses`, False if it is their weighted mean.
+        outputs: (output of the module, targets) of all examples, for metrics of a whole set; None: there are none.
     """
 
     n_examples: int
@@ -65,10 +68,11 @@ class EvaluationResult:
     score_weights: Mapping[str, F64] = field(default_factory=dict)
     loss_weights: Sequence[float] | None = None
     is_loss_sum: bool = False
+    outputs: tuple[Any, Any] | None = None
 
     @staticmethod
     def join(parts: Sequence[EvaluationResult]) -> EvaluationResult:
-        """Join consecutive parts, each but the last of full slices, into the result of one evaluation of all examples."""
+        """Join consecutive parts, each but the last of full slices, into the result of one evaluation, without outputs."""
         first = parts[0]
         losses = [loss for part in parts for loss in part.losses]
         scores = {name: np.concatenate([part.scores[name] for part in parts]) for name in first.scores}
@@ -99,6 +103,14 @@ class EvaluationResult:
             return total
         weight = self.sum_weights("loss")
         return total / weight if weight else math.nan
+
+    @property
+    def mean_loss(self) -> float:
+        """Mean loss over all terms, also of a loss that is a sum; NaN if there are none."""
+        if not self.is_loss_sum:
+            return self.loss
+        n_terms = self.sum_weights("loss")
+        return self.loss / n_terms if n_terms else math.nan
 
     @property
     def means(self) -> dict[str, float]:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -16,10 +17,11 @@ from torch import Tensor
 from fedsgd.config.quantities import format_binary_bytes, format_bytes
 from fedsgd.data import Dataset, Examples
 from fedsgd.errors import ModelError, describe_error
-from fedsgd.models import LossReduction, Metric, accuracy
+from fedsgd.models import LossReduction, MetricFunction, accuracy
 from fedsgd.models.batch_norm import is_batch_norm
 from fedsgd.models.losses import find_ignored_label, find_reduction, recognise_loss
 from fedsgd.models.metrics import Accuracy, explain_undefined_accuracy, format_shape
+from fedsgd.models.set_metrics import SetMetric, SetMetricName
 from fedsgd.models.task import LearningTask
 from fedsgd.models.trial import SHAPE_WARNING_PREFIX
 from fedsgd.numerics.arrays import I64
@@ -27,7 +29,8 @@ from fedsgd.system.global_generators import isolate_generators, reseed_generator
 from fedsgd.system.torch_threads import use_single_thread
 from fedsgd.training.evaluation_result import EVALUATION_SLICE_SIZE, SET_LABELS, EvaluationSets
 from fedsgd.training.flat_module import FlatModule, as_tensor, batch_tensors
-from fedsgd.training.loss_probes import check_metric, choose_reading, name_failure, reject_pairwise_loss
+from fedsgd.training.loss_probes import choose_reading, is_set_metric, name_failure, reject_pairwise_loss
+from fedsgd.training.set_metric_trial import MetricTrial, check_output_bytes, try_set_metrics
 from fedsgd.training.slice_evaluation import allocate_outputs, check_loss, check_scores, list_leaves, map_tree
 
 MAX_LOSS_OUTPUT_BYTES = 2**30
@@ -42,14 +45,22 @@ REMEDIES = {
 """Advice by name of the set, for a last slice that cannot be evaluated because of its size."""
 
 
-def resolve_evaluation(task: LearningTask, dataset: Dataset, sets: EvaluationSets) -> LearningTask:
+def resolve_evaluation(
+    task: LearningTask,
+    dataset: Dataset,
+    sets: EvaluationSets,
+    set_metric_names: tuple[SetMetricName, ...] = (),
+    max_output_bytes: int = MAX_LOSS_OUTPUT_BYTES,
+) -> LearningTask:
     """Evaluate the initial model, and return the task with the loss's reduction and with the accuracy that fits the outputs.
 
     The examples are a slice of the training examples of `dataset`, and slices of `sets`, the sets that the run evaluates. If
-    the dataset has class labels, a built-in accuracy that is undefined for the outputs is removed.
+    the dataset has class labels, a built-in accuracy that is undefined for the outputs is removed. Metrics with one number for
+    all examples, and the built-in metrics of `set_metric_names`, become metrics of a whole set.
 
     Raises:
         ModelError: no metric is left, or the module, the loss or a metric fails, or has a shape or form that is not accepted.
+        ScenarioError: the outputs that metrics of a whole set store exceed `max_output_bytes`.
     """
     initial_model = _InitialModel(task)
     with use_single_thread(), torch.no_grad(), _refuse_broadcast():
@@ -62,15 +73,23 @@ def resolve_evaluation(task: LearningTask, dataset: Dataset, sets: EvaluationSet
             check_loss(initial_model.compute_loss(output, target))
         if recognise_loss(task.loss) is None:
             reject_pairwise_loss(initial_model.compute_loss, output, target)
-        metrics = _resolve_metrics(task, initial_model, dataset, output, target)
-        for name, metric in metrics.items():
-            check_metric(name, metric, output, target)
+        ignored_label = _resolve_ignored_label(task, dataset)
+        all_metrics = _resolve_metrics(task, initial_model, dataset, output, target, set_metric_names)
+        is_of_set = {name: is_set_metric(name, metric, output, target) for name, metric in all_metrics.items()}
+        metrics = {name: metric for name, metric in all_metrics.items() if not is_of_set[name]}
+        set_metrics: dict[str, SetMetric] = {name: metric for name, metric in all_metrics.items() if is_of_set[name]}
+        infer_reduction = partial(_infer_reduction, initial_model, dataset.train)
+        trial = MetricTrial(task, dataset, initial_model.compute_loss, output, target, ignored_label, infer_reduction)
+        task = replace(task, metrics=metrics, set_metrics={**set_metrics, **trial.choose_metrics(set_metric_names)})
         first_result = None
         for set_name, description, part in sets.iterate_slices():
             result = _try_slice(initial_model, metrics, set_name, description, part)
             first_result = result if first_result is None else first_result
         reduction = _resolve_reduction(task, initial_model, sets, first_result)
-    return replace(task, metrics=metrics, reduction=reduction)
+        n_bytes = 0
+        if task.stores_outputs and first_result is not None:
+            n_bytes = _try_set_metrics(task.set_metrics, initial_model, sets, first_result, max_output_bytes)
+    return replace(task, reduction=reduction, output_bytes=n_bytes)
 
 
 class _InitialModel:
@@ -118,7 +137,7 @@ def _check_loss_needs_outputs_only(initial_model: _InitialModel, examples: Examp
 
 
 def _try_slice(
-    initial_model: _InitialModel, metrics: Mapping[str, Metric], set_name: str, description: str, examples: Examples
+    initial_model: _InitialModel, metrics: Mapping[str, MetricFunction], set_name: str, description: str, examples: Examples
 ) -> tuple[Any, Tensor]:
     """Return outputs and targets of a slice. If an error depends on the slice's size, raise ModelError with advice."""
     try:
@@ -139,7 +158,9 @@ def _try_slice(
         raise ModelError(f"{problem}, and {cause}; {REMEDIES[set_name]}{hint}") from error
 
 
-def _evaluate_slice(initial_model: _InitialModel, metrics: Mapping[str, Metric], examples: Examples) -> tuple[Any, Tensor]:
+def _evaluate_slice(
+    initial_model: _InitialModel, metrics: Mapping[str, MetricFunction], examples: Examples
+) -> tuple[Any, Tensor]:
     with _refuse_broadcast():
         output, target = initial_model.run(examples)
         for name, metric in metrics.items():
@@ -186,8 +207,13 @@ def _select_probe(examples: Examples) -> Examples:
 
 
 def _resolve_metrics(
-    task: LearningTask, initial_model: _InitialModel, dataset: Dataset, output: Any, target: Tensor
-) -> dict[str, Metric]:
+    task: LearningTask,
+    initial_model: _InitialModel,
+    dataset: Dataset,
+    output: Any,
+    target: Tensor,
+    set_metric_names: tuple[SetMetricName, ...],
+) -> dict[str, MetricFunction]:
     """Return the metrics with the built-in accuracy in the form that fits the outputs, or without it if no form fits."""
     metrics = dict(task.metrics)
     if metrics.get("accuracy") is not accuracy or dataset.classes is None:
@@ -197,7 +223,7 @@ def _resolve_metrics(
         metrics["accuracy"] = Accuracy(reading, _resolve_ignored_label(task, dataset))
         return metrics
     del metrics["accuracy"]
-    if not metrics:
+    if not metrics and not set_metric_names:
         raise ModelError(explain_undefined_accuracy(output, target, reason))
     return metrics
 
@@ -208,6 +234,30 @@ def _resolve_ignored_label(task: LearningTask, dataset: Dataset) -> int | None:
     if label is None or label >= 0:
         return label
     return label if any((part.targets() == label).any() for part in (dataset.train, dataset.test)) else None
+
+
+def _try_set_metrics(
+    metrics: Mapping[str, SetMetric],
+    initial_model: _InitialModel,
+    sets: EvaluationSets,
+    first_result: tuple[Any, Tensor],
+    max_bytes: int,
+) -> int:
+    """Try metrics on each set, with repeated outputs of one slice, and return the maximum size of stored outputs, in bytes.
+
+    Outputs of local models are stored twice: by client, and joined. Only the accuracy is computed on the global model's set of
+    the clients' test examples, whose outputs are stored too.
+    """
+    all_bytes = []
+    for name, examples in [*sets.global_sets.items(), *((name, part[0]) for name, part in sets.local_sets.items())]:
+        n, label = len(examples), f"the {len(examples):,} {SET_LABELS[name]}"
+        n_stored = 2 * n if name in sets.local_sets else n
+        all_bytes.append(check_output_bytes(*first_result, n_stored, label, max_bytes))
+        if n > EVALUATION_SLICE_SIZE:
+            allocate_outputs(first_result[0], len(first_result[1]), 0)
+        if name != "clients" or name in sets.local_sets:
+            try_set_metrics(metrics, label, *_make_outputs(initial_model, examples, first_result[0]))
+    return max(all_bytes, default=0)
 
 
 def _resolve_reduction(
@@ -246,17 +296,21 @@ def _count_examples_per_loss_call(output: Any, target: Tensor) -> int:
 def _check_single_loss_call(initial_model: _InitialModel, set_name: str, examples: Examples, output: Any) -> None:
     """Raise ModelError if the loss fails on examples in one call; above 100, one slice's outputs are repeated for them."""
     n = len(examples)
-    if n <= EVALUATION_SLICE_SIZE:
-        output, target = initial_model.run(examples)
-    else:
-        output = map_tree(lambda leaf: leaf[torch.arange(n) % len(leaf)], output)
-        target = as_tensor(examples.targets())
+    output, target = _make_outputs(initial_model, examples, output)
     try:
         loss = initial_model.compute_loss(output, target)
     except Exception as error:  # the user's loss may do anything
         problem = f"{type(error).__name__}: {error}"
         raise ModelError(f"the loss cannot be computed on the {n:,} {SET_LABELS[set_name]} in one call ({problem})") from error
     check_loss(loss)
+
+
+def _make_outputs(initial_model: _InitialModel, examples: Examples, output: Any) -> tuple[Any, Tensor]:
+    """Return outputs and targets of examples; above 100 examples, the outputs of one slice are repeated."""
+    n = len(examples)
+    if n <= EVALUATION_SLICE_SIZE:
+        return initial_model.run(examples)
+    return map_tree(lambda leaf: leaf[torch.arange(n) % len(leaf)], output), as_tensor(examples.targets())
 
 
 def _infer_reduction(initial_model: _InitialModel, examples: Examples) -> Literal["mean", "sum"] | None:

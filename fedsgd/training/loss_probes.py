@@ -13,11 +13,13 @@ from torch import Tensor
 
 from fedsgd.data import Dataset
 from fedsgd.errors import FedsgdError, ModelError, describe_error
-from fedsgd.models import Loss, Metric
+from fedsgd.models import Loss, MetricFunction
 from fedsgd.models.losses import is_cross_entropy
 from fedsgd.models.metrics import format_shape, infer_output_kind
+from fedsgd.models.set_metrics import StreamingFunction
 from fedsgd.models.task import LearningTask
-from fedsgd.training.slice_evaluation import allocate_outputs, check_scores, list_leaves, map_tree
+from fedsgd.numerics.arrays import F64
+from fedsgd.training.slice_evaluation import allocate_outputs, check_number, check_scores, is_number, list_leaves, map_tree
 
 LossProbe = Callable[[Any, Tensor], Any]
 OutputReading = Literal["classes", "logit"]
@@ -164,12 +166,28 @@ def _advise_on_shapes(loss: Loss, output: Tensor, target: Tensor) -> str:
     return f"; give both the same shape, as in {call}"
 
 
-def check_metric(name: str, metric: Metric, output: Any, target: Tensor) -> None:
-    """Raise ModelError unless a metric has one number per example that does not depend on the other examples."""
-    n = len(target)
+def is_set_metric(name: str, metric: MetricFunction, output: Any, target: Tensor) -> bool:
+    """Return True for a metric with one number for all examples, False for one number per example.
+
+    Raises:
+        ModelError: the metric has another form, or its number for an example depends on the other examples.
+    """
     with name_failure(f'metric "{name}"', output, target):
         scores = metric(output, target)
-    values, _ = check_scores(name, scores, n)
+    if isinstance(metric, StreamingFunction) or is_number(scores):
+        check_number(name, scores)
+        return True
+    try:
+        values, _ = check_scores(name, scores, len(target))
+    except ModelError as error:
+        raise ModelError(f"{error}, or one number for the whole set") from None
+    _check_independent(name, metric, output, target, values)
+    return False
+
+
+def _check_independent(name: str, metric: MetricFunction, output: Any, target: Tensor, values: F64) -> None:
+    """Raise ModelError if a metric's number for an example depends on the other examples of its batch."""
+    n = len(target)
     half = n // 2
     if half < 2 or any(not isinstance(leaf, Tensor) for leaf in list_leaves(output)):
         return
@@ -181,4 +199,7 @@ def check_metric(name: str, metric: Metric, output: Any, target: Tensor) -> None
     except Exception:  # outputs that cannot be sliced, or a metric for one batch size
         return
     if not np.allclose(np.concatenate(parts), values, rtol=1e-3, atol=1e-5, equal_nan=True):
-        raise ModelError(f"metric {name} of an example depends on the other examples, expected a number for each example alone")
+        raise ModelError(
+            f"metric {name} of an example depends on the other examples, expected a number for each example alone, or one "
+            "number for the whole set"
+        )

@@ -35,7 +35,7 @@ class ModuleState:
         modules = [module for _, part in self._parts for module in part.modules()]
         self._buffers = [module._buffers for module in modules]
         self._n_buffers = self._count_buffers()
-        self.attributes = PythonState(modules, (task.loss, *task.metrics.values()))
+        self.attributes = PythonState(modules, (task.loss, *task.metrics.values(), *task.set_metrics.values()))
 
     def _count_buffers(self) -> int:
         return sum(buffer is not None for buffers in self._buffers for buffer in buffers.values())

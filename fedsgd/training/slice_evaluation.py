@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,10 +11,13 @@ import torch
 from torch import Tensor
 
 from fedsgd.errors import ModelError
-from fedsgd.models.losses import weigh_slice
+from fedsgd.models.losses import count_summed_targets, weigh_slice
 from fedsgd.models.metrics import format_shape
+from fedsgd.models.set_metrics import Perplexity, SetMetric
 from fedsgd.models.task import LearningTask
 from fedsgd.numerics.arrays import F64
+from fedsgd.system.global_generators import isolate_generators
+from fedsgd.system.torch_threads import use_single_thread
 from fedsgd.training.evaluation_result import EvaluationResult
 
 
@@ -37,11 +42,83 @@ def _convert_values(name: str, values: object, n: int) -> F64:
     if not isinstance(values, Tensor) or tuple(values.shape) != (n,):
         expected = f"a tensor with one number per example, of shape [{n}], or a pair of such numbers and their weights"
         raise ModelError(f"metric {name} is {_describe_value(values)}, expected {expected}")
-    return values.double().numpy()
+    return values.detach().double().numpy()
+
+
+def is_number(value: object) -> bool:
+    """Return True for a real number, or a tensor or array of one number without axes."""
+    if isinstance(value, Tensor):
+        return not value.dim() and not value.is_complex()
+    if isinstance(value, np.ndarray | np.generic):
+        return value.ndim == 0 and value.dtype.kind in "biuf"
+    return isinstance(value, int | float)
+
+
+def check_number(name: str, value: Any) -> float:
+    """Return the value of a metric of a whole set; raise ModelError if the value is not one number."""
+    if not is_number(value):
+        raise ModelError(f"metric {name} is {_describe_value(value)}, expected one number for the whole set")
+    return float(value.detach() if isinstance(value, Tensor) else value)
 
 
 def _describe_value(value: object) -> str:
     return f"of shape {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
+class StoredOutputs:
+    """Outputs and targets of a whole set of examples, stored once; a set in one part is stored without a copy.
+
+    Attributes:
+        outputs: tensor [n, ...], or tuples, lists and dicts of such tensors; None before the first part.
+        targets: [n, ...].
+    """
+
+    def __init__(self, n_examples: int) -> None:
+        self.outputs: Any = None
+        self.targets: Any = None
+        self._n_examples = n_examples
+        self._n_added = 0
+
+    def add(self, output: Any, target: Tensor) -> None:
+        """Add the module's output for the next examples, whose targets are [B, ...]."""
+        n = len(target)
+        if n == self._n_examples:
+            self.outputs, self.targets = output, target
+            return
+        if self._n_added == 0:
+            self.outputs, self.targets = (allocate_outputs(tree, n, self._n_examples) for tree in (output, target))
+        for destination, tree in ((self.outputs, output), (self.targets, target)):
+            fill_tree(destination, tree, self._n_added, n)
+        self._n_added += n
+
+
+@dataclass(frozen=True, eq=False)
+class SetMetrics:
+    """Metrics of a whole set of examples, by name."""
+
+    metrics: Mapping[str, SetMetric]
+
+    def compute(self, mean_loss: float, parts: Sequence[tuple[Any, Tensor] | None]) -> dict[str, float]:
+        """Return the value of each metric, each from one call for all examples.
+
+        Args:
+            mean_loss: mean loss of all examples.
+            parts: (output, targets) of consecutive parts of the set, None for a part without stored outputs.
+        """
+        pairs = [pair for pair in parts if pair is not None]
+        stored = StoredOutputs(sum(len(target) for _, target in pairs))
+        for output, target in pairs:
+            stored.add(output, target)
+        outputs = map_tree(make_contiguous, stored.outputs)
+        with use_single_thread(), torch.no_grad():
+            return {name: _compute_number(name, m, mean_loss, outputs, stored.targets) for name, m in self.metrics.items()}
+
+
+def _compute_number(name: str, metric: SetMetric, mean_loss: float, outputs: Any, targets: Tensor) -> float:
+    if isinstance(metric, Perplexity):
+        return metric.from_loss(mean_loss)
+    with isolate_generators(0):
+        return check_number(name, metric(outputs, targets))
 
 
 class EvaluationAccumulator:
@@ -53,22 +130,21 @@ class EvaluationAccumulator:
         self.reduction = task.loss_reduction.select_kind(n_examples)
         self._n_added = 0
         self._losses: list[float] = []
-        self._loss_weights: list[float] = []
+        self._loss_weights: list[float | None] = []
         self._scores = {name: np.empty(n_examples) for name in task.metrics}
         self._score_weights: dict[str, F64] = {}
-        self._outputs: Any = None
-        self._targets: Any = None
+        self._stored = StoredOutputs(n_examples) if self.reduction == "whole" or task.stores_outputs else None
 
     def add(self, output: Any, target: Tensor) -> None:
         """Add the module's output for the next slice, whose targets are [B, ...]."""
         n = len(target)
-        if self.reduction == "whole":
-            self._store_outputs(output, target)
-        else:
+        if self._stored is not None:  # a loss may change outputs in place, which the metrics of the set must not see
+            self._stored.add(copy_tensors(output) if self.task.stores_outputs and n == self.n_examples else output, target)
+        if self.reduction != "whole":
             loss = float(check_loss(self.task.loss(output, target)))
             weight = weigh_slice(self.reduction, self.task.loss, target)
             self._losses.append(loss * weight if weight else 0.0)
-            self._loss_weights.append(weight)
+            self._loss_weights.append(count_summed_targets(self.task.loss, target) if self.reduction == "sum" else weight)
         for name, metric in self.task.metrics.items():
             scores, weights = check_scores(name, metric(output, target), n)
             self._scores[name][self._n_added : self._n_added + n] = scores
@@ -76,24 +152,18 @@ class EvaluationAccumulator:
                 self._score_weights.setdefault(name, np.ones(self.n_examples))[self._n_added : self._n_added + n] = weights
         self._n_added += n
 
-    def _store_outputs(self, output: Any, target: Tensor) -> None:
-        if len(target) == self.n_examples:
-            self._outputs, self._targets = output, target
-            return
-        if self._n_added == 0:
-            self._outputs, self._targets = (allocate_outputs(tree, len(target), self.n_examples) for tree in (output, target))
-        for destination, tree in ((self._outputs, output), (self._targets, target)):
-            fill_tree(destination, tree, self._n_added, len(target))
-
     def compute_result(self) -> EvaluationResult:
         """Return the result for all slices, after the call of the loss if the loss is computed in one call."""
-        if self.reduction == "whole":
+        stored, weights = self._stored, None
+        if self.reduction == "whole" and stored is not None:
             weight = 1.0 if self.task.loss_reduction.is_additive else float(self.n_examples)
-            self._losses = [float(check_loss(self.task.loss(self._outputs, self._targets))) * weight]
-            self._loss_weights = [float(self.n_examples)]
-        loss_weights = self._loss_weights if self.reduction == "counted" else None
+            output = copy_tensors(stored.outputs) if self.task.stores_outputs else stored.outputs
+            self._losses = [float(check_loss(self.task.loss(output, stored.targets))) * weight]
+        elif self.reduction in ("counted", "sum") and None not in self._loss_weights:
+            weights = [weight for weight in self._loss_weights if weight is not None]
         is_sum = self.reduction == "sum" or self.task.loss_reduction.is_additive
-        return EvaluationResult(self.n_examples, self._losses, self._scores, self._score_weights, loss_weights, is_sum)
+        outputs = (stored.outputs, stored.targets) if stored is not None and self.task.stores_outputs else None
+        return EvaluationResult(self.n_examples, self._losses, self._scores, self._score_weights, weights, is_sum, outputs)
 
 
 def allocate_outputs(tree: Any, slice_size: int, n_examples: int) -> Any:
@@ -121,6 +191,16 @@ def fill_tree(destination: Any, tree: Any, start: int, n: int) -> None:
                 f"the module's outputs for two slices differ in shape or type: {format_shape(tensor)} and {format_shape(part)}"
             )
         tensor[start : start + n] = part
+
+
+def copy_tensors(tree: Any) -> Any:
+    """Return a copy of nested tuples, lists and dicts with copies of the tensors in them."""
+    return map_tree(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, tree)
+
+
+def make_contiguous(leaf: Any) -> Any:
+    """Return a tensor with its elements in order in memory, or another object unchanged."""
+    return leaf.contiguous() if isinstance(leaf, Tensor) else leaf
 
 
 def list_leaves(tree: Any) -> list[Any]:

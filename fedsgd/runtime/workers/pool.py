@@ -71,6 +71,7 @@ class WorkerPool:
         self.metrics = tuple(task.metrics)
         self.n_parameters = task.layout.size
         self.loss_reduction = task.loss_reduction
+        self.stores_outputs = task.stores_outputs
         self._last_error = ChildProcessError("there are no workers")
 
     def list_clients(self) -> Sequence[ClientId]:
@@ -101,12 +102,13 @@ class WorkerPool:
     def evaluate(self, weights: F32, examples: Examples, buffers: F32 | None = None) -> EvaluationResult:
         """Evaluate a model with weights [P] and buffers [S]. The result has the same bits as the result of one engine.
 
-        A loss that needs all outputs at once is computed in this process, because the workers would have to send the outputs.
+        A loss or metric that needs all outputs at once is computed in this process: workers would have to send the outputs.
         """
         set_index = next((i for i, candidate in enumerate(self.evaluation_sets) if _is_same_data(candidate, examples)), None)
         slices = -(-len(examples) // EVALUATION_SLICE_SIZE)
         is_small = slices < 2 or len(examples) * self.n_parameters < MIN_DISTRIBUTED_EVALUATION
-        if set_index is None or is_small or self.loss_reduction.select_kind(len(examples)) == "whole":
+        needs_outputs = self.stores_outputs or self.loss_reduction.select_kind(len(examples)) == "whole"
+        if set_index is None or is_small or needs_outputs:
             return self.engine.evaluate(weights, examples, buffers)
         length = -(-slices // (EVALUATION_PARTS_PER_WORKER * max(len(self.workers), 1))) * EVALUATION_SLICE_SIZE
         data = [values.tobytes() for values in (weights, buffers) if values is not None]
