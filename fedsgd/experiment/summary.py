@@ -48,6 +48,7 @@ def build_summary(federation: Federation, history: Sequence[RoundRecord], parame
         "hostile": _summarize_hostile_clients(experiment.plan),
         "engine": asdict(experiment.engine_choice),
         **_summarize_evaluations(history, evaluate_initial_model(experiment)),
+        "set_metrics": [*experiment.task.set_metrics],
         "target_accuracy": target,
         "stopped_by": "rounds" if last.round == scenario.rounds else "target_accuracy",
         **_cost_to_target(history, target),

@@ -207,7 +207,7 @@ class StateStoreConfig(SettingsSection):
 
     Attributes:
         store: "memory", "disk" or "auto" (memory if the states fit into `budget`, else disk); results do not depend on it.
-        budget: memory for client states and models, such as "4 GiB".
+        budget: memory for client states and models, such as "4 GiB"; and for the outputs that metrics of a whole set need.
         folder: folder of states on disk; None for the folder of temporary files.
         precision: "bfloat16" halves the size of the states and rounds them.
     """

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import fedsgd
+from fedsgd.cli.terminal.run_tables import print_result
 from fedsgd.data import Dataset, Examples
 from fedsgd.errors import ModelError, ScenarioError
 from fedsgd.experiment.execution import make_execution
@@ -437,3 +438,13 @@ def test_run_has_metrics_of_the_whole_set_in_summary_and_table(tmp_path: Any) ->
     assert [rounds[name][-1] for name in final] == list(final.values())
     assert pytest.approx(math.exp(rounds["loss"][0])) == rounds["perplexity"][0]
     assert 'metrics = [\n    "macro-f1",\n    "auc",\n    "perplexity",\n]' in (tmp_path / "run" / "scenario.toml").read_text()
+
+
+def test_run_with_local_models_says_that_metrics_are_no_means_over_clients(capsys: pytest.CaptureFixture[str]) -> None:
+    settings = {"model.batch_norm": "local", "data.held_out": 0.4, "evaluation.clients": True, "data.partition.clients": 2}
+    scenario = Scenario(name="x", rounds=1).with_settings({**settings, "evaluation.metrics": ["macro-f1", "perplexity"]})
+    result = fedsgd.run(scenario, data=make_dataset(make_labels(3), 3), model=make_batch_norm_module())
+    assert result.summary["set_metrics"] == ["macro_f1", "perplexity"]
+    print_result(result)
+    expected = "macro_f1, perplexity: one figure for the examples of all clients together, not a mean over clients\n"
+    assert expected in capsys.readouterr().out

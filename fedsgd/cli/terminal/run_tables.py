@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
@@ -141,7 +141,7 @@ def _describe_result(result: Result | DeploymentResult) -> Iterator[str]:
     if summary["residuals"] is not None:
         yield from _describe_residuals(summary["residuals"])
     if summary["buffers"] is not None:
-        yield from _describe_buffers(summary["buffers"])
+        yield from _describe_buffers(summary["buffers"], summary["set_metrics"])
     yield from _describe_metrics(summary["final_metrics"], summary["best_accuracy"])
     for name in summary["never_finite_metrics"]:
         yield f"{name} was never finite"
@@ -163,12 +163,14 @@ def _describe_result(result: Result | DeploymentResult) -> Iterator[str]:
         yield f"written to {result.out}"
 
 
-def _describe_buffers(buffer_counts: Mapping[str, int]) -> Iterator[str]:
+def _describe_buffers(buffer_counts: Mapping[str, int], set_metrics: Sequence[str]) -> Iterator[str]:
     """Yield lines about buffers and about parameters that stay at the clients."""
     if buffer_counts["sent"]:
         yield f"buffers: {buffer_counts['sent']:,} numbers are sent as float32 and averaged"
     if buffer_counts["local"]:
         yield f"{buffer_counts['local']:,} numbers stay at each client; its local model is tested on its local data"
+        if set_metrics:
+            yield f"{', '.join(set_metrics)}: one figure for the examples of all clients together, not a mean over clients"
 
 
 def _describe_residuals(residuals: Mapping[str, Any]) -> Iterator[str]:
