@@ -111,6 +111,19 @@ def test_loss_that_changes_outputs_in_place_does_not_change_the_metrics() -> Non
         assert values["spread"] == pytest.approx(spread(output, target), rel=1e-6)
 
 
+def test_state_of_a_metric_is_that_before_the_first_evaluation() -> None:
+    class CallCount:
+        n_calls = 0
+
+        def __call__(self, output: Tensor, target: Tensor) -> float:
+            self.n_calls += 1
+            return self.n_calls + float(torch.rand(()))
+
+    experiment = build(make_dataset(make_labels(3), 3), make_linear(3), metrics={"count": CallCount()})
+    values = [evaluate(experiment) for _ in range(3)]
+    assert values[0] == values[1] == values[2]
+
+
 def test_object_with_update_and_compute_is_a_metric_of_the_whole_set() -> None:
     data, module, metric = make_dataset(make_labels(3), 3), make_linear(3), RunningError()
     experiment = build(data, module, metrics={"wrong": metric})
@@ -233,7 +246,9 @@ def test_perplexity_is_exp_of_the_mean_over_counted_targets(loss: Any) -> None:
     data, module = ignore_labels(make_dataset(make_labels(3, 5), 3), 0), make_linear(15, 3, 5)
     output, target = run_plain(module, data)
     settings = {"evaluation.metrics": "perplexity"}
-    values = evaluate(build(data, module, loss, settings, metrics={"one": lambda o, t: torch.ones(len(t))}))
+    experiment = build(data, module, loss, settings, metrics={"one": lambda o, t: torch.ones(len(t))})
+    assert experiment.state_budget.evaluation_bytes == 0, "the perplexity needs no outputs"
+    values = evaluate(experiment)
     weight = getattr(loss, "weight", None)
     expected = functional.cross_entropy(output, target, weight=weight, ignore_index=0)
     assert values["perplexity"] == pytest.approx(math.exp(expected), rel=1e-5)
