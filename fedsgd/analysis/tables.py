@@ -1,4 +1,4 @@
-"""Texts and tables of a comparison, and its files in CSV, JSON, Markdown and LaTeX."""
+"""Notes on a comparison, and its tables in CSV, JSON, Markdown and LaTeX."""
 
 from __future__ import annotations
 
@@ -6,23 +6,28 @@ import csv
 import io
 import json
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fedsgd.analysis.comparison import Comparison, ComparisonRow, NetworkCost
+from fedsgd.analysis.columns import (
+    Statistic,
+    TableConfig,
+    build_figure_columns,
+    build_text_columns,
+    describe_end,
+    format_seconds_cell,
+)
+from fedsgd.analysis.comparison import Comparison, ComparisonRow
+from fedsgd.analysis.latex import format_latex_table
 from fedsgd.analysis.pricing import BreakEven
-from fedsgd.config.quantities import format_bytes, format_rate, format_seconds, format_significant
+from fedsgd.config.quantities import format_rate, format_seconds
 from fedsgd.errors import OutputError, suggest_name
 from fedsgd.experiment.time_to_target import SeedSummary
 from fedsgd.network import PricingModel
 from fedsgd.storage.run_directory import write_atomically
-from fedsgd.sweeps.labels import format_value, shorten_keys
 
-NOT_REACHED = "not reached"
-NOT_MEASURED = "not measured"
 NOTABLE_CODING_SHARE = 0.1
 """Share of coding in a method's time above which a note names the share."""
 JSON_KEYS: Mapping[str, str] = {
@@ -40,100 +45,18 @@ JSON_KEYS: Mapping[str, str] = {
     "faster_above": "above",
 }
 """JSON keys of fields whose key differs from their name."""
-ValueFormatter = Callable[[float], str]
+_STATISTIC_NOTES: Mapping[Statistic, str] = {
+    "median": "medians over seeds, with minimum and maximum",
+    "mean": "means over seeds, ± the sample standard deviation (n − 1)",
+}
 
 
-def format_cell(seed_summary: SeedSummary, formatter: ValueFormatter, separator: str = " ") -> str:
-    """Return the median over seeds, with minimum and maximum in parentheses.
-
-    >>> from fedsgd.experiment.time_to_target import summarize_seeds
-    >>> format_cell(summarize_seeds([3, None, 5]), format_rounds)
-    '5 (3 to ∞)'
-    >>> format_cell(summarize_seeds([3, None]), format_rounds)
-    'not reached (1 of 2 do)'
-    """
-    if not seed_summary.reached:
-        return NOT_REACHED
-    if math.isinf(seed_summary.median):
-        return f"{NOT_REACHED}{separator}({seed_summary.reached} of {seed_summary.n} do)"
-    high = formatter(seed_summary.high) if math.isfinite(seed_summary.high) else "∞"
-    low, middle = formatter(seed_summary.low), formatter(seed_summary.median)
-    if seed_summary.n == 1 or (low, high) == (middle, middle):
-        return middle
-    number, _, unit = low.partition(" ")
-    if unit and high.partition(" ")[2] == unit:  # write a common unit once
-        low = number
-    return f"{middle}{separator}({low} to {high})"
-
-
-def format_seconds_cell(network_cost: NetworkCost, separator: str = " ") -> str:
-    """Return the time, and in brackets the times at the first and ninth decile of measured coding times."""
-    text = format_cell(network_cost.seconds, format_seconds, separator)
-    summaries = (network_cost.coding_low, network_cost.coding_high)
-    medians = [s.median for s in summaries if s is not None and math.isfinite(s.median)]
-    return f"{text}{separator}[{format_seconds(medians[0])} to {format_seconds(medians[1])}]" if len(medians) == 2 else text
-
-
-def format_accuracy(value: float) -> str:
-    """Return an accuracy with four decimals."""
-    return f"{value:.4f}"
-
-
-def format_rounded_bytes(value: float) -> str:
-    """Return a number of bytes, rounded to whole bytes, in decimal units."""
-    return format_bytes(round(value))
-
-
-def format_rounds(value: float) -> str:
-    """Return a number of rounds, with one decimal unless it is whole."""
-    return f"{value:,.0f}" if value == round(value) else f"{value:,.1f}"
-
-
-def build_headings(comparison: Comparison) -> list[str]:
-    """Return the headings of the table of methods."""
-    end = _describe_end(comparison)
-    headings = ["method", "best accuracy", f"rounds {end}", f"up {end}", f"down {end}"]
-    for network in comparison.pricing_models:
-        headings += [f"time {end}, {network}", *([f"cost, {network}"] if comparison.price_per_gigabyte is not None else [])]
-    return headings
-
-
-def _describe_end(comparison: Comparison) -> str:
-    return "in all" if comparison.target is None else f"to {comparison.target:g}"
-
-
-def format_row(comparison: Comparison, row: ComparisonRow, separator: str = " ") -> list[str]:
-    """Return the cells of a row; `separator` is between a median and its range."""
-    cells = [
-        format_label(row),
-        NOT_MEASURED if row.best_accuracy is None else format_cell(row.best_accuracy, format_accuracy, separator),
-        format_cell(row.rounds, format_rounds, separator),
-        format_cell(row.up_bytes, format_rounded_bytes, separator),
-        format_cell(row.down_bytes, format_rounded_bytes, separator),
-    ]
-    for network in comparison.pricing_models:
-        cost = row.network_costs.get(network)
-        cells.append("not priced" if cost is None else format_seconds_cell(cost, separator))
-        if comparison.price_per_gigabyte is not None:
-            cells.append("" if cost is None or cost.cost is None else format_cell(cost.cost, format_significant, separator))
-    return cells
-
-
-def format_label(row: ComparisonRow) -> str:
-    """Return the label of a method with its tuned values; "*" marks values at the edge of the grid."""
-    names = shorten_keys(list(row.tuned))
-    tuned = ", ".join(
-        f"{names[key]} {format_value(value)}{'*' * (key in row.grid_edge_keys)}" for key, value in row.tuned.items()
-    )
-    return f"{row.label} ({tuned})" if tuned else row.label
-
-
-def collect_notes(comparison: Comparison) -> Iterator[str]:
+def collect_notes(comparison: Comparison, statistic: Statistic = "median") -> Iterator[str]:
     """Yield remarks on a comparison, each one line."""
     if comparison.other_differences is not None:
         yield comparison.other_differences
     if any(row.seeds + row.n_failed > 1 for row in comparison.rows):
-        yield "medians over seeds, with minimum and maximum in parentheses"
+        yield _STATISTIC_NOTES[statistic]
     for row in comparison.rows:
         if row.n_failed:
             yield f"{row.label}: {row.n_failed} of {row.seeds + row.n_failed} seeds ended in an error and count as not reached"
@@ -168,7 +91,7 @@ def collect_uncosted_codec_notes(label: str, uncosted_codecs: Iterable[str]) -> 
 
 def collect_measured_coding_notes(comparison: Comparison) -> Iterator[str]:
     """Yield lines about the ranges of times and break-evens by measured coding times, for a page and for figures."""
-    end = _describe_end(comparison)
+    end = describe_end(comparison)
     for name in comparison.pricing_models:
         for row in comparison.rows:
             if name in row.network_costs:
@@ -275,49 +198,55 @@ def _flatten_row(comparison: Comparison, row: ComparisonRow) -> Iterator[tuple[s
         figures |= {f"bytes {network}": cost.n_bytes, f"cost {network}": cost.cost}
     for name, summary in figures.items():
         if summary is not None:
-            for key in ("median", "low", "high"):
+            for key in ("median", "low", "high", "mean", "std"):
                 value = getattr(summary, key)
                 yield f"{name} {key}", value if math.isfinite(value) else ""
             yield f"{name} reached", summary.reached
 
 
-def to_markdown(comparison: Comparison) -> str:
+def to_markdown(comparison: Comparison, config: TableConfig = TableConfig()) -> str:
     """Return the table, the break-evens and the notes as Markdown."""
-    rows = [build_headings(comparison), *(format_row(comparison, row) for row in comparison.rows)]
+    columns = build_text_columns(comparison, config)
+    best = _find_best_cells(comparison, config)
+    rows = [[column.heading for column in columns]]
+    for index in range(len(comparison.rows)):
+        rows.append([f"**{c.cells[index]}**" if (c.heading, index) in best else c.cells[index] for c in columns])
     lines = [f"| {' | '.join(text.replace('|', chr(92) + '|') for text in row)} |" for row in rows]
     lines.insert(1, "|" + "---|" * len(rows[0]))
     break_evens = (
         f"{name}: {text}" for name, points in comparison.break_evens.items() for text in describe_break_evens(points)
     )
-    lines += ["", *(f"- {note}" for note in (*break_evens, *collect_notes(comparison)))]
+    lines += ["", *(f"- {note}" for note in (*break_evens, *collect_notes(comparison, config.statistic)))]
     return "\n".join(lines) + "\n"
 
 
-def to_latex(comparison: Comparison) -> str:
-    """Return a LaTeX tabular for the package booktabs, with the notes as comments and without break-evens."""
-    rows = [build_headings(comparison), *(format_row(comparison, row) for row in comparison.rows)]
-    head, *body = (" & ".join(_escape_latex(text) for text in row) + r" \\" for row in rows)
-    lines = [f"% {note}" for note in collect_notes(comparison)]
-    lines += [rf"\begin{{tabular}}{{l{'r' * (len(rows[0]) - 1)}}}", r"\toprule", head, r"\midrule", *body]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+def _find_best_cells(comparison: Comparison, config: TableConfig) -> set[tuple[str, int]]:
+    """Return heading and row of each cell to set in bold."""
+    if not config.mark_best:
+        return set()
+    columns = build_figure_columns(comparison)
+    return {(column.heading, index) for column in columns for index in column.find_best(config.statistic)}
 
 
-_LATEX_ESCAPES = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "∞": r"$\infty$",
-    "×": r"$\times$",
-    "µ": r"\textmu{}",
-    **{c: "\\" + c for c in "&%$#_{}"},
+def to_latex(comparison: Comparison, config: TableConfig = TableConfig(), label: str = "comparison") -> str:
+    r"""Return a LaTeX table for the package booktabs, with the notes as comments and without break-evens.
+
+    Args:
+        comparison: methods.
+        config: statistic, columns, caption and best values.
+        label: name of the table, for "\ref{tab:LABEL}".
+    """
+    notes = [f"% {note}" for note in collect_notes(comparison, config.statistic)]
+    return "\n".join([*notes, *format_latex_table(comparison, config, label)]) + "\n"
+
+
+FORMATTERS: Mapping[str, Callable[[Comparison, TableConfig, str], str]] = {
+    ".csv": lambda comparison, config, label: to_csv(comparison),
+    ".json": lambda comparison, config, label: to_json(comparison),
+    ".md": lambda comparison, config, label: to_markdown(comparison, config),
+    ".tex": to_latex,
 }
-
-
-def _escape_latex(text: str) -> str:
-    return re.sub(r"[\\~^∞×µ&%$#_{}]", lambda match: _LATEX_ESCAPES[match[0]], text)
-
-
-FORMATTERS: Mapping[str, Callable[[Comparison], str]] = {".csv": to_csv, ".json": to_json, ".md": to_markdown, ".tex": to_latex}
+"""Function from a comparison, the settings of its table and the name of its file to a text, by suffix."""
 
 
 def check_table_path(path: Path) -> None:
@@ -328,7 +257,7 @@ def check_table_path(path: Path) -> None:
         raise OutputError(f"{path}: there is no folder {path.parent}")
 
 
-def save_table(comparison: Comparison, path: Path) -> None:
+def save_table(comparison: Comparison, path: Path, config: TableConfig = TableConfig()) -> None:
     """Write the table in the format of the path's suffix."""
     check_table_path(path)
-    write_atomically(path, FORMATTERS[path.suffix.lower()](comparison).encode())
+    write_atomically(path, FORMATTERS[path.suffix.lower()](comparison, config, path.stem).encode())

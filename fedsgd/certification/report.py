@@ -129,7 +129,7 @@ def _list_traffic_rows(traffic: CompressorTraffic) -> Iterator[CertificateRow]:
     yield (
         "bits/parameter, frame",
         _format_number(traffic.frame_bits_per_parameter),
-        f"dense float32: {traffic.uplink_ratio:.1f} times as many",
+        f"uplink {traffic.uplink_ratio:.1f}× below dense",
     )
     yield "coordinates sent", f"{traffic.kept:,.1f}", f"mean of {traffic.messages} messages"
     for part in ("header", "index", "value", "side"):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fedsgd.certification import Certificate
 
 
-@main.command("certify")
+@main.command("certify", short_help="Test a compressor against its laws and measure it.")
 @click.argument("compressor", required=False)
 @click.option(
     "--all", "all_compressors", is_flag=True, help="Certify all registered compressors at their defaults, in one table."

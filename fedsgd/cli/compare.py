@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from fedsgd.cli.app import main
-from fedsgd.cli.options import LINK_OPTIONS, OTHER_OPTIONS, PRICE_OPTIONS, AnalysisOptions, UserPath, analysis_options
+from fedsgd.cli.option_groups import GroupedCommand, output_option, table_options
+from fedsgd.cli.options import (
+    LINK_OPTIONS,
+    OTHER_OPTIONS,
+    PRICE_OPTIONS,
+    AnalysisOptions,
+    UserPath,
+    analysis_options,
+)
 from fedsgd.cli.streams import echo, echo_json
 
+if TYPE_CHECKING:
+    from fedsgd.analysis.columns import Statistic
 
-@main.command("compare")
+
+@main.command("compare", cls=GroupedCommand, short_help="Compare methods by bytes, time and cost to a target.")
 @analysis_options
-@click.option(
+@table_options
+@output_option(
     "--out",
     "outs",
     multiple=True,
@@ -21,8 +34,17 @@ from fedsgd.cli.streams import echo, echo_json
     type=UserPath(),
     help="Also write the table to this file, .csv, .json, .md or .tex. Repeatable.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output, and nothing else there.")
-def compare_command(options: AnalysisOptions, outs: tuple[Path, ...], as_json: bool) -> None:
+@output_option("--caption", help="Caption of the table in .tex.  [default: statistic, seeds, target and networks]")
+@output_option("--mark-best", is_flag=True, help="Set the best value of each column in bold, in .tex and .md.")
+def compare_command(
+    options: AnalysisOptions,
+    statistic: Statistic,
+    columns: tuple[str, ...],
+    as_json: bool,
+    outs: tuple[Path, ...],
+    caption: str | None,
+    mark_best: bool,
+) -> None:
     """Compare methods by the rounds and bytes to a target, and by time and cost on networks.
 
     Times need --network, --trace, or --up and --down. RUN is a run folder, a folder of run folders, a sweep, or LABEL=RUN.
@@ -32,22 +54,29 @@ def compare_command(options: AnalysisOptions, outs: tuple[Path, ...], as_json: b
     accuracy.
     """
     from fedsgd.analysis import tables
+    from fedsgd.analysis.columns import TableConfig, build_text_columns
     from fedsgd.cli import terminal
 
     for out in outs:
         tables.check_table_path(out)
+    if caption is not None and not any(out.suffix.lower() == ".tex" for out in outs):
+        raise click.UsageError("--caption needs --out with a file .tex")
+    if mark_best and not any(out.suffix.lower() in (".tex", ".md") for out in outs):
+        raise click.UsageError("--mark-best needs --out with a file .tex or .md")
     explicit_options = [name for name in (*LINK_OPTIONS, *OTHER_OPTIONS, *PRICE_OPTIONS) if _is_explicit(name)]
     if not options.has_link and explicit_options:
         option = f"--{explicit_options[0].removesuffix('_name').replace('_', '-')}"
         raise click.UsageError(f"{option} needs a network: give --network, --up and --down, or --trace")
     pricing_models = options.build_pricing_models() if options.has_link else {}
     comparison = options.compare(options.load_methods(), pricing_models)
+    config = TableConfig(statistic, columns, caption, mark_best)
+    build_text_columns(comparison, config)  # checks the names before a file is written
     for out in outs:
-        tables.save_table(comparison, out)
+        tables.save_table(comparison, out, config)
     if as_json:
         echo_json(tables.to_json(comparison))
     else:
-        terminal.print_comparison(comparison)
+        terminal.print_comparison(comparison, config)
     for out in outs:
         echo(f"written to {out}", err=True)
 

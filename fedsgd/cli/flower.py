@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fedsgd.scenario.scenario import Scenario
 
 
-@main.command("flower")
+@main.command("flower", short_help="Run a scenario as a deployment of Flower.")
 @scenario_options
 @click.option(
     "--nodes", type=click.IntRange(min=1), required=True, metavar="N", help="Number of SuperNodes that share the clients."

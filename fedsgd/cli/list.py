@@ -25,7 +25,7 @@ PROFILE_FAMILIES = ("networks", "devices")
 OTHER_FAMILIES = ("trackers",)
 
 
-@main.command("list")
+@main.command("list", short_help="List components, networks, devices and trackers.")
 @click.argument("family", type=click.Choice((*COMPONENT_FAMILIES, *PROFILE_FAMILIES, *OTHER_FAMILIES)), required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @plugin_option

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fedsgd.cli.option_groups import cost_option, device_option, network_option, quiet_option, run_option
 from fedsgd.cli.streams import echo
 from fedsgd.config.registry import refuse_plugins
 from fedsgd.errors import DeploymentError, OutputError, RunError, ScenarioError, WireError
@@ -207,7 +208,8 @@ def analysis_options(command: Callable[..., None]) -> Callable[..., None]:
         run_options = {f.name: options.pop(f.name) for f in fields(AnalysisOptions) if f.name != "pricing_options"}
         command(AnalysisOptions(**run_options, pricing_options=pricing_options), **options)
 
-    for decorate in reversed((*_build_run_options(), *_build_network_options(), *_build_pricing_options())):
+    decorators: list[Callable[[Any], Any]] = [*_build_run_options(), *_build_network_options(), *_build_pricing_options()]
+    for decorate in reversed([*decorators, quiet_option]):
         wrapper = decorate(wrapper)
     return wrapper
 
@@ -215,49 +217,48 @@ def analysis_options(command: Callable[..., None]) -> Callable[..., None]:
 def _build_run_options() -> list[Callable[..., Any]]:
     return [
         click.argument("runs", nargs=-1, required=True, metavar="RUN...", callback=_parse_run_specs),
-        click.option(
+        run_option(
             "--target", type=FiniteFloat(0, 1, min_open=True), help="Test accuracy to be reached, by the rule of McMahan et al."
         ),
-        click.option(
+        run_option(
             "--tune",
             "tuned",
             metavar="KEY",
             multiple=True,
             help="Report each method at its best value of this setting. Repeatable. Sweeps record their tuned settings.",
         ),
-        click.option("--quiet", is_flag=True, help="Show no progress."),
     ]
 
 
 def _build_network_options() -> list[Callable[..., Any]]:
     return [
-        click.option("--network", "networks", metavar="NAME,...", help="Networks by name, see `fedsgd list networks`."),
-        click.option("--up", metavar="RATE", help="Uplink speed of the median client, e.g. 2Mbit/s."),
-        click.option("--down", metavar="RATE", help="Downlink speed of the median client, e.g. 10Mbit/s."),
-        click.option("--latency", metavar="TIME", help="One-way latency, half of a ping, e.g. 25ms."),
-        click.option("--jitter", metavar="TIME", help="Mean of an exponential delay, added to each message."),
-        click.option(
+        network_option("--network", "networks", metavar="NAME,...", help="Networks by name, see `fedsgd list networks`."),
+        network_option("--up", metavar="RATE", help="Uplink speed of the median client, e.g. 2Mbit/s."),
+        network_option("--down", metavar="RATE", help="Downlink speed of the median client, e.g. 10Mbit/s."),
+        network_option("--latency", metavar="TIME", help="One-way latency, half of a ping, e.g. 25ms."),
+        network_option("--jitter", metavar="TIME", help="Mean of an exponential delay, added to each message."),
+        network_option(
             "--spread",
             type=FiniteFloat(0),
             help="Spread of log-normal speeds: with 0.5, two of three clients are within a factor of 1.65.",
         ),
-        click.option(
+        network_option(
             "--trace",
             type=UserPath(),
             help="CSV file of measured links with the columns client, "
             "up_bits_per_second, down_bits_per_second, latency_seconds.",
         ),
-        click.option(
+        network_option(
             "--server-up", metavar="RATE", help="Speed at which the server receives from all clients.  [default: no limit]"
         ),
-        click.option(
+        network_option(
             "--server-down", metavar="RATE", help="Speed at which the server sends to all clients.  [default: no limit]"
         ),
-        click.option("--broadcast", is_flag=True, help="Broadcast channel: each distinct frame is sent down once."),
-        click.option(
+        network_option("--broadcast", is_flag=True, help="Broadcast channel: each distinct frame is sent down once."),
+        network_option(
             "--overhead-up", metavar="SIZE", help="Bytes that the transport adds to an uplink message; about 12kB for Flower."
         ),
-        click.option(
+        network_option(
             "--overhead-down", metavar="SIZE", help="Bytes that the transport adds to a downlink message; about 3kB for Flower."
         ),
     ]
@@ -265,22 +266,22 @@ def _build_network_options() -> list[Callable[..., Any]]:
 
 def _build_pricing_options() -> list[Callable[..., Any]]:
     return [
-        click.option(
+        device_option(
             "--device", "device_name", metavar="NAME", default="phone", show_default=True, help="Device of the clients."
         ),
-        click.option("--flops", metavar="RATE", help="Sustained throughput of a client in training, e.g. 10GFLOP/s."),
-        click.option(
+        device_option("--flops", metavar="RATE", help="Sustained throughput of a client in training, e.g. 10GFLOP/s."),
+        device_option(
             "--device-spread",
             type=FiniteFloat(0),
             default=0.0,
             help="Spread of log-normal device speeds.  [default: equal speeds]",
         ),
-        click.option(
+        device_option(
             "--server", "server_name", metavar="NAME", default="server", show_default=True, help="Device of the server."
         ),
-        click.option("--deadline", metavar="TIME", help="Time for which the server waits for a lost reply."),
-        click.option("--price-per-gigabyte", type=FiniteFloat(0, min_open=True), help="Price of 1e9 bytes, in any currency."),
-        click.option(
+        device_option("--deadline", metavar="TIME", help="Time for which the server waits for a lost reply."),
+        cost_option("--price-per-gigabyte", type=FiniteFloat(0, min_open=True), help="Price of 1e9 bytes, in any currency."),
+        device_option(
             "--measured-coding",
             is_flag=True,
             help="Take the coding times that each run measured: the median and, in [ ], the first and ninth decile.  "

@@ -12,7 +12,7 @@ from fedsgd.cli.options import ScenarioOptions, UserPath, scenario_options
 from fedsgd.cli.streams import echo, echo_json
 
 
-@main.command("partition")
+@main.command("partition", short_help="Show the partition of the data over clients.")
 @scenario_options
 @click.option("--picture", type=UserPath(), help="Also draw the partition to this file, .png or .svg.")
 def partition_command(options: ScenarioOptions, picture: Path | None) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import click
+from typing import TYPE_CHECKING
 
 from fedsgd.cli.app import main
+from fedsgd.cli.option_groups import GroupedCommand, table_options
 from fedsgd.cli.options import AnalysisOptions, analysis_options
 from fedsgd.cli.streams import echo_json
 
+if TYPE_CHECKING:
+    from fedsgd.analysis.columns import Statistic
 
-@main.command("price")
+
+@main.command("price", cls=GroupedCommand, short_help="Compute time and cost of finished runs on networks.")
 @analysis_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output, and nothing else there.")
-def price_command(options: AnalysisOptions, as_json: bool) -> None:
+@table_options
+def price_command(options: AnalysisOptions, statistic: Statistic, columns: tuple[str, ...], as_json: bool) -> None:
     """Compute the time and cost of finished runs on other networks, without training.
 
     RUN is a run folder, a folder of run folders, a sweep, or LABEL=RUN. LABEL may contain "=": the longest label for which
@@ -27,6 +31,7 @@ def price_command(options: AnalysisOptions, as_json: bool) -> None:
     other clients would have taken part.
     """
     from fedsgd.analysis import tables
+    from fedsgd.analysis.columns import TableConfig
     from fedsgd.analysis.pricing import require_time_independent
     from fedsgd.cli import terminal
 
@@ -39,4 +44,4 @@ def price_command(options: AnalysisOptions, as_json: bool) -> None:
     if as_json:
         echo_json(tables.to_json(comparison))
     else:
-        terminal.print_price(comparison)
+        terminal.print_price(comparison, TableConfig(statistic, columns))

@@ -8,19 +8,20 @@ from typing import Literal
 import click
 
 from fedsgd.cli.app import main
+from fedsgd.cli.option_groups import GroupedCommand, output_option
 from fedsgd.cli.options import AnalysisOptions, UserPath, analysis_options, print_note
 from fedsgd.cli.streams import echo
 from fedsgd.errors import OutputError
 
 
-@main.command("report")
+@main.command("report", cls=GroupedCommand, short_help="Write a page, or figures, about finished runs.")
 @analysis_options
-@click.option(
+@output_option(
     "--out",
     type=UserPath(),
     help="File for the page, or folder for the figures of --format pdf, svg or png.  [default: report.html, or figures]",
 )
-@click.option(
+@output_option(
     "--format",
     "file_format",
     type=click.Choice(("html", "pdf", "svg", "png")),
@@ -28,7 +29,7 @@ from fedsgd.errors import OutputError
     show_default=True,
     help="An interactive page, or figures for a paper, each in a file.",
 )
-@click.option("--title", help="Title of the page.  [default: the scenarios' names]")
+@output_option("--title", help="Title of the page.  [default: the scenarios' names]")
 def report_command(
     options: AnalysisOptions, out: Path | None, file_format: Literal["html", "pdf", "svg", "png"], title: str | None
 ) -> None:

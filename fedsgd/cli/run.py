@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fedsgd.trackers import Tracker
 
 
-@main.command("run")
+@main.command("run", short_help="Run a scenario, a TOML file.")
 @scenario_options
 @click.option("--out", type=UserPath(), help="Run folder.  [default: runs/NAME-N, the next free N]")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier run in the folder.")

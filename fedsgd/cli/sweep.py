@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from fedsgd.cli.app import EXIT_FAILURE, main
+from fedsgd.cli.option_groups import columns_option
 from fedsgd.cli.options import ScenarioOptions, UserPath, mention_shared_cores, scenario_options
 from fedsgd.cli.streams import echo, echo_json
 from fedsgd.cli.tracking import print_warnings
@@ -24,7 +25,7 @@ METHODS_EXAMPLE = """Example of a methods file:
 """
 
 
-@main.command("sweep", epilog=METHODS_EXAMPLE)
+@main.command("sweep", epilog=METHODS_EXAMPLE, short_help="Run a scenario with many methods, values and seeds.")
 @scenario_options
 @click.option(
     "--methods", type=UserPath(), metavar="FILE", help="TOML file with a table of settings for each method, named by its label."
@@ -58,6 +59,7 @@ METHODS_EXAMPLE = """Example of a methods file:
 @click.option("--out", type=UserPath(), help="Folder of the sweep.  [default: runs/NAME-sweep]")
 @click.option("--overwrite", is_flag=True, help="Run cells again that were finished with another scenario.")
 @click.option("--retry-failed", is_flag=True, help="Run cells again that diverged or failed in a round.")
+@columns_option
 def sweep_command(
     options: ScenarioOptions,
     methods: Path | None,
@@ -68,6 +70,7 @@ def sweep_command(
     out: Path | None,
     overwrite: bool,
     retry_failed: bool,
+    columns: tuple[str, ...],
 ) -> None:
     """Run SCENARIO with every method, grid value, tuned value and seed.
 
@@ -85,6 +88,7 @@ def sweep_command(
     from fedsgd.sweeps.options import SweepConfig
     from fedsgd.sweeps.runner import sweep as run_sweep
 
+    terminal.check_sweep_columns(columns)
     scenario, grids, tuned, quiet = options.load(), parse_grids(grid, "--grid"), parse_grids(tune, "--tune"), options.quiet
     mention_shared_cores(jobs, "jobs", quiet)
     folder = Path("runs") / f"{scenario.name}-sweep" if out is None else out
@@ -108,7 +112,7 @@ def sweep_command(
     if options.as_json:
         echo_json(result.to_json())
     else:
-        terminal.print_sweep(result)
+        terminal.print_sweep(result, columns)
     if any(cell.state == "failed" and not cell.diverged for cell in result.cells):
         click.get_current_context().exit(EXIT_FAILURE)
 

@@ -80,6 +80,8 @@ class SeedSummary:
         median: median over the runs; infinite where at least half of the runs do not reach the target.
         low, high: smallest and largest figure; `high` is infinite where a run does not reach the target.
         reached: number of runs that reach the target, of `n` runs.
+        mean: mean over the runs; infinite where a run does not reach the target.
+        std: sample standard deviation, with n − 1 in the denominator; NaN for a single run or an infinite mean.
     """
 
     median: float
@@ -87,10 +89,14 @@ class SeedSummary:
     high: float
     reached: int
     n: int
+    mean: float
+    std: float
 
 
 def summarize_seeds(figures: Sequence[float | None]) -> SeedSummary:
     """Summarize a figure over seeds; None means that the target was not reached, and counts as infinite."""
     values = [math.inf if figure is None else float(figure) for figure in figures]
     n_reached = sum(map(math.isfinite, values))
-    return SeedSummary(statistics.median(values), min(values), max(values), n_reached, len(values))
+    std = statistics.stdev(values) if 1 < len(values) == n_reached else math.nan
+    mean = statistics.fmean(values)
+    return SeedSummary(statistics.median(values), min(values), max(values), n_reached, len(values), mean, std)

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from fedsgd.analysis import compare, load_methods
+from fedsgd.analysis.columns import TableConfig, build_text_columns, format_cell, format_rounds
+from fedsgd.analysis.comparison import Comparison
 from fedsgd.analysis.pricing import BreakEven
-from fedsgd.analysis.tables import describe_break_evens, format_cell, format_rounds, save_table, to_latex, to_markdown
-from fedsgd.errors import OutputError
+from fedsgd.analysis.tables import describe_break_evens, save_table, to_csv, to_latex, to_markdown
+from fedsgd.errors import OutputError, ScenarioError
 from fedsgd.experiment.time_to_target import summarize_seeds
 from tests.analysis.helpers import PRICING_MODEL
 
@@ -39,10 +41,8 @@ def test_table_is_written_in_four_formats(runs: Path, tmp_path: Path) -> None:
     assert content["terms"]["slow"]["network"]["link"]["up_bits_per_second"] == 1e6
     lines = to_markdown(comparison).splitlines()
     assert len({line.count("|") for line in lines[:5]}) == 1
-    assert lines[2].startswith("| dense | 0.")
-    latex = to_latex(comparison)
-    assert latex.count(r"\\") == 4
-    assert r"\begin{tabular}{lrrrrr}" in latex
+    assert lines[2].startswith("| dense | 2 | 0.")
+    assert to_latex(comparison).count(r"\\") == 4
     for name, problem in (("t.xls", 'got a table ".xls"'), ("none/t.csv", "there is no folder")):
         with pytest.raises(OutputError, match=problem):
             save_table(comparison, tmp_path / name)
@@ -53,6 +53,88 @@ def test_special_characters_in_labels_are_escaped(runs: Path) -> None:
     comparison = compare([method])
     assert r"50 \% of\_it \& \#1 \textasciitilde{} a|b \{x\} \textbackslash{}y" in to_latex(comparison)
     assert r"a\|b" in to_markdown(comparison)
+
+
+def test_cell_of_mean_has_the_sample_standard_deviation() -> None:
+    summary = summarize_seeds([3, 5])
+    assert (summary.mean, summary.std) == (4, pytest.approx(2**0.5))
+    assert format_cell(summary, "{:.1f} kB".format, statistic="mean") == "4.0 ± 1.4 kB"
+    assert format_cell(summary, "{:.1f} kB".format, "\n", "mean") == "4.0 kB\n± 1.4"
+    assert format_cell(summarize_seeds([3]), "{:.1f} kB".format, statistic="mean") == "3.0 kB"
+    assert format_cell(summarize_seeds([3, 5, None]), "{:.1f} kB".format, statistic="mean") == "not reached (2 of 3 do)"
+
+
+def test_cell_of_two_lines_has_a_common_unit_once() -> None:
+    assert format_cell(summarize_seeds([1, 2, 4.5]), "{:g} kB".format, "\n") == "2 kB\n1–4.5"
+    assert format_cell(summarize_seeds([1, 2, None]), "{:g} kB".format, "\n") == "2 kB\n1–∞"
+
+
+def make_comparison(comparison: Comparison) -> Comparison:
+    """Return two methods with two seeds each, of which the second method does not reach the target."""
+    first = replace(
+        comparison.rows[0],
+        label="dense",
+        seeds=2,
+        up_bytes=summarize_seeds([2e6, 4e6]),
+        best_accuracy=summarize_seeds([0.5, 0.75]),
+    )
+    second = replace(first, label="top-k", seeds=1, n_failed=1, up_bytes=summarize_seeds([2.5e6, None]))
+    return replace(comparison, rows=(first, second), target=0.5)
+
+
+def test_latex_table_has_units_spread_seeds_and_caption(runs: Path) -> None:
+    comparison = make_comparison(compare(load_methods([runs / "dense-0"])))
+    config = TableConfig("mean", ("method", "seeds", "best", "up"), mark_best=True)
+    lines = to_latex(comparison, config, "paper").splitlines()
+    assert [line.strip() for line in lines[lines.index(r"\begin{table}") :]] == [
+        r"\begin{table}",
+        r"\centering",
+        r"\caption{Mean $\pm$ sample standard deviation over 2 seeds, to 0.5 test accuracy.}",
+        r"\label{tab:paper}",
+        r"\begin{tabular}{lrr@{\,}lr@{\,}l}",
+        r"\toprule",
+        r"method & seeds  & \multicolumn{2}{r}{best accuracy} & \multicolumn{2}{r}{uplink to 0.5 (MB)} \\",
+        r"\midrule",
+        r"dense  & 2      & \textbf{0.6250} & $\pm$ 0.1768    & \textbf{3.00} & $\pm$ 1.41 \\",
+        r"top-k  & 1 of 2 & \textbf{0.6250} & $\pm$ 0.1768    & \multicolumn{2}{r}{not reached (1 of 2 do)} \\",
+        r"\bottomrule",
+        r"\end{tabular}",
+        r"\end{table}",
+    ]
+    median = to_latex(comparison, TableConfig(columns=("up",), caption="50 % of_it"))
+    assert r"\caption{50 \% of\_it}" in median
+    assert r"dense  & 3.00 & (2.00 to 4.00) \\" in median
+    assert "textbf" not in median
+
+
+def test_markdown_marks_the_best_value_and_has_chosen_columns(runs: Path) -> None:
+    comparison = make_comparison(compare(load_methods([runs / "dense-0"])))
+    lines = to_markdown(comparison, TableConfig("mean", ("up", "method"), mark_best=True)).splitlines()
+    assert lines[0] == "| uplink to 0.5 | method |"
+    assert lines[2:4] == ["| **3 ± 1.41 MB** | dense |", "| not reached (1 of 2 do) | top-k |"]
+    assert "- means over seeds, ± the sample standard deviation (n − 1)" in lines
+
+
+def test_csv_has_mean_and_standard_deviation(runs: Path) -> None:
+    rows = list(csv.DictReader(io.StringIO(to_csv(make_comparison(compare(load_methods([runs / "dense-0"])))))))
+    assert [row["uplink_bytes mean"] for row in rows] == ["3000000.0", ""]
+    assert float(rows[0]["uplink_bytes std"]) == pytest.approx(2**0.5 * 1e6)
+
+
+def test_columns_are_ranked_by_importance(runs: Path) -> None:
+    methods = load_methods([runs / "dense-0"])
+    comparison = compare(methods, 0.5, {"a": PRICING_MODEL, "b": PRICING_MODEL})
+    ranks = {column.heading: column.rank for column in build_text_columns(comparison)}
+    assert sorted(ranks, key=lambda heading: ranks[heading])[1:] == [
+        *("time to 0.5, a", "uplink to 0.5", "downlink to 0.5", "time to 0.5, b", "best accuracy", "rounds to 0.5"),
+    ]
+    assert {column.name: column.rank for column in build_text_columns(compare(methods))}["best"] == 0
+
+
+def test_unknown_column_is_refused_with_the_nearest_name(runs: Path) -> None:
+    comparison = compare(load_methods([runs / "dense-0"]))
+    with pytest.raises(ScenarioError, match=r'--columns: got "dwn", did you mean "down"\?'):
+        build_text_columns(comparison, TableConfig(columns=("up", "dwn")))
 
 
 def test_break_evens_are_described_as_ranges() -> None:

@@ -5,12 +5,13 @@ from fedsgd.cli.terminal.comparison_tables import print_comparison, print_price
 from fedsgd.cli.terminal.partition_tables import MAX_CLASSES, MAX_ROWS, print_partition
 from fedsgd.cli.terminal.progress import ProgressCallbacks, show_deployment_progress, show_progress, spinner
 from fedsgd.cli.terminal.run_tables import print_result
-from fedsgd.cli.terminal.sweep_tables import print_sweep, show_sweep_progress
+from fedsgd.cli.terminal.sweep_tables import check_sweep_columns, print_sweep, show_sweep_progress
 
 __all__ = [
     "MAX_CLASSES",
     "MAX_ROWS",
     "ProgressCallbacks",
+    "check_sweep_columns",
     "print_certificate",
     "print_certificates",
     "print_comparison",

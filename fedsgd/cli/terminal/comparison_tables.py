@@ -4,73 +4,84 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
+from fedsgd.cli.terminal.column_table import CHOOSE, ColumnTable, create_console, print_lines, print_tables
 from fedsgd.config.quantities import format_seconds, format_significant
+from fedsgd.config.text_columns import TextColumn, select_columns
 
 if TYPE_CHECKING:
+    from fedsgd.analysis.columns import Statistic, TableConfig
     from fedsgd.analysis.comparison import Comparison, ComparisonRow, NetworkCost
+    from fedsgd.experiment.time_to_target import SeedSummary
 
 MAX_METHODS_FOR_ALL_PAIRS = 5
 """Maximum number of methods for which all break-evens are printed; for more methods, only break-evens with the baseline."""
 
 
-def print_comparison(comparison: Comparison) -> None:
+def print_comparison(comparison: Comparison, config: TableConfig) -> None:
     """Print a table of methods, their break-evens and notes."""
-    from fedsgd.analysis import tables
+    from fedsgd.analysis import columns, tables
 
-    console = _create_console()
-    table = Table(box=SIMPLE_HEAD)
-    for i, heading in enumerate(tables.build_headings(comparison)):
-        _add_column(table, heading, is_first=not i)
-    for row in comparison.rows:
-        table.add_row(*(_format_cell(text) for text in tables.format_row(comparison, row, "\n")))
-    console.print(table)
-    _print_lines(console, _describe_break_evens(comparison))
-    _print_lines(console, tables.collect_notes(comparison))
+    console = create_console()
+    print_tables(console, [ColumnTable(columns.build_text_columns(comparison, config, "\n"), hint=CHOOSE)])
+    print_lines(console, _describe_break_evens(comparison))
+    print_lines(console, tables.collect_notes(comparison, config.statistic))
 
 
-def print_price(comparison: Comparison) -> None:
+def print_price(comparison: Comparison, config: TableConfig) -> None:
     """Print a table for each network, the fastest method first, then break-evens and notes."""
     from fedsgd.analysis import tables
 
-    console = _create_console()
-    end = "in all" if comparison.target is None else f"to {comparison.target:g}"
-    for name, pricing_model in comparison.pricing_models.items():
-        network = pricing_model.network
-        title = f"{name}: {network.title or network}" if name != str(network) else name
-        table = Table(title=Text(title), title_justify="left", title_style="bold", box=SIMPLE_HEAD)
-        cost_headings = [f"cost {end}"] if comparison.price_per_gigabyte is not None else []
-        for i, heading in enumerate(("method", f"time {end}", "×", "a round", f"bytes {end}", *cost_headings)):
-            _add_column(table, heading, is_first=not i)
-        costs = [(row, row.network_costs[name]) for row in comparison.rows if name in row.network_costs]
-        baseline_cost = comparison.baseline.network_costs.get(name)
-        for row, cost in sorted(costs, key=lambda pair: pair[1].seconds.median):
-            table.add_row(*(_format_cell(text) for text in _format_price_row(row, cost, baseline_cost)))
-        console.print(table)
-    _print_lines(console, _describe_break_evens(comparison))
+    console = create_console()
+    print_tables(console, [_build_price_table(comparison, name, config) for name in comparison.pricing_models])
+    print_lines(console, _describe_break_evens(comparison))
     if len(comparison.rows) > 1:
-        console.print(f"×: time divided by that of {comparison.baseline.label}", soft_wrap=True, markup=False)
-    _print_lines(console, tables.collect_notes(comparison))
+        print_lines(console, [f"×: time divided by that of {comparison.baseline.label}"])
+    print_lines(console, tables.collect_notes(comparison, config.statistic))
 
 
-def _format_price_row(row: ComparisonRow, network_cost: NetworkCost, baseline_cost: NetworkCost | None) -> Iterator[str]:
-    from fedsgd.analysis import tables
+def _build_price_table(comparison: Comparison, name: str, config: TableConfig) -> ColumnTable:
+    """Return the table of one network."""
+    from fedsgd.analysis.columns import describe_end, get_center
 
-    yield tables.format_label(row)
-    yield tables.format_seconds_cell(network_cost, "\n")
-    baseline_seconds = 0.0 if baseline_cost is None else baseline_cost.seconds.median
-    ratio = network_cost.seconds.median / baseline_seconds if baseline_seconds else math.nan
+    network, end = comparison.pricing_models[name].network, describe_end(comparison)
+    costs = [(row, row.network_costs[name]) for row in comparison.rows if name in row.network_costs]
+    costs.sort(key=lambda pair: get_center(pair[1].seconds, config.statistic))
+    baseline_cost = comparison.baseline.network_costs.get(name)
+    rows = [tuple(_format_price_row(row, cost, baseline_cost, config.statistic)) for row, cost in costs]
+    headings = (
+        *(("method", "method", 0), ("time", f"time {end}", 0), ("ratio", "×", 3), ("round", "a round", 4)),
+        *(("bytes", f"bytes {end}", 2), ("cost", f"cost {end}", 1)),
+    )
+    columns = [
+        TextColumn(column_name, heading, tuple(row[index] for row in rows), rank)
+        for index, (column_name, heading, rank) in enumerate(headings)
+        if column_name != "cost" or comparison.price_per_gigabyte is not None
+    ]
+    columns[0] = replace(columns[0], align="left", shorten="distinct")
+    title = f"{name}: {network.title or network}" if name != str(network) else name
+    return ColumnTable(select_columns(columns, config.columns), title, hint=CHOOSE)
+
+
+def _format_price_row(
+    row: ComparisonRow, network_cost: NetworkCost, baseline_cost: NetworkCost | None, statistic: Statistic
+) -> Iterator[str]:
+    from fedsgd.analysis import columns
+
+    def get_center(seed_summary: SeedSummary) -> float:
+        return columns.get_center(seed_summary, statistic)
+
+    yield columns.format_label(row)
+    yield columns.format_seconds_cell(network_cost, "\n", statistic)
+    baseline_seconds = math.nan if baseline_cost is None else get_center(baseline_cost.seconds)
+    ratio = get_center(network_cost.seconds) / baseline_seconds if math.isfinite(baseline_seconds) else math.nan
     yield f"{format_significant(ratio)}×" if math.isfinite(ratio) else ""
-    yield format_seconds(network_cost.mean_round_seconds.median)
-    yield tables.format_cell(network_cost.n_bytes, tables.format_rounded_bytes, "\n")
-    if network_cost.cost is not None:
-        yield tables.format_cell(network_cost.cost, format_significant, "\n")
+    yield format_seconds(get_center(network_cost.mean_round_seconds))
+    yield columns.format_cell(network_cost.n_bytes, columns.format_rounded_bytes, "\n", statistic)
+    cost = network_cost.cost
+    yield "" if cost is None else columns.format_cell(cost, format_significant, "\n", statistic)
 
 
 def _describe_break_evens(comparison: Comparison) -> Iterator[str]:
@@ -92,23 +103,3 @@ def _describe_break_evens(comparison: Comparison) -> Iterator[str]:
             continue
         yield f"break-even{scope}, with {ratio} and the latency of {name}:"
         yield from (f"  {text}" for text in describe_break_evens(pairs))
-
-
-def _add_column(table: Table, heading: str, is_first: bool) -> None:
-    """Add a column whose cells may take several lines."""
-    table.add_column(Text(heading), justify="left" if is_first else "right", overflow="fold")
-
-
-def _format_cell(text: str) -> Text:
-    """Return a cell with a dim second line."""
-    first_line, line_break, second_line = text.partition("\n")
-    return Text.assemble(first_line, line_break, (second_line, "dim"))
-
-
-def _print_lines(console: Console, lines: Iterator[str]) -> None:
-    for line in lines:
-        console.print(line, soft_wrap=True, markup=False)
-
-
-def _create_console() -> Console:
-    return Console(highlight=False)

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
+from fedsgd.cli.terminal.column_table import ColumnTable, create_console, print_lines, print_tables
 from fedsgd.config.quantities import format_bytes, format_ratio
+from fedsgd.config.text_columns import TextColumn
 from fedsgd.experiment.divergence import LEARNING_RATE_HINT
 from fedsgd.experiment.evaluation import RESERVED_PREFIXES
 
@@ -21,56 +18,58 @@ if TYPE_CHECKING:
 
 def print_result(result: Result | DeploymentResult) -> None:
     """Print the tables and lines of a run's results."""
-    console = Console(highlight=False)
-    console.print(_build_bytes_table(result.summary))
+    console = create_console()
+    tables = [_build_bytes_table(result.summary)]
     if "flower" in result.summary:
-        console.print(_build_transport_table(result.summary))
-    for line in _describe_result(result):
-        console.print(line, soft_wrap=True, markup=False)
+        tables.append(_build_transport_table(result.summary))
+    print_tables(console, tables)
+    print_lines(console, _describe_result(result))
     if "profile" in result.summary:
-        console.print(_build_profile_table(result.summary["profile"]))
+        print_tables(console, [_build_profile_table(result.summary["profile"])])
 
 
-def _build_profile_table(profile: Mapping[str, Mapping[str, float]]) -> Table:
+def _make_columns(ranks: Sequence[tuple[str, int]], rows: Sequence[Sequence[str]]) -> list[TextColumn]:
+    """Return columns from (heading, rank) pairs and rows; the first column has the labels."""
+    return [
+        TextColumn(heading, heading, cells, rank, "right" if index else "left")
+        for index, ((heading, rank), cells) in enumerate(zip(ranks, zip(*rows, strict=True), strict=True))
+    ]
+
+
+def _build_profile_table(profile: Mapping[str, Mapping[str, float]]) -> ColumnTable:
     """Return the mean milliseconds and the share of each phase of a round."""
-    table = Table(title="a round, in milliseconds", title_justify="left", title_style="bold", box=SIMPLE_HEAD)
-    table.add_column("")
+    headings = [("", 0)]
     for process in profile:
-        for heading in (f"all {process}" if process == "workers" else process, "%"):
-            table.add_column(heading, justify="right", no_wrap=True)
+        headings += [(f"all {process}" if process == "workers" else process, 0), ("%", 1)]
     totals = {process: sum(seconds.values()) for process, seconds in profile.items()}
+    rows = []
     for phase in profile["server"]:
         cells = [(1e3 * seconds[phase], 100 * seconds[phase] / totals[process]) for process, seconds in profile.items()]
-        table.add_row(phase, *(f"{figure:.1f}" for cell in cells for figure in cell))
-    table.add_section()
-    table.add_row("total", *(text for total in totals.values() for text in (f"{1e3 * total:.1f}", "")), style="bold")
-    return table
+        rows.append((phase, *(f"{figure:.1f}" for cell in cells for figure in cell)))
+    rows.append(("total", *(text for total in totals.values() for text in (f"{1e3 * total:.1f}", ""))))
+    last = frozenset({len(rows) - 1})
+    return ColumnTable(_make_columns(headings, rows), "a round, in milliseconds", last, last)
 
 
-def _build_bytes_table(summary: Mapping[str, Any]) -> Table:
+def _build_bytes_table(summary: Mapping[str, Any]) -> ColumnTable:
     """Return the bytes of a run by part: of the uplink, of the downlink, and of both directions together."""
-    table = Table(
-        title=escape(f"{summary['name']}: bytes on the wire"), title_justify="left", title_style="bold", box=SIMPLE_HEAD
-    )
-    for heading in ("", "uplink", "downlink", "both ways"):
-        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     up, down = summary["uplink"], summary["downlink"]
 
-    def add_row(name: str, uplink: int, downlink: int, style: str | None = None) -> None:
-        table.add_row(name, *(f"{figure:,}" for figure in (uplink, downlink, uplink + downlink)), style=style)
+    def make_row(name: str, uplink: int, downlink: int) -> tuple[str, ...]:
+        return name, *(f"{figure:,}" for figure in (uplink, downlink, uplink + downlink))
 
-    for part in ("header", "index", "value", "side"):
-        add_row(part, up[part], down[part])
-    table.add_section()
-    add_row("total", up["n_bytes"], down["n_bytes"], "bold")
-    add_row("frames", up["frames"], down["frames"])
+    rows = [make_row(part, up[part], down[part]) for part in ("header", "index", "value", "side")]
+    n_parts = len(rows)
+    rows += [make_row("total", up["n_bytes"], down["n_bytes"]), make_row("frames", up["frames"], down["frames"])]
     if up["received"] < up["n_bytes"]:
-        table.add_row("received", f"{up['received']:,}")
-    table.add_row("if broadcast", "", f"{down['broadcast']:,}", f"{up['n_bytes'] + down['broadcast']:,}")
-    add_row("as dense float32", summary["dense_uplink_bytes"], summary["dense_downlink_bytes"])
+        rows.append(("received", f"{up['received']:,}", "", ""))
+    rows.append(("if broadcast", "", f"{down['broadcast']:,}", f"{up['n_bytes'] + down['broadcast']:,}"))
+    rows.append(make_row("as dense float32", summary["dense_uplink_bytes"], summary["dense_downlink_bytes"]))
     ratios = (summary[f"{link}_ratio"] for link in ("uplink", "downlink", "bidirectional"))
-    table.add_row("compression ratio", *map(format_ratio, ratios), style="bold")
-    return table
+    rows.append(("compression ratio", *map(format_ratio, ratios)))
+    headings = [("", 0), ("uplink", 0), ("downlink", 0), ("both ways", 1)]
+    title = f"{summary['name']}: bytes on the wire"
+    return ColumnTable(_make_columns(headings, rows), title, frozenset({n_parts, len(rows) - 1}), frozenset({n_parts}))
 
 
 TRANSPORT_ROWS = {
@@ -81,28 +80,26 @@ TRANSPORT_ROWS = {
 }
 
 
-def _build_transport_table(summary: Mapping[str, Any]) -> Table:
+def _build_transport_table(summary: Mapping[str, Any]) -> ColumnTable:
     """Return the bytes of a deployment as frames, messages and on sockets. In rounds, each has its ratio to the row before."""
     flower = summary["flower"]
     title = f"over Flower {flower['version']}: {flower['nodes']} node{'s' * (flower['nodes'] > 1)}{', TLS' * flower['tls']}"
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
-    for heading in ("", "uplink", "", "downlink", ""):
-        table.add_column(heading, justify="right" if heading or table.columns else "left", no_wrap=True)
     directions = [flower["transport"][direction] for direction in ("up", "down")]
     previous_figures = [summary["uplink"]["n_bytes"], summary["downlink"]["n_bytes"]]
-    table.add_row("frames, one for each client", f"{previous_figures[0]:,}", "", f"{previous_figures[1]:,}", "")
+    rows = [("frames, one for each client", f"{previous_figures[0]:,}", "", f"{previous_figures[1]:,}", "")]
     for key, name in TRANSPORT_ROWS.items():
         figures = [transport[key] for transport in directions]
         if None in figures:
             continue
         pairs = zip(figures, previous_figures, strict=True)
         ratios = [f"×{n / previous:.2f}" if previous and key != "outside_rounds" else "" for n, previous in pairs]
-        table.add_row(name, f"{figures[0]:,}", ratios[0], f"{figures[1]:,}", ratios[1])
+        rows.append((name, f"{figures[0]:,}", ratios[0], f"{figures[1]:,}", ratios[1]))
         previous_figures = figures
     flower_counts = flower["counted_by_flower"]
     if flower_counts is not None:
-        table.add_row("all bytes, counted by Flower", f"{flower_counts['up']:,}", "", f"{flower_counts['down']:,}", "")
-    return table
+        rows.append(("all bytes, counted by Flower", f"{flower_counts['up']:,}", "", f"{flower_counts['down']:,}", ""))
+    headings = [("", 0), ("uplink", 0), ("×", 1), ("downlink", 0), ("×", 1)]
+    return ColumnTable(_make_columns(headings, rows), title)
 
 
 def _describe_metrics(final_metrics: Mapping[str, float | None], best_accuracy: float | None) -> Iterator[str]:

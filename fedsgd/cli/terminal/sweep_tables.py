@@ -7,18 +7,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from rich.box import SIMPLE_HEAD
+from rich import progress
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
+from fedsgd.cli.terminal.column_table import CHOOSE, ColumnTable, create_console, print_lines, print_tables
 from fedsgd.config.quantities import format_bytes
+from fedsgd.config.text_columns import TextColumn, check_column_names, select_columns
 
 if TYPE_CHECKING:
     from fedsgd.federation.round_record import RoundRecord
     from fedsgd.sweeps import Cell, Sweep
     from fedsgd.sweeps.options import SweepCallbacks
+
+
+SWEEP_COLUMNS = (
+    *(("cell", "", 0), ("seeds", "seeds", 4), ("failed", "failed", 5), ("best", "best accuracy", 0)),
+    *(("up", "up", 1), ("down", "down", 2)),
+)
+"""Name, heading and rank of each column."""
 
 
 @contextmanager
@@ -46,20 +52,20 @@ def show_sweep_progress(quiet: bool) -> Iterator[SweepCallbacks]:
         yield SweepCallbacks(print_start, None, print_cell)
 
 
-def _create_bar(console: Console) -> Progress:
-    return Progress(
-        SpinnerColumn(),
-        TextColumn("cell {task.fields[n_finished]}/{task.total:.0f}"),
-        BarColumn(bar_width=8),
-        TextColumn("{task.fields[state]}", markup=False),
-        TimeRemainingColumn(compact=True),
+def _create_bar(console: Console) -> progress.Progress:
+    return progress.Progress(
+        progress.SpinnerColumn(),
+        progress.TextColumn("cell {task.fields[n_finished]}/{task.total:.0f}"),
+        progress.BarColumn(bar_width=8),
+        progress.TextColumn("{task.fields[state]}", markup=False),
+        progress.TimeRemainingColumn(compact=True),
         console=console,
         transient=True,
         speed_estimate_period=1e9,  # cells take minutes
     )
 
 
-def _make_bar_callbacks(bar: Progress, print_start: Callable[[Sweep], None]) -> SweepCallbacks:
+def _make_bar_callbacks(bar: progress.Progress, print_start: Callable[[Sweep], None]) -> SweepCallbacks:
     from fedsgd.sweeps.options import SweepCallbacks
 
     task = bar.add_task("", total=None, visible=False, n_finished=0, state="")
@@ -105,19 +111,19 @@ def _describe_failure(cell: Cell) -> str:
     return f"{'diverged' if cell.diverged else 'failed'}: {cell.error}"
 
 
-def print_sweep(sweep: Sweep) -> None:
-    """Print the table of results, and lines about cells that failed, diverged or have warnings."""
-    console = Console(highlight=False)
-    table = Table(title=escape(f"{sweep.scenario}: sweep"), title_justify="left", title_style="bold", box=SIMPLE_HEAD)
-    table.add_column("")
-    for heading in ("seeds", "failed", "best\naccuracy", "up", "down"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    groups: dict[str, list[Cell]] = {}
-    for cell in sweep.cells:
-        groups.setdefault(cell.group, []).append(cell)
-    for group, cells in groups.items():
-        table.add_row(escape(group), *_format_group(sweep, cells))
-    console.print(table)
+def check_sweep_columns(names: Sequence[str]) -> None:
+    """Raise ScenarioError unless all names are columns of the table of results."""
+    check_column_names(names, (name for name, _, _ in SWEEP_COLUMNS))
+
+
+def print_sweep(sweep: Sweep, column_names: Sequence[str] = ()) -> None:
+    """Print the table of results, and lines about cells that failed, diverged or have warnings.
+
+    `column_names` choose and order the columns.
+    """
+    console = create_console()
+    columns = select_columns(build_sweep_columns(sweep), column_names)
+    print_tables(console, [ColumnTable(columns, f"{sweep.scenario}: sweep", hint=CHOOSE)])
     lines = [f"{cell}: {_describe_failure(cell)}" for cell in sweep.cells if cell.state == "failed"]
     summaries = ((cell, sweep.read_summary(cell) or {}) for cell in sweep.cells)
     labels_by_warning: dict[str, dict[str, None]] = {}
@@ -126,8 +132,19 @@ def print_sweep(sweep: Sweep) -> None:
         for text in summary.get("warnings", ()):
             labels_by_warning.setdefault(text, {})[cell.label] = None
     lines += [f"warning: {', '.join(names)}: {text}" for text, names in labels_by_warning.items()]
-    for line in (*lines, f"written to {sweep.out}", f"to compare the methods: fedsgd compare {sweep.out}"):
-        console.print(line, soft_wrap=True, markup=False)
+    print_lines(console, (*lines, f"written to {sweep.out}", f"to compare the methods: fedsgd compare {sweep.out}"))
+
+
+def build_sweep_columns(sweep: Sweep) -> list[TextColumn]:
+    """Return the columns of the table of results, with a row for each method or value of the grid."""
+    groups: dict[str, list[Cell]] = {}
+    for cell in sweep.cells:
+        groups.setdefault(cell.group, []).append(cell)
+    rows = [(group, *_format_group(sweep, cells)) for group, cells in groups.items()]
+    return [
+        TextColumn(name, heading, cells, rank, "left" if name == "cell" else "right", "distinct" if name == "cell" else None)
+        for (name, heading, rank), cells in zip(SWEEP_COLUMNS, zip(*rows, strict=True), strict=True)
+    ]
 
 
 def _format_group(sweep: Sweep, cells: list[Cell]) -> tuple[str, ...]:

@@ -1,0 +1,221 @@
+"""Columns of a comparison: their figures, the texts of these figures, their names and their importance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from fedsgd.analysis.comparison import Comparison, ComparisonRow, NetworkCost
+from fedsgd.config.quantities import format_bytes, format_seconds, format_significant
+from fedsgd.config.text_columns import TextColumn, select_columns
+from fedsgd.experiment.time_to_target import SeedSummary
+from fedsgd.sweeps.labels import format_value, shorten_keys
+
+NOT_REACHED = "not reached"
+NOT_MEASURED = "not measured"
+NOT_PRICED = "not priced"
+ValueFormatter = Callable[[float], str]
+Statistic = Literal["median", "mean"]
+"""Figure over seeds: the median with minimum and maximum, or the mean with the sample standard deviation."""
+
+
+@dataclass(frozen=True)
+class TableConfig:
+    """Settings of a table of methods.
+
+    Attributes:
+        statistic: figure over seeds.
+        columns: names of the columns, in order; empty for all columns.
+        caption: caption in LaTeX; None for a caption that names statistic, target and networks.
+        mark_best: True to set the best value of each column in bold, in LaTeX and Markdown.
+    """
+
+    statistic: Statistic = "median"
+    columns: tuple[str, ...] = ()
+    caption: str | None = None
+    mark_best: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class FigureColumn:
+    """Figures of all methods in one quantity.
+
+    Attributes:
+        name, heading: as in `TextColumn`.
+        formatter: function from a figure to its text.
+        summaries: summary over seeds for each method, None where there is no figure.
+        missing: text for None.
+        network: name of the network of times and costs.
+        has_best_maximum: True if a larger figure is better.
+    """
+
+    name: str
+    heading: str
+    formatter: ValueFormatter
+    summaries: tuple[SeedSummary | None, ...]
+    missing: str = ""
+    network: str | None = None
+    has_best_maximum: bool = False
+
+    def find_best(self, statistic: Statistic) -> frozenset[int]:
+        """Return the indices of the methods with the best figure; none for a single method or if no figure is finite."""
+        figures = {i: value for i, s in enumerate(self.summaries) if s and math.isfinite(value := get_center(s, statistic))}
+        if len(self.summaries) < 2 or not figures:
+            return frozenset()
+        best = max(figures.values()) if self.has_best_maximum else min(figures.values())
+        return frozenset(i for i, value in figures.items() if value == best)
+
+
+def get_center(seed_summary: SeedSummary, statistic: Statistic) -> float:
+    """Return the median, or the mean."""
+    return seed_summary.median if statistic == "median" else seed_summary.mean
+
+
+def format_cell(
+    seed_summary: SeedSummary, formatter: ValueFormatter, separator: str = " ", statistic: Statistic = "median"
+) -> str:
+    """Return the median over seeds with minimum and maximum, or the mean with the sample standard deviation.
+
+    A line break as separator puts the spread in a second line, without a common unit.
+
+    >>> from fedsgd.experiment.time_to_target import summarize_seeds
+    >>> format_cell(summarize_seeds([3, None, 5]), format_rounds)
+    '5 (3 to ∞)'
+    >>> format_cell(summarize_seeds([3, None]), format_rounds)
+    'not reached (1 of 2 do)'
+    >>> format_cell(summarize_seeds([3, 5]), format_rounds, statistic="mean")
+    '4 ± 1.4'
+    """
+    if not seed_summary.reached:
+        return NOT_REACHED
+    center = get_center(seed_summary, statistic)
+    if math.isinf(center):
+        return f"{NOT_REACHED}{separator}({seed_summary.reached} of {seed_summary.n} do)"
+    middle = formatter(center)
+    number, _, unit = middle.partition(" ")
+    if statistic == "mean":
+        if math.isnan(seed_summary.std):
+            return middle
+        spread = formatter(seed_summary.std)
+        has_same_unit = spread.partition(" ")[2] == unit
+        if has_same_unit and separator == "\n":
+            return f"{middle}\n± {spread.partition(' ')[0]}"
+        return f"{number if has_same_unit else middle}{separator}± {spread}"
+    high = formatter(seed_summary.high) if math.isfinite(seed_summary.high) else "∞"
+    low = formatter(seed_summary.low)
+    if seed_summary.n == 1 or (low, high) == (middle, middle):
+        return middle
+    low_number, _, low_unit = low.partition(" ")
+    high_number, _, high_unit = high.partition(" ")
+    if separator == "\n":
+        has_same_unit = low_unit == unit and high_unit in (unit, "")
+        return f"{middle}\n{low_number}–{high_number}" if has_same_unit else f"{middle}\n{low}–{high}"
+    return f"{middle}{separator}({low_number if low_unit == high_unit else low} to {high})"
+
+
+def format_seconds_cell(network_cost: NetworkCost, separator: str = " ", statistic: Statistic = "median") -> str:
+    """Return the time, and in brackets the times at the first and ninth decile of measured coding times."""
+    text = format_cell(network_cost.seconds, format_seconds, separator, statistic)
+    summaries = (network_cost.coding_low, network_cost.coding_high)
+    values = [get_center(s, statistic) for s in summaries if s is not None]
+    if len(values) < 2 or not all(map(math.isfinite, values)):
+        return text
+    return f"{text}{separator}[{format_seconds(values[0])} to {format_seconds(values[1])}]"
+
+
+def format_accuracy(value: float) -> str:
+    """Return an accuracy with four decimals."""
+    return f"{value:.4f}"
+
+
+def format_rounded_bytes(value: float) -> str:
+    """Return a number of bytes, rounded to whole bytes, in decimal units."""
+    return format_bytes(round(value))
+
+
+def format_rounds(value: float) -> str:
+    """Return a number of rounds, with one decimal unless it is whole."""
+    return f"{value:,.0f}" if value == round(value) else f"{value:,.1f}"
+
+
+def describe_end(comparison: Comparison) -> str:
+    """Return the point up to which figures count: "in all", or "to 0.9"."""
+    return "in all" if comparison.target is None else f"to {comparison.target:g}"
+
+
+def format_label(row: ComparisonRow) -> str:
+    """Return the label of a method with its tuned values; "*" marks values at the edge of the grid."""
+    names = shorten_keys(list(row.tuned))
+    tuned = ", ".join(
+        f"{names[key]} {format_value(value)}{'*' * (key in row.grid_edge_keys)}" for key, value in row.tuned.items()
+    )
+    return f"{row.label} ({tuned})" if tuned else row.label
+
+
+def build_figure_columns(comparison: Comparison) -> Iterator[FigureColumn]:
+    """Yield the columns of figures."""
+    end, rows = describe_end(comparison), comparison.rows
+    accuracies = tuple(row.best_accuracy for row in rows)
+    yield FigureColumn("best", "best accuracy", format_accuracy, accuracies, NOT_MEASURED, has_best_maximum=True)
+    yield FigureColumn("rounds", f"rounds {end}", format_rounds, tuple(row.rounds for row in rows))
+    yield FigureColumn("up", f"uplink {end}", format_rounded_bytes, tuple(row.up_bytes for row in rows))
+    yield FigureColumn("down", f"downlink {end}", format_rounded_bytes, tuple(row.down_bytes for row in rows))
+    for network in comparison.pricing_models:
+        costs = [row.network_costs.get(network) for row in rows]
+        seconds = tuple(None if cost is None else cost.seconds for cost in costs)
+        yield FigureColumn("time", f"time {end}, {network}", format_seconds, seconds, NOT_PRICED, network)
+        if comparison.price_per_gigabyte is not None:
+            prices = tuple(None if cost is None else cost.cost for cost in costs)
+            yield FigureColumn("cost", f"cost, {network}", format_significant, prices, network=network)
+
+
+def build_text_columns(comparison: Comparison, config: TableConfig = TableConfig(), separator: str = " ") -> list[TextColumn]:
+    """Return the selected columns as texts; `separator` is between a figure and its spread.
+
+    Raises:
+        ScenarioError: no column has a selected name.
+    """
+    figures = list(build_figure_columns(comparison))
+    by_importance = _sort_by_importance(comparison, figures)
+    columns = [_build_label_column(comparison), *_build_seeds_column(comparison, rank=len(figures))]
+    for column in figures:
+        cells = _format_figures(comparison, column, config, separator)
+        columns.append(TextColumn(column.name, column.heading, cells, by_importance.index(column)))
+    return select_columns(columns, config.columns)
+
+
+def _build_label_column(comparison: Comparison) -> TextColumn:
+    labels = tuple(map(format_label, comparison.rows))
+    return TextColumn("method", "method", labels, align="left", shorten="distinct")
+
+
+def _build_seeds_column(comparison: Comparison, rank: int) -> Iterator[TextColumn]:
+    """Yield the column of the numbers of finished seeds, if a method has several seeds."""
+    numbers = [(row.seeds, row.seeds + row.n_failed) for row in comparison.rows]
+    if max(total for _, total in numbers) > 1:
+        counts = tuple(f"{finished}" if finished == total else f"{finished} of {total}" for finished, total in numbers)
+        yield TextColumn("seeds", "seeds", counts, rank)
+
+
+def _sort_by_importance(comparison: Comparison, columns: Sequence[FigureColumn]) -> list[FigureColumn]:
+    """Return the columns, the most important first: a figure of the target, then the bytes, then times and costs."""
+    first_time = next((column for column in columns if column.name == "time"), None)
+    order = {"best": 4, "rounds": 5, "up": 1, "down": 2}
+    if comparison.target is None:
+        order["best"] = -1
+    return sorted(columns, key=lambda column: 0 if column is first_time else order.get(column.name, 3))
+
+
+def _format_figures(comparison: Comparison, column: FigureColumn, config: TableConfig, separator: str) -> tuple[str, ...]:
+    """Return the cells of a column; times with their ranges by measured coding times."""
+    cells = []
+    for row, summary in zip(comparison.rows, column.summaries, strict=True):
+        if summary is None:
+            cells.append(column.missing)
+        elif column.name == "time" and column.network is not None:
+            cells.append(format_seconds_cell(row.network_costs[column.network], separator, config.statistic))
+        else:
+            cells.append(format_cell(summary, column.formatter, separator, config.statistic))
+    return tuple(cells)

@@ -1,0 +1,78 @@
+"""Options in groups, with a heading for each group in help texts, and the options of tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial, reduce
+from typing import Any
+
+import click
+
+from fedsgd.config.text_columns import split_column_names
+
+UNGROUPED = "Other options"
+"""Heading of the options without a group."""
+OptionDecorator = Callable[..., Callable[[Callable[..., Any]], Callable[..., Any]]]
+
+
+class GroupedOption(click.Option):
+    """Option of a group.
+
+    Args:
+        *names: as for `click.Option`.
+        group: heading of the group.
+        **settings: as for `click.Option`.
+    """
+
+    def __init__(self, *names: Any, group: str, **settings: Any) -> None:
+        super().__init__(*names, **settings)
+        self.group = group
+
+
+class GroupedCommand(click.Command):
+    """Command whose help lists the options by group, in the order of the groups' first options, and ungrouped options last."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options of each group under its heading."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if isinstance(parameter, click.Option) and record is not None:
+                group = parameter.group if isinstance(parameter, GroupedOption) else UNGROUPED
+                groups.setdefault(group, []).append(record)
+        for heading, records in sorted(groups.items(), key=lambda item: item[0] == UNGROUPED):
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+
+def option_group(heading: str) -> OptionDecorator:
+    """Return `click.option` for options of a group."""
+    return partial(click.option, cls=GroupedOption, group=heading)
+
+
+run_option, network_option, device_option, cost_option, output_option = map(
+    option_group, ("Runs", "Network", "Devices and time", "Cost", "Output")
+)
+quiet_option = output_option("--quiet", is_flag=True, help="Show no progress.")
+columns_option = output_option(
+    "--columns",
+    metavar="NAME,...",
+    callback=lambda context, parameter, text: split_column_names(text),
+    help="Columns of the table, in this order; a wrong name prints all names.  [default: all that fit]",
+)
+
+
+def table_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the parameters `statistic`, `columns` and `as_json` to a command that prints a table of methods."""
+    decorators = (
+        output_option(
+            "--statistic",
+            type=click.Choice(("median", "mean")),
+            default="median",
+            show_default=True,
+            help="Over seeds: the median with minimum and maximum, or the mean with the sample standard deviation (n − 1).",
+        ),
+        columns_option,
+        output_option("--json", "as_json", is_flag=True, help="Print JSON on standard output, and nothing else there."),
+    )
+    return reduce(lambda wrapped, decorate: decorate(wrapped), reversed(decorators), command)
