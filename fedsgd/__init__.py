@@ -22,7 +22,7 @@ The same from a file, and the laws of a compressor:
 
     scenario = fs.load("scenarios/quickstart.toml", {"uplink.compressor.density": 0.001})
     result = fs.run(scenario)
-    result.history, result.ledger.table(), result.load_into(module)
+    result.history, result.to_pandas(), result.ledger.table(), result.load_into(module)
 
     certificate = fs.certify("top-k", {"density": 0.01})
     certificate.passed, certificate.laws, certificate.traffic, certificate.errors, certificate.throughput
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from fedsgd import optim as optim
     from fedsgd.aggregation import aggregators as aggregators
     from fedsgd.analysis.run_prices import compare, price
+    from fedsgd.analysis.runs import read_run
     from fedsgd.certification import Certificate, certify
     from fedsgd.compression import compressors as compressors
     from fedsgd.data import Dataset, Examples
@@ -142,6 +143,7 @@ _EXPORT_MODULES = {
     "load_model": "experiment.trained_model",
     "load_parameters": "experiment.trained_model",
     "price": "analysis.run_prices",
+    "read_run": "analysis.runs",
     "run": "experiment.runner",
     "sweep": "sweeps.runner",
 }
@@ -218,6 +220,7 @@ __all__ = [
     "optim",
     "partitioners",
     "price",
+    "read_run",
     "run",
     "samplers",
     "schedules",

@@ -42,6 +42,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "rich": ("cli.terminal",),
     "pyarrow": ("data.datasets", "experiment.ledger", "storage.parquet"),
     "PIL": ("data.datasets",),
+    "pandas": ("storage.run_directory", "experiment.runner", "analysis.runs"),
     "matplotlib": ("analysis.figures",),
     "jinja2": ("analysis.page.html",),
     "pint": ("config.quantities",),
@@ -60,6 +61,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
 EXTRAS = {
     "datasets": "huggingface",
     "flwr-datasets": "huggingface",
+    "pandas": "pandas",
     "tensorboard": "tensorboard",
     "mlflow": "mlflow",
     "pytest": "test",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +12,13 @@ from fedsgd.analysis.differences import describe_other_differences
 from fedsgd.analysis.methods import Method
 from fedsgd.analysis.pricing import BreakEven, PricedRun, build_method_timing, pairwise_break_evens, price
 from fedsgd.analysis.runs import Run
+from fedsgd.config.quantities import format_bytes
 from fedsgd.experiment.time_to_target import SeedSummary, TargetReached, find_first_reached, summarize_seeds
 from fedsgd.network import PricingModel
 
 GIGABYTE = 1e9
+MAX_ROWS = 4
+"""Maximum number of lines for rows in the `repr` of a comparison."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,14 @@ class ComparisonRow:
     uncosted_codecs: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        up, down = (
+            format_bytes(round(summary.median)) if math.isfinite(summary.median) else "target not reached"
+            for summary in (self.up_bytes, self.down_bytes)
+        )
+        n_bytes = up if up == "target not reached" else f"{up} up, {down} down"
+        return f'ComparisonRow("{self.label}": {self.seeds} seed{"s" * (self.seeds != 1)}, {n_bytes})'
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -95,6 +107,15 @@ class Comparison:
     break_evens: Mapping[str, tuple[BreakEven, ...]]
     other_differences: str | None = None
     measured_coding: bool = False
+
+    def __repr__(self) -> str:
+        end = "whole runs" if self.target is None else f"target {self.target}"
+        networks = f", networks {', '.join(self.pricing_models)}" if self.pricing_models else ""
+        n_methods = len(self.rows)
+        lines = [f"Comparison({n_methods} method{'s' * (n_methods != 1)}, {end}{networks})", *map(repr, self.rows[:MAX_ROWS])]
+        if n_methods > MAX_ROWS:
+            lines[-1] = f"... and {n_methods - MAX_ROWS + 1} more rows"
+        return "\n  ".join(lines)
 
     @property
     def baseline(self) -> ComparisonRow:

@@ -36,6 +36,11 @@ class TunedVariant:
     runs: tuple[Run, ...]
     n_failed: int = 0
 
+    def __repr__(self) -> str:
+        return (
+            f"TunedVariant({dict(self.tuned)}: seeds {', '.join(str(run.seed) for run in self.runs)}; {self.n_failed} failed)"
+        )
+
     def summarize_over_seeds(self, metric: Callable[[Run], float | None]) -> SeedSummary:
         """Summarize a metric over all seeds; failed seeds count as not reached."""
         return summarize_seeds([*(metric(run) for run in self.runs), *[None] * self.n_failed])
@@ -71,6 +76,9 @@ class Method:
     best_variant: TunedVariant
     variants: tuple[TunedVariant, ...]
     grid_edge_keys: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return f'Method("{self.label}": best of {len(self.variants)}: {self.best_variant})'
 
     @property
     def runs(self) -> tuple[Run, ...]:

@@ -13,6 +13,7 @@ import numpy as np
 from fedsgd.analysis.compute_profile import build_profile_from_cost_table, build_profiles_from_clock
 from fedsgd.analysis.ledger_stats import LedgerStats, read_client_traffic, read_ledger_stats
 from fedsgd.analysis.runs import Run
+from fedsgd.config.quantities import format_seconds
 from fedsgd.errors import ReportError
 from fedsgd.experiment.time_to_target import TargetReached, find_first_reached, summarize_seeds
 from fedsgd.network import ComputeProfile, Network, PricingModel, RoundTimeBreakdown, RoundTimeModel, round_time_models
@@ -46,6 +47,10 @@ class PricedRun:
     compute_profile: ComputeProfile
     round_time_model: RoundTimeModel
     coding_deciles: tuple[PricedRun, PricedRun] | None = None
+
+    def __repr__(self) -> str:
+        duration = format_seconds(float(self.cumulative_seconds[-1]))
+        return f'PricedRun("{self.run.folder}": {self.run.n_rounds} rounds in {duration} on {self.pricing_model.network})'
 
     @cached_property
     def cumulative_seconds(self) -> F64:

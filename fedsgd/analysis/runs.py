@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,8 +17,11 @@ from fedsgd.federation.downlink import POLICY_ALIASES
 from fedsgd.numerics.arrays import F64
 from fedsgd.scenario.parsing import flatten_settings
 from fedsgd.storage.parquet import read_column_names, read_columns
-from fedsgd.storage.run_directory import ROUND_COLUMNS, RUN_FILES
-from fedsgd.system.user_files import read_text
+from fedsgd.storage.run_directory import ROUND_COLUMNS, RUN_FILES, build_round_frame
+from fedsgd.system.user_files import expand_user_path, read_text
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 REQUIRED_KEYS = {
     "clients": int,
@@ -50,6 +53,21 @@ class Run:
     scenario_text: str
     summary: Mapping[str, Any]
     rounds: Mapping[str, F64]
+
+    def __repr__(self) -> str:
+        accuracy = self.accuracy[np.isfinite(self.accuracy)]
+        figures = [f"{self.n_rounds} rounds", *([f"accuracy {accuracy[-1]:.4f}"] if accuracy.size else [])]
+        up, down = (int(self.rounds[f"{link}_bytes"][-1]) for link in ("uplink", "downlink"))
+        return f'Run("{self.folder}": {self.name}, {", ".join(figures)}, {up:,} bytes up, {down:,} bytes down)'
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return the rounds as a pandas table, as `fedsgd.Result.to_pandas` does; ReportError if pandas is not installed."""
+        return build_round_frame(self.rounds)
+
+    @property
+    def ledger_totals(self) -> Mapping[str, Mapping[str, int]]:
+        """Totals of the ledger in each direction, "up" and "down", by the names of `DirectionTotals`."""
+        return {"up": self.summary["uplink"], "down": self.summary["downlink"]}
 
     @property
     def name(self) -> str:
@@ -95,6 +113,29 @@ class Run:
         else:
             return None
         return f"{cause}, by simulated durations; on another network, other clients would have taken part"
+
+
+def read_run(run: str | Path) -> Run:
+    """Read a finished run from its folder. Nothing is trained, and no module of the user and no plugin is imported.
+
+    A `Run` has a subset of the result of `fedsgd.run`: `summary`, `to_pandas()`, the columns `rounds`, `ledger_totals`, and the
+    settings of the scenario. `fedsgd.load_parameters` reads the trained parameters, `fedsgd.load` the scenario as an object.
+
+    >>> import tempfile
+    >>> import fedsgd as fs
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     result = fs.run(fs.Scenario(name="digits", rounds=2), out=folder)
+    ...     run = fs.read_run(folder)
+    >>> run.n_rounds, run.settings["model.name"], dict(run.summary) == dict(result.summary)
+    (2, 'mlp', True)
+
+    Args:
+        run: run directory.
+
+    Raises:
+        ReportError: the directory has no finished run, or the run cannot be read.
+    """
+    return load_run(expand_user_path(run, "run"))
 
 
 def load_run(folder: Path) -> Run:

@@ -183,6 +183,11 @@ class Certificate:
     delivery: SchemeErrors | None
     throughput: Throughput | None
 
+    def __repr__(self) -> str:
+        n_held = sum(result.passed is True for result in self.laws)
+        ratio = "" if self.traffic is None else f", uplink {self.traffic.uplink_ratio:.1f}× below dense"
+        return f"Certificate({self.compressor}: {n_held} of {len(self.laws)} laws hold{ratio})"
+
     @property
     def passed(self) -> bool:
         """True if no law is broken."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -113,8 +113,23 @@ _MAX_UNMENTIONED_BOUND = 10**6  # messages name a larger upper bound only where 
 
 def describe_value(value: Any) -> str:
     """Return a value as in TOML or as its `repr`, in one line of at most 80 characters, for a message."""
-    text = " ".join(map(str.strip, _format_toml(value).splitlines()))
+    return _cut(" ".join(map(str.strip, _format_toml(value).splitlines())))
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= _MAX_VALUE_CHARACTERS else f"{text[: _MAX_VALUE_CHARACTERS - 3]}..."
+
+
+def format_changed_fields(instance: Any) -> str:
+    """Return the constructor call of a dataclass, with the fields that differ from their defaults; long values are cut."""
+    arguments = []
+    for field in fields(instance):
+        value = getattr(instance, field.name)
+        default = field.default_factory() if field.default_factory is not MISSING else field.default
+        if default is MISSING or repr(value) != repr(default):  # equality of arrays is an array
+            text = format_changed_fields(value) if is_dataclass(value) else _cut(" ".join(repr(value).split()))
+            arguments.append(f"{field.name}={text}")
+    return f"{type(instance).__name__}({', '.join(arguments)})"
 
 
 def _format_toml(value: Any) -> str:

@@ -129,6 +129,10 @@ class Ledger:
         self._round = 0
         self.totals = {"down": DirectionTotals(), "up": DirectionTotals()}
 
+    def __repr__(self) -> str:
+        totals = (f"{total.frames:,} frames {direction}, {total.n_bytes:,} bytes" for direction, total in self.totals.items())
+        return f"Ledger({'; '.join(totals)})"
+
     def __call__(self, event: FrameEvent) -> None:
         """Write the row of one frame."""
         is_first, (_, breakdown, base, frame_hash) = self._lookup_frame(event)

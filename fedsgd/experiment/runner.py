@@ -36,8 +36,15 @@ from fedsgd.numerics.arrays import F32, F64
 from fedsgd.numerics.parameter_layout import ParameterLayout
 from fedsgd.scenario.scenario import PythonObjects, Scenario, open_scenario
 from fedsgd.storage.parquet import TableWriter
-from fedsgd.storage.run_directory import ROUND_COLUMNS, clear_run_directory, write_all, write_atomically
+from fedsgd.storage.run_directory import (
+    ROUND_COLUMNS,
+    build_round_frame,
+    clear_run_directory,
+    write_all,
+    write_atomically,
+)
 from fedsgd.system.forkserver import preload_workers
+from fedsgd.system.notebook import NotebookLine
 from fedsgd.system.profiling import PhaseTimer, RoundProfile, profiling_into
 from fedsgd.system.torch_determinism import isolate_global_state, use_caller_state
 from fedsgd.system.user_files import check_paths, expand_user_path
@@ -45,6 +52,7 @@ from fedsgd.trackers import RunFinished, RunStarted, TrackerGroup, check_callbac
 from fedsgd.training import explain_restart
 
 if TYPE_CHECKING:
+    import pandas as pd
     from torch import Tensor, nn
 
     from fedsgd.experiment.trained_model import Module
@@ -85,6 +93,22 @@ class Result:
         up, down = (self.ledger.totals[direction].n_bytes for direction in ("up", "down"))
         return f'Result("{self.scenario.name}": {", ".join(figures)}, {up:,} bytes up, {down:,} bytes down)'
 
+    def to_pandas(self) -> pd.DataFrame:
+        """Return the rounds as a pandas table, indexed by round, with the columns of rounds.parquet.
+
+        >>> import fedsgd
+        >>> result = fedsgd.run(fedsgd.Scenario(name="digits", rounds=2))
+        >>> table = result.to_pandas()
+        >>> table.index.tolist(), bool((table.uplink_bytes > 0).all())
+        ([1, 2], True)
+
+        Raises:
+            ReportError: pandas is not installed.
+        """
+        rows = [build_table_row(record) for record in self.history]
+        names = dict.fromkeys(name for row in rows for name in row)  # a round without an evaluation has no metrics
+        return build_round_frame({name: [row.get(name) for row in rows] for name in names})
+
     def load_into(self, module: Module) -> Module:
         """Load the trained parameters and buffers into a torch module, and return the module.
 
@@ -122,6 +146,8 @@ def run(
 
     Python objects take the place of the components that the scenario names. scenario.toml has an importable object as
     `module:name`, any other object as a marker; a scenario with a marker runs only if the object is passed again.
+
+    In a notebook, a run of more than two seconds shows a line of progress, unless `on_round` is set.
 
     >>> import fedsgd
     >>> from fedsgd.scenario.scenario import parse_scenario
@@ -303,6 +329,7 @@ def _record_rounds(
 ) -> tuple[list[RoundRecord], ServerState]:
     """Run all rounds, and return their records and the last state of the server."""
     history, server = list[RoundRecord](), federation.initial_state()
+    on_round, line = round_callbacks[0], NotebookLine()
     while not federation.is_over:
         server, record = federation.step(server)
         history.append(record)
@@ -315,6 +342,17 @@ def _record_rounds(
                 for callback in round_callbacks:
                     if callback is not None:
                         callback(record)
+            if on_round is None:
+                _show_round(line, federation, record)
         if round_profile is not None:
             round_profile.record_round(federation.execution.worker_phase_seconds)
     return history, server
+
+
+def _show_round(line: NotebookLine, federation: Federation, record: RoundRecord) -> None:
+    """Show the progress of the run, and after its last round the result."""
+    scenario = federation.execution.experiment.scenario
+    if federation.is_over:
+        line.finish(f"{scenario.name}: {record.round} rounds in {line.seconds:.1f} s, {record.describe()}")
+    else:
+        line.show(f"{scenario.name}: round {record.round}/{scenario.rounds}, {record.describe()}")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fedsgd.config.quantities import compression_ratios
+from fedsgd.config.quantities import compression_ratios, format_bytes, format_ratio
 from fedsgd.federation.plan import Reply
 
 
@@ -59,6 +59,21 @@ class RoundRecord:
     def compression_ratios(self) -> dict[str, float | None]:
         """Compression ratios of the bytes so far, for the uplink, the downlink and both directions together."""
         return compression_ratios(self.uplink_bytes, self.downlink_bytes, self.dense_uplink_bytes, self.dense_downlink_bytes)
+
+    def describe(self) -> str:
+        """Return "acc 0.967 · up 101 kB, 76× · both ways 1.27 MB, 12.1×": bytes so far, and their compression ratio."""
+        accuracy = "" if self.accuracy is None else f"acc {self.accuracy:.3f} · "
+        ratios = self.compression_ratios
+        uplink = _format_bytes_and_ratio(self.uplink_bytes, ratios["uplink_ratio"])
+        total = _format_bytes_and_ratio(self.uplink_bytes + self.downlink_bytes, ratios["bidirectional_ratio"])
+        return f"{accuracy}up {uplink} · both ways {total}"
+
+    def __repr__(self) -> str:
+        return f"RoundRecord(round {self.round}: {len(self.accepted)} of {len(self.cohort)} accepted · {self.describe()})"
+
+
+def _format_bytes_and_ratio(n_bytes: int, ratio: float | None) -> str:
+    return ", ".join(filter(None, (format_bytes(n_bytes), format_ratio(ratio))))
 
 
 @dataclass

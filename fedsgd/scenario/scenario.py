@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fedsgd.config.component import FieldError, PositiveInt, Seed, describe_value
+from fedsgd.config.component import FieldError, PositiveInt, Seed, describe_value, format_changed_fields
 from fedsgd.config.python_objects import (
     check_marker,
     describe_digest_mismatch,
@@ -89,6 +89,9 @@ class Scenario(SettingsSection):
     evaluation: EvaluationConfig = EvaluationConfig()
     report: TargetConfig = TargetConfig()
     stop: StoppingConfig = StoppingConfig()
+
+    def __repr__(self) -> str:
+        return format_changed_fields(self)
 
     def __post_init__(self) -> None:
         super().__post_init__()

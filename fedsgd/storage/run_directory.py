@@ -20,14 +20,19 @@ downlink frame counts for each client that it is sent to.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import importlib
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from fedsgd.errors import OutputError, ReportError, make_write_error
+from fedsgd.numerics.arrays import F64
 
 if TYPE_CHECKING:
+    import pandas as pd
     from torch import Tensor
 
 PARAMETERS_FILE, EVALUATED_FILE, LOSS_FILE, CLIENTS_FILE = (
@@ -61,6 +66,21 @@ OVERWRITE_HINT = "pass --overwrite (in Python: overwrite=True)"
 
 CLIENT_COLUMNS: Mapping[str, type] = {"client": int, "train_examples": int, "test_examples": int, "accuracy": float}
 """Columns of clients.parquet, one row for each client; accuracy is null without test examples and where it is not finite."""
+
+
+def build_round_frame(columns: Mapping[str, F64 | Sequence[Any]]) -> pd.DataFrame:
+    """Return the columns of rounds.parquet, with None or NaN for null, as a pandas table that is indexed by round.
+
+    Counts and bytes are int64, all other columns float64. ReportError if pandas is not installed.
+    """
+    try:
+        pandas = importlib.import_module("pandas")
+    except ModuleNotFoundError:
+        raise ReportError('pandas is not installed: python -m pip install "fedsgd[pandas]"') from None
+    types = {name: np.int64 if ROUND_COLUMNS.get(name) is int else np.float64 for name in columns}
+    arrays = {name: np.asarray(values, dtype=types[name]) for name, values in columns.items()}
+    frame: pd.DataFrame = pandas.DataFrame(arrays).set_index("round")
+    return frame
 
 
 def clear_run_directory(folder: Path, overwrite: bool) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -75,6 +76,11 @@ class Sweep:
     tuned: tuple[str, ...] = ()
     grid: tuple[str, ...] = ()
     cells: tuple[Cell, ...] = field(default=())
+
+    def __repr__(self) -> str:
+        states = Counter(cell.state for cell in self.cells)
+        counts = ", ".join(f"{count} {state}" for state, count in states.items())
+        return f'Sweep("{self.out}": {self.scenario}, {len(self.cells)} cells: {counts})'
 
     @classmethod
     def read(cls, out: str | Path) -> Sweep:

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from fedsgd.config.quantities import format_bytes, format_ratio
-
 if TYPE_CHECKING:
     from fedsgd.experiment.state_budget import StateBudget
     from fedsgd.federation.round_record import RoundRecord
@@ -57,7 +55,7 @@ def show_progress(scenario: Scenario, quiet: bool) -> Iterator[ProgressCallbacks
             task = bar.add_task("", total=scenario.rounds, state="preparing")
 
             def update_bar(record: RoundRecord) -> None:
-                bar.update(task, completed=record.round, state=_describe_round(record))
+                bar.update(task, completed=record.round, state=record.describe())
 
             def set_status(status: str) -> None:
                 bar.update(task, state=status)
@@ -96,24 +94,10 @@ def _make_line_printer(console: Console, scenario: Scenario) -> Callable[[RoundR
             last_line_time = time.monotonic()
             remaining = elapsed / record.round * (scenario.rounds - record.round)
             rounds = f"round {record.round}/{scenario.rounds}"
-            line = f"{scenario.name}: {rounds}, {_describe_round(record)}, about {remaining:.0f} s left"
+            line = f"{scenario.name}: {rounds}, {record.describe()}, about {remaining:.0f} s left"
             console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     return print_round
-
-
-def _describe_round(record: RoundRecord) -> str:
-    """Return "acc 0.967 · up 101 kB, 76× · both ways 1.27 MB, 12.1×": bytes so far, and their compression ratio."""
-    accuracy = "" if record.accuracy is None else f"acc {record.accuracy:.3f} · "
-    uplink_bytes, total_bytes = record.uplink_bytes, record.uplink_bytes + record.downlink_bytes
-    ratios = record.compression_ratios
-    uplink = _format_bytes_and_ratio(uplink_bytes, ratios["uplink_ratio"])
-    total = _format_bytes_and_ratio(total_bytes, ratios["bidirectional_ratio"])
-    return f"{accuracy}up {uplink} · both ways {total}"
-
-
-def _format_bytes_and_ratio(n_bytes: int, ratio: float | None) -> str:
-    return ", ".join(filter(None, (format_bytes(n_bytes), format_ratio(ratio))))
 
 
 @contextmanager

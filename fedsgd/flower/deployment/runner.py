@@ -68,6 +68,12 @@ class DeploymentResult:
     summary: Mapping[str, Any]
     out: Path
 
+    def __repr__(self) -> str:
+        accuracy, rounds = self.summary["final_accuracy"], f"{self.summary['rounds']} rounds"
+        figures = rounds if accuracy is None else f"{rounds}, accuracy {accuracy:.4f}"
+        up, down = self.summary["uplink_bytes"], self.summary["downlink_bytes"]
+        return f'DeploymentResult("{self.out}": {figures}, {up:,} bytes up, {down:,} bytes down)'
+
 
 @import_from_scenario_folder
 def deploy(
