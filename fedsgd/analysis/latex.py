@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -88,10 +89,20 @@ def format_latex_table(comparison: Comparison, config: TableConfig, label: str) 
     head, *body = (" & ".join(row).rstrip() + r" \\" for row in rows)
     caption = _describe_table(comparison, config) if config.caption is None else config.caption
     yield r"% \usepackage{booktabs}"
-    yield from (r"\begin{table}", r"  \centering", rf"  \caption{{{escape_latex(caption)}}}", rf"  \label{{tab:{label}}}")
+    yield from (
+        r"\begin{table}",
+        r"  \centering",
+        rf"  \caption{{{escape_latex(caption)}}}",
+        rf"  \label{{tab:{_make_label(label)}}}",
+    )
     yield rf"  \begin{{tabular}}{{l{''.join(column.specification for column in columns[1:])}}}"
     yield from (f"    {line}" for line in (r"\toprule", head, r"\midrule", *body, r"\bottomrule"))
     yield from (r"  \end{tabular}", r"\end{table}")
+
+
+def _make_label(name: str) -> str:
+    """Return a name with a hyphen in place of characters that LaTeX does not accept in labels."""
+    return re.sub(r"[^\w.:-]", "-", name, flags=re.ASCII)
 
 
 def _pad(texts: Sequence[str]) -> list[str]:

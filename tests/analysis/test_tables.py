@@ -101,7 +101,8 @@ def test_latex_table_has_units_spread_seeds_and_caption(runs: Path) -> None:
         r"\end{tabular}",
         r"\end{table}",
     ]
-    median = to_latex(comparison, TableConfig(columns=("up",), caption="50 % of_it"))
+    median = to_latex(comparison, TableConfig(columns=("up",), caption="50 % of_it"), "a b%")
+    assert r"\label{tab:a-b-}" in median
     assert r"\caption{50 \% of\_it}" in median
     assert r"dense  & 3.00 & (2.00 to 4.00) \\" in median
     assert "textbf" not in median

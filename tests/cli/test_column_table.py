@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from fedsgd.cli.streams import ERROR_HANDLER
 from fedsgd.cli.terminal import column_table
 from fedsgd.cli.terminal.column_table import ColumnTable, create_console, fit_columns, print_tables, shorten_labels
 from fedsgd.config.text_columns import TextColumn, select_columns
@@ -71,6 +73,18 @@ def test_printed_table_has_no_long_line_and_no_wrapped_cell(width: int) -> None:
     table = list(itertools.takewhile(str.strip, capture.get().splitlines()))
     assert max(map(len, table)) <= width
     assert len(table) - next(i for i, line in enumerate(table) if "─" in line) - 1 == len(LABELS)
+
+
+def test_table_of_an_ascii_stream_is_aligned() -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors=ERROR_HANDLER)
+    columns = [*make_columns(n_figures=2), TextColumn("spread", "±", ("1 ± ∞", "2", "3"))]
+    print_tables(Console(width=50, file=stream), [ColumnTable(columns)])
+    stream.flush()
+    lines = stream.buffer.getvalue().decode().splitlines()  # type: ignore[attr-defined]
+    assert len({len(line) for line in lines[1:5]}) == 1
+    assert lines[2].startswith("~density")
+    assert lines[2].endswith("1 +- inf")
+    assert '"~" stands at the start of a method for "mnist, "' in "\n".join(lines)
 
 
 def test_output_outside_a_terminal_is_80_columns_wide_or_columns(monkeypatch: pytest.MonkeyPatch) -> None:

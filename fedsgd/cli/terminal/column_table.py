@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fedsgd.cli.streams import ERROR_HANDLER
 from fedsgd.config.text_columns import TextColumn
 
 PLAIN_WIDTH = 80
@@ -56,7 +57,11 @@ class ColumnTable:
 
     def print(self, console: Console) -> None:
         """Print title and table, and append to `notes`."""
-        columns, notes = fit_columns(self.columns, console.width, self.gap, self.hint)
+        printable_columns = [_make_printable(column, console.encoding) for column in self.columns]
+        columns, notes = fit_columns(printable_columns, console.width, self.gap, self.hint)
+        if not console.encoding.startswith("utf"):  # streams would write "..."
+            columns = [replace(c, cells=tuple(cell.replace(ELLIPSIS, "~") for cell in c.cells)) for c in columns]
+            notes = [note.replace(ELLIPSIS, "~") for note in notes]
         self.notes.extend(notes)
         if self.title:
             console.print(Text(self.title, "bold"), soft_wrap=True)
@@ -219,6 +224,12 @@ def _cut_list(text: str, width: int) -> str:
     if cut_text != text and ", " in cut_text:
         return f"{cut_text[: cut_text.rindex(', ')]}, {ELLIPSIS}"
     return cut_text
+
+
+def _make_printable(column: TextColumn, encoding: str) -> TextColumn:
+    """Return a column with substitutes for the characters that an encoding lacks, which are often wider."""
+    cells = tuple(cell.encode(encoding, ERROR_HANDLER).decode(encoding) for cell in column.cells)
+    return column if cells == column.cells else replace(column, cells=cells)
 
 
 def _format_cell(text: str) -> Text:

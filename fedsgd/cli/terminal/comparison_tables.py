@@ -38,7 +38,9 @@ def print_price(comparison: Comparison, config: TableConfig) -> None:
     print_tables(console, [_build_price_table(comparison, name, config) for name in comparison.pricing_models])
     print_lines(console, _describe_break_evens(comparison))
     if len(comparison.rows) > 1:
-        print_lines(console, [f"×: time divided by that of {comparison.baseline.label}"])
+        costs = comparison.baseline.network_costs.values()
+        empty = "" if all(cost.seconds.reached for cost in costs) else ", which does not reach the target"
+        print_lines(console, [f"×: time divided by that of {comparison.baseline.label}{empty}"])
     print_lines(console, tables.collect_notes(comparison, config.statistic))
 
 
