@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from fedsgd import models as models
     from fedsgd import optim as optim
     from fedsgd.aggregation import aggregators as aggregators
+    from fedsgd.analysis.fleet import FleetConfig
+    from fedsgd.analysis.fleet_result import price_fleet
     from fedsgd.analysis.run_prices import compare, price
     from fedsgd.analysis.runs import read_run
     from fedsgd.certification import Certificate, certify
@@ -112,6 +114,7 @@ _EXPORT_MODULES = {
     "FaultConfig": "scenario.sections",
     "Federation": "experiment.federation",
     "FedsgdError": "errors",
+    "FleetConfig": "analysis.fleet",
     "LawError": "errors",
     "Ledger": "experiment.ledger",
     "ModelError": "errors",
@@ -143,6 +146,7 @@ _EXPORT_MODULES = {
     "load_model": "experiment.trained_model",
     "load_parameters": "experiment.trained_model",
     "price": "analysis.run_prices",
+    "price_fleet": "analysis.fleet_result",
     "read_run": "analysis.runs",
     "run": "experiment.runner",
     "sweep": "sweeps.runner",
@@ -181,6 +185,7 @@ __all__ = [
     "FaultConfig",
     "Federation",
     "FedsgdError",
+    "FleetConfig",
     "LawError",
     "Ledger",
     "ModelError",
@@ -220,6 +225,7 @@ __all__ = [
     "optim",
     "partitioners",
     "price",
+    "price_fleet",
     "read_run",
     "run",
     "samplers",

@@ -113,7 +113,7 @@ def read_ledger_stats(run: Run, with_coding_seconds: bool = False) -> LedgerStat
     bits = (log2_choose(parameters, k) * n for k, n in sorted(coordinate_counts.items()))
     stats.bound_bytes = math.fsum(bits) / 8
     stats.unanswered_messages = int((stats.down_messages - stats.up_messages).clip(min=0).sum())
-    _check_byte_totals(run, stats)
+    check_byte_totals(run, stats.uplink_bytes_by_client.sum(), stats.downlink_bytes_by_client.sum())
     return stats
 
 
@@ -186,13 +186,12 @@ def _check_row_ranges(run: Run, batch: LedgerBatch) -> None:
             raise ReportError(f"{run.folder}/ledger.parquet: {column} {invalid}, expected {low} to {high}, as {source}")
 
 
-def _check_byte_totals(run: Run, ledger_stats: LedgerStats) -> None:
-    """Raise ReportError unless ledger and rounds.parquet agree on the total bytes."""
-    stats = ledger_stats
-    for link, n_bytes in (("uplink", stats.uplink_bytes_by_client), ("downlink", stats.downlink_bytes_by_client)):
+def check_byte_totals(run: Run, uplink_bytes: float, downlink_bytes: float) -> None:
+    """Raise ReportError unless the bytes of a run's ledger are those of its rounds.parquet."""
+    for link, n_bytes in (("uplink", uplink_bytes), ("downlink", downlink_bytes)):
         expected = run.rounds[f"{link}_bytes"][-1]
-        if n_bytes.sum() != expected:
-            problem = f"{n_bytes.sum():,.0f} bytes of {link}, expected {expected:,.0f}, as rounds.parquet has"
+        if n_bytes != expected:
+            problem = f"{n_bytes:,.0f} bytes of {link}, expected {expected:,.0f}, as rounds.parquet has"
             raise ReportError(f"{run.folder}/ledger.parquet: {problem}: the file is cut or belongs to another run")
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 from fedsgd.analysis.differences import describe_other_differences
 from fedsgd.analysis.figures import draw_figures
+from fedsgd.analysis.fleet import FleetConfig
 from fedsgd.analysis.methods import Method, RunSpec, load_methods
 from fedsgd.analysis.page.html import render
 from fedsgd.analysis.page.payload import ReportOptions, build_payload, collect_coding_notes
@@ -29,6 +30,7 @@ def write_report(
     price_per_gigabyte: float | None,
     title: str | None,
     measured_coding: bool = False,
+    fleet: FleetConfig | None = None,
     on_notice: Callable[[str], None] = lambda text: None,
 ) -> list[Path]:
     """Write a report to `out`, the file of a page ("html") or the folder of figures, and return the paths of the files.
@@ -43,7 +45,7 @@ def write_report(
     if differences is not None:
         on_notice(differences)
     options = ReportOptions(
-        title or _build_title(methods), target, pricing_model, network_name, price_per_gigabyte, measured_coding
+        title or _build_title(methods), target, pricing_model, network_name, price_per_gigabyte, measured_coding, fleet
     )
     if file_format != "html":
         for text in collect_coding_notes(methods, options):

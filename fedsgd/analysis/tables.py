@@ -142,8 +142,8 @@ def _format_break_even_speed(break_even: BreakEven) -> str:
     return f"{rate} [{format_rate(break_even.low)} {upper}]"
 
 
-def to_json(comparison: Comparison) -> str:
-    """Return all figures as JSON, with null for a figure whose target is not reached."""
+def to_json(comparison: Comparison, **further_figures: Any) -> str:
+    """Return all figures as JSON, with null for a figure whose target is not reached. `further_figures` are added by key."""
     content = {
         "target": comparison.target,
         "price_per_gigabyte": comparison.price_per_gigabyte,
@@ -153,6 +153,7 @@ def to_json(comparison: Comparison) -> str:
         "mixture": comparison.other_differences,
         "measured_coding": comparison.measured_coding,
         "notes": list(collect_notes(comparison)),
+        **further_figures,
     }
     return json.dumps(_replace_non_finite(content), indent=2, allow_nan=False) + "\n"
 

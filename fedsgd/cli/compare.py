@@ -16,6 +16,7 @@ from fedsgd.cli.options import (
     AnalysisOptions,
     UserPath,
     analysis_options,
+    refuse_options_without_network,
 )
 from fedsgd.cli.streams import echo, echo_json
 
@@ -63,10 +64,7 @@ def compare_command(
         raise click.UsageError("--caption needs --out with a file .tex")
     if mark_best and not any(out.suffix.lower() in (".tex", ".md") for out in outs):
         raise click.UsageError("--mark-best needs --out with a file .tex or .md")
-    explicit_options = [name for name in (*LINK_OPTIONS, *OTHER_OPTIONS, *PRICE_OPTIONS) if _is_explicit(name)]
-    if not options.has_link and explicit_options:
-        option = f"--{explicit_options[0].removesuffix('_name').replace('_', '-')}"
-        raise click.UsageError(f"{option} needs a network: give --network, --up and --down, or --trace")
+    refuse_options_without_network(options, (*LINK_OPTIONS, *OTHER_OPTIONS, *PRICE_OPTIONS))
     pricing_models = options.build_pricing_models() if options.has_link else {}
     comparison = options.compare(options.load_methods(), pricing_models)
     config = TableConfig(statistic, columns, caption, mark_best)
@@ -79,8 +77,3 @@ def compare_command(
         terminal.print_comparison(comparison, config)
     for out in outs:
         echo(f"written to {out}", err=True)
-
-
-def _is_explicit(name: str) -> bool:
-    source = click.get_current_context().get_parameter_source(name)
-    return source is not click.core.ParameterSource.DEFAULT

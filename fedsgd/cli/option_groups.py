@@ -50,8 +50,8 @@ def option_group(heading: str) -> OptionDecorator:
     return partial(click.option, cls=GroupedOption, group=heading)
 
 
-run_option, network_option, device_option, cost_option, output_option = map(
-    option_group, ("Runs", "Network", "Devices and time", "Cost", "Output")
+run_option, network_option, device_option, cost_option, fleet_option, output_option = map(
+    option_group, ("Runs", "Network", "Devices and time", "Cost", "Fleet", "Output")
 )
 quiet_option = output_option("--quiet", is_flag=True, help="Show no progress.")
 columns_option = output_option(

@@ -199,6 +199,16 @@ class AnalysisOptions:
             return compare_methods(methods, self.target, pricing_models, self.price_per_gigabyte, self.measured_coding)
 
 
+def refuse_options_without_network(options: AnalysisOptions, names: Sequence[str]) -> None:
+    """Raise UsageError if the command line has one of these parameters and no network."""
+    context = click.get_current_context()
+    default = click.core.ParameterSource.DEFAULT
+    name = next((name for name in names if context.get_parameter_source(name) is not default), None)
+    if name is not None and not options.has_link:
+        option = f"--{name.removesuffix('_name').replace('_', '-')}"
+        raise click.UsageError(f"{option} needs a network: give --network, --up and --down, or --trace")
+
+
 def analysis_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the parameters of `AnalysisOptions` to a command, before its own parameters."""
 

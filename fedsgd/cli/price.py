@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fedsgd.cli.app import main
+from fedsgd.cli.fleet_options import build_fleet, fleet_options
 from fedsgd.cli.option_groups import GroupedCommand, table_options
-from fedsgd.cli.options import AnalysisOptions, analysis_options
+from fedsgd.cli.options import LINK_OPTIONS, OTHER_OPTIONS, AnalysisOptions, analysis_options, refuse_options_without_network
 from fedsgd.cli.streams import echo_json
 
 if TYPE_CHECKING:
     from fedsgd.analysis.columns import Statistic
 
+NETWORK_OPTIONS = (
+    *(name for name in (*LINK_OPTIONS, *OTHER_OPTIONS) if not name.startswith("overhead")),
+    *("measured_coding", "statistic", "columns"),
+)
+"""Options that a fleet without a network does not use."""
+
 
 @main.command("price", cls=GroupedCommand, short_help="Compute time and cost of finished runs on networks.")
 @analysis_options
+@fleet_options
 @table_options
-def price_command(options: AnalysisOptions, statistic: Statistic, columns: tuple[str, ...], as_json: bool) -> None:
-    """Compute the time and cost of finished runs on other networks, without training.
+def price_command(
+    options: AnalysisOptions, fleet_settings: dict[str, Any], statistic: Statistic, columns: tuple[str, ...], as_json: bool
+) -> None:
+    """Compute the time and cost of finished runs on other networks, or bytes and cost a month in a fleet, without training.
 
     RUN is a run folder, a folder of run folders, a sweep, or LABEL=RUN. LABEL may contain "=": the longest label for which
     RUN exists is used. Runs that differ only in their seed are one method. A round ends when its slowest client has downloaded,
@@ -27,21 +37,38 @@ def price_command(options: AnalysisOptions, statistic: Statistic, columns: tuple
     A break-even is an uplink speed at which the faster of two methods changes. The ratio of downlink to uplink speed and the
     latency are constant.
 
-    Runs whose participation depended on time (by a deadline, over-selection or a timeout) are refused: on another network,
+    Runs whose participation depended on time (by a deadline, over-selection or a timeout) are refused on a network, because
     other clients would have taken part.
+
+    With --rounds-per-month, the bytes and the cost a month of a fleet are printed. They need no network. Each round samples the
+    same share of the clients as in the run, or --cohort clients. A participation has the mean bytes of the run's ledger, plus
+    --overhead-up and --overhead-down for each message. With --cap, runs at several values of a compressor's setting give the
+    value at which --share of the clients reach the cap, interpolated between the values that were run.
+
+    A client that drops out before its download has no bytes. After the download (an error, a timeout), its download counts.
+    After the upload ([participation] dropout, a deadline), both count: the reply was sent, and the server did not use it.
     """
     from fedsgd.analysis import tables
     from fedsgd.analysis.columns import TableConfig
+    from fedsgd.analysis.fleet_result import price_methods_in_fleet
     from fedsgd.analysis.pricing import require_time_independent
     from fedsgd.cli import terminal
 
-    pricing_models = options.build_pricing_models()
+    fleet = build_fleet(options, fleet_settings)
+    if fleet is not None:
+        refuse_options_without_network(options, NETWORK_OPTIONS)
+    pricing_models = options.build_pricing_models() if options.has_link or fleet is None else {}
     methods = options.load_methods()
-    for method in methods:
+    for method in methods if pricing_models else ():
         for run in method.runs:
             require_time_independent(run)
     comparison = options.compare(methods, pricing_models)
+    with terminal.spinner("reading ledgers", options.quiet):
+        fleet_result = None if fleet is None else price_methods_in_fleet(methods, fleet)
     if as_json:
-        echo_json(tables.to_json(comparison))
-    else:
+        echo_json(tables.to_json(comparison, **({} if fleet_result is None else {"fleet": fleet_result.to_json()})))
+        return
+    if fleet_result is None or pricing_models:
         terminal.print_price(comparison, TableConfig(statistic, columns))
+    if fleet_result is not None:
+        terminal.print_fleet(fleet_result)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import click
 
 from fedsgd.cli.app import main
+from fedsgd.cli.fleet_options import build_fleet, fleet_options
 from fedsgd.cli.option_groups import GroupedCommand, output_option
 from fedsgd.cli.options import AnalysisOptions, UserPath, analysis_options, print_note
 from fedsgd.cli.streams import echo
@@ -16,6 +17,7 @@ from fedsgd.errors import OutputError
 
 @main.command("report", cls=GroupedCommand, short_help="Write a page, or figures, about finished runs.")
 @analysis_options
+@fleet_options
 @output_option(
     "--out",
     type=UserPath(),
@@ -31,11 +33,16 @@ from fedsgd.errors import OutputError
 )
 @output_option("--title", help="Title of the page.  [default: the scenarios' names]")
 def report_command(
-    options: AnalysisOptions, out: Path | None, file_format: Literal["html", "pdf", "svg", "png"], title: str | None
+    options: AnalysisOptions,
+    fleet_settings: dict[str, Any],
+    out: Path | None,
+    file_format: Literal["html", "pdf", "svg", "png"],
+    title: str | None,
 ) -> None:
     """Write a page, or figures, about the cost of finished runs.
 
-    The page is one file that works offline. Its sliders for uplink, downlink and latency reprice the runs.
+    The page is one file that works offline. Its sliders for uplink, downlink and latency reprice the runs. Its fleet has
+    controls whose initial values are --rounds-per-month, --clients, --price-per-gigabyte and --cap.
 
     RUN is a run folder, a folder of run folders, a sweep, or LABEL=RUN. LABEL may contain "=": the longest label for which
     RUN exists is used. Figures are for the network of the options (default: 4g) and for --target, with which the page starts.
@@ -66,6 +73,7 @@ def report_command(
             price_per_gigabyte=options.price_per_gigabyte,
             title=title,
             measured_coding=options.measured_coding,
+            fleet=build_fleet(options, fleet_settings),
             on_notice=print_note,
         )
     for path in paths:

@@ -108,6 +108,29 @@ def parse_size(text: str) -> float:
     return _parse_quantity(text, "byte", 'a size such as "3 kB"')
 
 
+DAYS_PER_MONTH = 30
+"""Days of a month in quantities such as "1 GB/day"."""
+
+
+def parse_monthly_bytes(text: str) -> float:
+    """Convert a size per month or per day to bytes per month of 30 days, above 0; ScenarioError for other texts.
+
+    >>> parse_monthly_bytes("200 MB/month"), parse_monthly_bytes("1 GB/day")
+    (200000000.0, 30000000000.0)
+    """
+    amount, slash, period = (part.strip() for part in text.rpartition("/"))
+    days = {"month": DAYS_PER_MONTH, "day": 1, "d": 1}.get(period)
+    amount = amount if slash else period
+    example = 'a size per month or day, such as "200MB/month"'
+    unit = re.fullmatch(r"[0-9.]+\s*([A-Za-z]*)", amount)
+    if unit and (days is None or not unit[1]):
+        nearest = f"{amount}{'' if unit[1] else 'MB'}/{period if days else 'month'}"
+        raise ScenarioError(f'got {text[:50]!r}, did you mean "{nearest}"?')
+    if days is None:
+        raise ScenarioError(f"got {text[:50]!r}, expected {example}")
+    return _parse_quantity(amount, "byte", example, positive=True) * DAYS_PER_MONTH / days
+
+
 def format_rate(bits_per_second: float) -> str:
     """Return a rate with the digits of `format_significant`: "1.6 Mbit/s"."""
     return _format_with_prefix(bits_per_second, ("bit/s", "kbit/s", "Mbit/s", "Gbit/s", "Tbit/s"))

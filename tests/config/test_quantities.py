@@ -17,6 +17,7 @@ from fedsgd.config.quantities import (
     format_significant,
     parse_flops,
     parse_memory_size,
+    parse_monthly_bytes,
     parse_rate,
     parse_seconds,
     parse_size,
@@ -204,3 +205,32 @@ def test_any_text_is_a_memory_size_or_a_scenario_error(text: str) -> None:
 @given(st.integers(0, 2**62))
 def test_formatted_memory_size_is_parsed_to_three_figures(n: int) -> None:
     assert parse_memory_size(format_binary_bytes(n).replace(",", "")) == pytest.approx(n, rel=6e-3)
+
+
+@pytest.mark.parametrize(
+    ("text", "n_bytes"),
+    [("200MB/month", 2e8), ("1 GB / day", 3e10), ("5kB/d", 1.5e5), ("8 Mbit/month", 1e6), ("1MiB/month", 2**20)],
+)
+def test_monthly_text_is_parsed_to_bytes(text: str, n_bytes: float) -> None:
+    assert parse_monthly_bytes(text) == n_bytes
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("200", 'did you mean "200MB/month"?'),
+        ("200MB", 'did you mean "200MB/month"?'),
+        ("200 MB/s", 'did you mean "200 MB/month"?'),
+        ("200/day", 'did you mean "200MB/day"?'),
+        ("200mb/month", "ambiguous"),
+        ("0 B/month", "above 0"),
+        ("-3MB/month", 'such as "200MB/month"'),
+        ("5 s/month", "of another quantity"),
+        ("/month", 'such as "200MB/month"'),
+        ("", 'such as "200MB/month"'),
+    ],
+)
+def test_monthly_text_without_unit_or_period_names_the_nearest_form(text: str, message: str) -> None:
+    with pytest.raises(ScenarioError) as error:
+        parse_monthly_bytes(text)
+    assert message in str(error.value)

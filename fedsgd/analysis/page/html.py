@@ -14,7 +14,7 @@ from jinja2 import Environment, StrictUndefined
 
 ASSETS = files("fedsgd.analysis.page") / "assets"
 LICENCES = {"vendor/d3.min.js": "vendor/LICENSE.d3", "vendor/plot.umd.min.js": "vendor/LICENSE.plot"}
-PAGE_SCRIPTS = ("pricing", "data", "draw", "curves", "totals", "export", "words", "foundations", "page")
+PAGE_SCRIPTS = ("pricing", "data", "draw", "curves", "totals", "export", "words", "foundations", "fleet", "tables", "page")
 SCRIPTS = (*LICENCES, *(f"{name}.js" for name in PAGE_SCRIPTS))
 
 

@@ -18,8 +18,10 @@ from fedsgd._version import __version__
 from fedsgd.analysis.comparison import compare
 from fedsgd.analysis.compute_profile import describe_coding_source, find_uncosted_codecs
 from fedsgd.analysis.differences import describe_other_differences, find_differing_settings
+from fedsgd.analysis.fleet import FleetConfig
 from fedsgd.analysis.ledger_stats import LedgerStats, read_ledger_stats
 from fedsgd.analysis.methods import Method
+from fedsgd.analysis.page.fleet_payload import build_fleet_payload
 from fedsgd.analysis.pricing import SPEEDS, PricedRun, price
 from fedsgd.analysis.runs import Run
 from fedsgd.analysis.tables import collect_measured_coding_notes, collect_uncosted_codec_notes
@@ -55,6 +57,7 @@ class ReportOptions:
         network_name: name of the network in the report.
         price_per_gigabyte: price of 10⁹ bytes, in any currency; None: the report has no costs.
         measured_coding: True for coding times that each run's machine measured, False for those of the cost table.
+        fleet: initial values of the page's fleet; None for the clients of the runs.
     """
 
     title: str
@@ -63,6 +66,7 @@ class ReportOptions:
     network_name: str
     price_per_gigabyte: float | None = None
     measured_coding: bool = False
+    fleet: FleetConfig | None = None
 
 
 def encode_array(values: ArrayLike) -> dict[str, str]:
@@ -103,6 +107,7 @@ def build_payload(methods: Sequence[Method], options: ReportOptions) -> dict[str
         "methods": [_method_to_json(method, options, differing_keys) for method in methods],
         "mixture": describe_other_differences(methods),
         "notes": list(_collect_notes(methods, options)),
+        "fleet": build_fleet_payload(methods, options.fleet, options.price_per_gigabyte, network, encode_array),
     }
 
 
@@ -123,8 +128,12 @@ def collect_coding_notes(methods: Sequence[Method], options: ReportOptions) -> I
         yield from collect_measured_coding_notes(
             compare(priceable, options.target, {options.network_name: options.pricing_model}, measured_coding=True)
         )
+    labels_by_codec: dict[str, list[str]] = {}
     for method in priceable if not options.measured_coding else ():
-        yield from collect_uncosted_codec_notes(method.label, find_uncosted_codecs(method.runs[0]))
+        for name in find_uncosted_codecs(method.runs[0]):
+            labels_by_codec.setdefault(name, []).append(method.label)
+    for name, labels in labels_by_codec.items():
+        yield from collect_uncosted_codec_notes(", ".join(labels), [name])
 
 
 def _device_to_json(device: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from fedsgd.cli.terminal.certificate_tables import print_certificate, print_certificates
 from fedsgd.cli.terminal.comparison_tables import print_comparison, print_price
+from fedsgd.cli.terminal.fleet_tables import print_fleet
 from fedsgd.cli.terminal.partition_tables import MAX_CLASSES, MAX_ROWS, print_partition
 from fedsgd.cli.terminal.progress import ProgressCallbacks, show_deployment_progress, show_progress, spinner
 from fedsgd.cli.terminal.run_tables import print_result
@@ -15,6 +16,7 @@ __all__ = [
     "print_certificate",
     "print_certificates",
     "print_comparison",
+    "print_fleet",
     "print_partition",
     "print_price",
     "print_result",

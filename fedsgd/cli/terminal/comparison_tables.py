@@ -37,7 +37,7 @@ def print_price(comparison: Comparison, config: TableConfig) -> None:
     console = create_console()
     print_tables(console, [_build_price_table(comparison, name, config) for name in comparison.pricing_models])
     print_lines(console, _describe_break_evens(comparison))
-    if len(comparison.rows) > 1:
+    if len(comparison.rows) > 1 and comparison.pricing_models:
         costs = comparison.baseline.network_costs.values()
         empty = "" if all(cost.seconds.reached for cost in costs) else ", which does not reach the target"
         print_lines(console, [f"×: time divided by that of {comparison.baseline.label}{empty}"])

@@ -18,10 +18,12 @@ import pytest
 
 import fedsgd
 from fedsgd.analysis import Method, load_methods, price
+from fedsgd.analysis.fleet import FleetConfig, MeasuredTraffic, build_fleet_row, measure_traffic
+from fedsgd.analysis.fleet_result import describe_cap_limit, format_share, price_methods_in_fleet
 from fedsgd.analysis.page.html import ASSETS, SCRIPTS, render
 from fedsgd.analysis.page.payload import ReportOptions, build_payload, encode_array
 from fedsgd.analysis.pricing import MethodTiming, pairwise_break_evens, time_to_target
-from fedsgd.config.quantities import format_rate, format_seconds, format_significant, parse_rate, parse_seconds
+from fedsgd.config.quantities import format_bytes, format_rate, format_seconds, format_significant, parse_rate, parse_seconds
 from fedsgd.experiment.time_to_target import summarize_seeds
 from fedsgd.network import Link, Network, PricingModel, get_device, get_network
 from fedsgd.network.profiles import NETWORKS
@@ -334,6 +336,96 @@ def test_invalid_address_is_ignored(open_page: Callable[..., OpenPage], payload:
     assert link.latency_seconds <= 2
 
 
+# ----------------------------------------------------------------------------------------------------------------------- fleet
+
+
+def read_fleet(page: Page) -> list[list[str]]:
+    """Return the cells of the fleet's table without the method, a byte figure and its cost as two texts."""
+    script = """(rows) => rows.map((row) => [...row.cells].slice(1).flatMap((cell) => [...cell.childNodes].map((n) => n.textContent)))"""
+    cells: list[list[str]] = page.locator("#fleet-table tbody tr").evaluate_all(script)
+    return cells
+
+
+def expected_fleet(traffic: Sequence[Sequence[MeasuredTraffic]], fleet: FleetConfig) -> list[list[str]]:
+    """Return the cells of the fleet's table, computed by Python."""
+    rows = []
+    for each in traffic:
+        row = build_fleet_row("", each, fleet)
+        pairs = [
+            (row.fleet_uplink_bytes_per_month, None),
+            (row.fleet_downlink_bytes_per_month, None),
+            (row.fleet_bytes_per_month, row.fleet_cost_per_month),
+            (
+                replace(
+                    row.uplink_bytes_per_participation,
+                    median=summarize_seeds([one.mean_bytes for one in each]).median,
+                ),
+                None,
+            ),
+            (row.client_median_bytes_per_month, row.client_median_cost_per_month),
+            (row.client_95th_percentile_bytes_per_month, row.client_95th_percentile_cost_per_month),
+        ]
+        cells = []
+        for n_bytes, cost in pairs:
+            assert n_bytes is not None
+            cells += [format_bytes(round(n_bytes.median)), *([f"costs {format_significant(cost.median)}"] if cost else [])]
+        within = row.share_of_clients_within_cap
+        rows.append([*cells, *([format_share(within.median)] if within else [])])
+    return rows
+
+
+def test_fleet_controls_give_the_figures_of_the_command(
+    open_page: Callable[..., OpenPage], payload: dict[str, Any], methods: list[Method]
+) -> None:
+    traffic = [[measure_traffic(run) for run in method.runs] for method in methods]
+    page = open_page(payload).page
+    assert read_fleet(page) == expected_fleet(traffic, FleetConfig(30, clients=20, price_per_gigabyte=0.09))
+    for clients, rounds, price_per_gigabyte, cap in (
+        (1_000_000, 30, 0.02, 0.2),
+        (1_000_000, 30, 0.02, 0.33),
+        (12_345, 2000, None, 14.0),
+    ):
+        for name, value in {"clients": clients, "rounds": rounds, "price": price_per_gigabyte or "", "cap": cap}.items():
+            page.fill(f"#fleet-{name}", str(value))
+        settle(page)
+        text = f"{format_bytes(round(cap * 1e6))}/month"
+        fleet = FleetConfig(rounds, clients=clients, price_per_gigabyte=price_per_gigabyte, cap=text)
+        assert read_fleet(page) == expected_fleet(traffic, fleet)
+        limits = price_methods_in_fleet(methods, fleet).cap_limits
+        assert [f"{describe_cap_limit(limit, fleet)}." for limit in limits] == page.locator("#cap-limits li").all_inner_texts()
+        assert len(limits) == 1
+    page.wait_for_url("**cap=14000000**")
+    second = open_page(payload, "#" + page.url.rpartition("#")[2]).page
+    assert read_fleet(second) == read_fleet(page)
+    second.click("#reset")
+    settle(second)
+    assert second.input_value("#fleet-clients") == "20"
+    assert "Cost" in second.inner_text("#ranking"), "the price of the report"
+
+
+def test_fleet_of_other_samplers_has_the_figures_of_the_command(
+    open_page: Callable[..., OpenPage], payload: dict[str, Any], methods: list[Method]
+) -> None:
+    samplers = ("cyclic", "weighted", "uniform")
+    traffic, plain = [], []
+    for sampler, method, seeds in zip(samplers, methods, payload["fleet"]["traffic"], strict=True):
+        traffic.append([replace(measure_traffic(run), sampler=sampler) for run in method.runs])
+        plain.append(
+            [
+                {**p, "sampler": sampler, "client_bytes": encode_array(t.client_bytes)}
+                for p, t in zip(seeds, traffic[-1], strict=True)
+            ]
+        )
+    fleet = FleetConfig(31, clients=1000, cohort=37, cap="200 kB/month")
+    start = {"rounds_per_month": 31, "clients": 1000, "cohort": 37, "cap_bytes": 2e5, "price_per_gigabyte": 0}
+    page = open_page({**payload, "fleet": {**payload["fleet"], **start, "traffic": plain}}).page
+    assert read_fleet(page) == expected_fleet(traffic, fleet)
+    assert "sampler weighted: the clients' shares of the bytes are those of the run's clients" in page.inner_text(
+        "#fleet-notes"
+    )
+    assert open_page({**payload, "fleet": None}).page.locator("#fleet:visible").count() == 0, "a broadcast downlink"
+
+
 # ------------------------------------------------------------------------------------------------------------ unusual reports
 
 
@@ -385,7 +477,8 @@ def test_unpriced_runs_have_no_time(open_page: Callable[..., OpenPage], payload:
     assert reason in page.inner_text("#notes")
     page.check("input[name=axis][value=time]")
     draw_all(page)
-    assert reason in page.inner_text("#unpriced")
+    assert page.inner_text("#unpriced").startswith("A has no bar, because it cannot be priced")
+    assert page.inner_text("main").count(reason) == 1, "a reason stands once"
     every = {**payload, "methods": [{**payload["methods"][0], "runs": timeless}]}
     answer = open_page(every).page.inner_text("#answer")
     assert re.search(
@@ -447,6 +540,7 @@ def test_speed_figure_while_curves_are_computed_says_so(browser: Browser, payloa
     page = browser.new_page()
     page.add_init_script(f"({STOPPED_TIMERS})()")
     page.goto(file.as_uri())
+    page.locator("#speed").scroll_into_view_if_needed()
     page.wait_for_selector("#speed .plot > *", state="attached")
     assert "are being computed" in page.inner_text("#speed .plot")
     assert NOT_REACHED not in page.inner_text("main")
@@ -575,8 +669,9 @@ def test_page_marks_methods_with_warnings(open_page: Callable[..., OpenPage], pa
     texts = [f"warning: uplink.compressor.{key} = 0.9: <b>no</b>; set 0" for key in ("momentum", "clip")]
     page = open_page(edit_payload(payload, {"warnings": texts}, {"warnings": texts[:1]})).page
     assert page.locator("#ranking .warn").all_inner_texts() == ["1 warning", "2 warnings"], "ranked"
-    notes = [f"{i} {text}." for i, text in enumerate([texts[0], *texts], 1)]
-    assert page.locator("#notes li").all_inner_texts()[:3] == notes
+    assert page.locator("#notes li").all_inner_texts()[:-1] == [f"{i} {text}." for i, text in enumerate(texts, 1)]
+    numbers = page.locator("#ranking sup").all_inner_texts()
+    assert sorted(numbers) == ["1", "1, 2"], "both methods refer to the same note"
 
 
 FRAME = """() => new Promise((done) => {
@@ -598,7 +693,7 @@ def test_slider_step_of_long_runs_is_fast(open_page: Callable[..., OpenPage], pa
     """Compare thirteen methods of three seeds, 200 rounds and eight candidates a round with the short runs."""
     short_milliseconds = open_page(payload).page.evaluate(FRAME)
     long_milliseconds = open_page(
-        {**payload, "methods": long_methods(payload, methods=13, seeds=3, rounds=200, candidates=8)}
+        {**payload, "fleet": None, "methods": long_methods(payload, methods=13, seeds=3, rounds=200, candidates=8)}
     ).page.evaluate(FRAME)
     assert long_milliseconds < 10 * short_milliseconds
 
@@ -696,9 +791,11 @@ def test_narrow_screen_has_no_horizontal_scroll(open_page: Callable[..., OpenPag
     page = open_page(payload, viewport={"width": 375, "height": 700}).page
     assert not page.is_visible("#up"), "the controls are closed"
     page.locator("details").evaluate_all("(all) => all.forEach((one) => (one.open = true))")
-    for width in (375, 320, 768):
+    for width, n_hints in ((375, 3), (320, 3), (1300, 0), (768, 2)):
         page.set_viewport_size({"width": width, "height": 700})
         draw_all(page)
+        settle(page)
+        assert page.locator(".scroll-hint:visible").count() == n_hints, "only at tables that scroll"
         assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate("getComputedStyle(document.querySelector('.scroll')).overflowX") == "auto"
 

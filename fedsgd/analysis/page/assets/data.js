@@ -62,6 +62,15 @@ const fedsgdData = (() => {
 
   const methodLetter = (i) => (i < 26 ? "" : String.fromCharCode(64 + Math.floor(i / 26))) + String.fromCharCode(65 + (i % 26));
 
+  /* The fleet's traffic, with arrays of the clients' bytes. */
+  function decodeFleet(fleet) {
+    if (!fleet) return null;
+    const decodeTraffic = (one) => ({ ...one, client_bytes: one.client_bytes && decodeArray(one.client_bytes) });
+    const decodeAll = (each) => each.map((seeds) => seeds.map(decodeTraffic));
+    const settings = fleet.settings.map((one) => ({ ...one, traffic: decodeAll(one.traffic) }));
+    return { ...fleet, traffic: decodeAll(fleet.traffic), settings };
+  }
+
   /* The data of the page. Each method has a letter and an index, which gives its colour and dash pattern. */
   function buildModel(payload) {
     const broadcast = payload.terms.downlink === "broadcast";
@@ -77,8 +86,9 @@ const fedsgdData = (() => {
       runs: method.runs.map((each) => buildRun(each, broadcast)),
     }));
     for (const method of methods) method.notPriced = (method.runs.find((each) => !each.timeline) || {}).not_priced || null;
+    const fleet = decodeFleet(payload.fleet);
     const first = methods.find((method) => method.uncompressed) || methods[0];
-    return { ...payload, notes: payload.notes || [], methods, baseline: first, broadcast, speeds: decodeArray(payload.speeds) };
+    return { ...payload, fleet, notes: payload.notes || [], methods, baseline: first, broadcast, speeds: decodeArray(payload.speeds) };
   }
 
   const linkOf = (terms) => ({

@@ -31,11 +31,10 @@ const fedsgdFoundations = (() => {
         );
       }),
     );
-    $("unpriced").replaceChildren(
-      ...model.methods
-        .filter((method) => method.notPriced !== null)
-        .map((method) => h("li", {}, `${method.letter}, ${method.short}, has no bar: ${method.notPriced}.`)),
-    );
+    const unpriced = model.methods.filter((method) => method.notPriced !== null).map((method) => method.letter);
+    const verb = unpriced.length > 1 ? "have no bar, because they cannot" : "has no bar, because it cannot";
+    const text = `${unpriced.join(", ")} ${verb} be priced; the notes below the ranking have the reason.`;
+    $("unpriced").replaceChildren(...(unpriced.length ? [h("li", {}, text)] : []));
   }
 
   function showPricingModel(model) {

@@ -36,7 +36,7 @@
 
   /* --- State ----------------------------------------------------------------------------------------------------------------- */
 
-  const LIMITS = { up: [100, 1e12], down: [100, 1e12], latency: [0, 2], target: [0.001, 1] };
+  const LIMITS = { up: [100, 1e12], down: [100, 1e12], latency: [0, 2], target: [0.001, 1], ...fedsgdFleet.LIMITS };
   const CHOICES = { axis: ["up", "all", "rounds", "time"], bytes: ["all", "up"] };
 
   function readAddress() {
@@ -88,6 +88,7 @@
     showControls();
     W.showAnswer(model, state, rows, findCurrentPreset());
     W.showRanking(model, state, rows);
+    fedsgdFleet.showFleet(model, state);
     drawVisible();
     scheduleCurves();
     clearTimeout(writeAddress.timer);
@@ -200,6 +201,7 @@
         return button;
       }),
     );
+    fedsgdFleet.bindFleet(model, () => state, updateState);
     window.addEventListener("hashchange", () => updateState(readAddress()));
   }
 
@@ -377,7 +379,7 @@
         "this browser is too old to open the report: it needs Chrome or Edge 80, Firefox 113 or Safari 16.4, or later",
       );
     model = D.buildModel(await D.readPayload($("payload")));
-    start = { ...D.linkOf(model.terms), target: model.target, axis: "up", bytes: "all", best: true, ratio: false };
+    start = { ...D.linkOf(model.terms), target: model.target, axis: "up", bytes: "all", best: true, ratio: false, ...fedsgdFleet.startOf(model) };
     state = readAddress();
     $("page").hidden = false;
     if (matchMedia("(max-width: 700px)").matches) document.querySelector("#controls details").open = false;
@@ -385,6 +387,7 @@
     bindControls();
     fedsgdFoundations.showFoundations(model);
     bindFigures();
+    fedsgdTables.watchTables();
     updateState({});
   }
 

@@ -147,7 +147,7 @@ const fedsgdWords = (() => {
   /* Show the ranking, and notes on its rows. */
   function showRanking(model, state, rows) {
     const base = rows.find((row) => row.method === model.baseline);
-    const cost = model.price_per_gigabyte;
+    const cost = state.price || null;
     const { short, letter } = model.baseline;
     const baseline = short.length <= 10 ? short : letter;
     const heads = [
@@ -178,7 +178,7 @@ const fedsgdWords = (() => {
     const notes = [];
     const body = rows.map((row, i) => {
       const hasTime = row.seconds && row.seconds.median < Infinity;
-      const noteNumbers = collectNotes(row, model.terms).map((text) => notes.push(text));
+      const noteNumbers = collectNotes(row, model.terms).map((text) => notes.indexOf(text) + 1 || notes.push(text));
       const numbers = noteNumbers.length ? h("sup", {}, noteNumbers.join(", ")) : null;
       const name = h(
         "td",
