@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -340,8 +340,8 @@ def _price_bytes(n_bytes: SeedSummary | None, fleet: FleetConfig) -> SeedSummary
     price = fleet.price_per_gigabyte
     if n_bytes is None or price is None:
         return None
-    median, low, high = (value / GIGABYTE * price for value in (n_bytes.median, n_bytes.low, n_bytes.high))
-    return SeedSummary(median, low, high, n_bytes.reached, n_bytes.n)
+    figures = {name: getattr(n_bytes, name) / GIGABYTE * price for name in ("median", "low", "high", "mean", "std")}
+    return replace(n_bytes, **figures)
 
 
 def compute_client_bytes(all_traffic: Sequence[MeasuredTraffic], fleet: FleetConfig) -> float:

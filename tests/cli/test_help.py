@@ -10,7 +10,11 @@ import pytest
 from fedsgd.cli import main
 from tests.analysis.helpers import invoke
 
-GROUPS = ["Runs", "Network", "Devices and time", "Cost", "Output", "Other options"]
+GROUPS = {
+    "compare": ["Runs", "Network", "Devices and time", "Cost", "Output", "Other options"],
+    "price": ["Runs", "Network", "Devices and time", "Cost", "Output", "Fleet", "Other options"],
+    "report": ["Runs", "Network", "Devices and time", "Cost", "Output", "Fleet", "Other options"],
+}
 
 
 def test_summaries_are_not_cut_at_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,11 +25,11 @@ def test_summaries_are_not_cut_at_80_columns(monkeypatch: pytest.MonkeyPatch) ->
     assert not [line for line in summaries if line.endswith("...") or len(line) > 80]
 
 
-@pytest.mark.parametrize("name", ["compare", "price", "report"])
+@pytest.mark.parametrize("name", GROUPS)
 def test_options_are_in_groups_and_appear_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     text = invoke(name, "--help").stdout
-    assert [line[:-1] for line in text.splitlines() if re.fullmatch(r"[A-Z][a-z ]+:", line)] == GROUPS
+    assert [line[:-1] for line in text.splitlines() if re.fullmatch(r"[A-Z][a-z ]+:", line)] == GROUPS[name]
     text = text[text.index("\nRuns:\n") :]
     command = main.commands[name]
     for parameter in command.params:
