@@ -26,7 +26,7 @@ class NormClipping(CohortAggregator):
     Trap: the norms are those of decoded updates, which a compressor changes.
 
     Attributes:
-        max_norm: τ; unset, the median norm of the round's updates.
+        max_norm: τ, maximum norm of an update; unset, the median norm of the round's updates.
     """
 
     name: ClassVar[str] = "norm-clipping"
@@ -55,7 +55,7 @@ class CenteredClipping(CohortAggregator):
     it pulls v to 0.
 
     Attributes:
-        radius: τ.
+        radius: τ, maximum norm of a clipped difference.
         iterations: steps of a round. Each decodes all updates.
     """
 

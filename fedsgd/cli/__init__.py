@@ -3,8 +3,21 @@
 Commands import large modules inside their functions, so that `--help` answers quickly.
 """
 
-from fedsgd.cli import certify, compare, flower, partition, price, report, run, sweep
+from fedsgd.cli import certify, compare, completion, explain, flower, partition, price, report, run, sweep
 from fedsgd.cli.app import main
 from fedsgd.cli.list import list_command
 
-__all__ = ["certify", "compare", "flower", "list_command", "main", "partition", "price", "report", "run", "sweep"]
+__all__ = [
+    "certify",
+    "compare",
+    "completion",
+    "explain",
+    "flower",
+    "list_command",
+    "main",
+    "partition",
+    "price",
+    "report",
+    "run",
+    "sweep",
+]

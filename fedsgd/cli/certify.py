@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fedsgd.cli.app import EXIT_FAILURE, main
+from fedsgd.cli.completers import complete_compressor, complete_field
 from fedsgd.cli.options import UserPath, plugin_option
 from fedsgd.cli.streams import echo, echo_json
 
@@ -19,12 +20,17 @@ if TYPE_CHECKING:
 
 
 @main.command("certify", short_help="Test a compressor against its laws and measure it.")
-@click.argument("compressor", required=False)
+@click.argument("compressor", required=False, shell_complete=complete_compressor)
 @click.option(
     "--all", "all_compressors", is_flag=True, help="Certify all registered compressors at their defaults, in one table."
 )
 @click.option(
-    "--set", "settings", metavar="KEY=VALUE", multiple=True, help="Set a field of COMPRESSOR, e.g. density=0.1. Repeatable."
+    "--set",
+    "settings",
+    metavar="KEY=VALUE",
+    multiple=True,
+    shell_complete=complete_field,
+    help="Set a field of COMPRESSOR, e.g. density=0.1. Repeatable.",
 )
 @click.option("--error-feedback", type=click.Choice(("none", "persist", "decay", "reset")), default="none", show_default=True)
 @click.option("--data", type=click.Choice(("real", "gaussian", "laplace")), default="real", show_default=True)

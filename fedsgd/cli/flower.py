@@ -15,16 +15,15 @@ from fedsgd.cli.options import (
     FiniteFloat,
     ScenarioOptions,
     UserPath,
-    claim_numbered_folder,
-    mention_partial_ledger,
     scenario_options,
 )
+from fedsgd.cli.run_folders import claim_numbered_folder, mention_partial_ledger
 from fedsgd.cli.streams import echo_json
 from fedsgd.cli.tracking import print_warnings, tracker_options, trackers_from_options, with_trackers
-from fedsgd.trackers import RunFinished, Tracker
 
 if TYPE_CHECKING:
     from fedsgd.scenario.scenario import Scenario
+    from fedsgd.trackers import Tracker
 
 
 @main.command("flower", short_help="Run a scenario as a deployment of Flower.")
@@ -99,6 +98,7 @@ def _deploy(
         with_trackers(trackers, scenario, out, progress) as (callbacks, tracker_group),
     ):
         from fedsgd.flower.deployment import DeploymentConfig, deploy
+        from fedsgd.trackers import RunFinished
 
         result = deploy(
             scenario,

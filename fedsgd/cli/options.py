@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from fedsgd.cli.completers import (
+    complete_device,
+    complete_key,
+    complete_networks,
+    complete_run,
+    complete_scenario,
+    complete_setting,
+)
 from fedsgd.cli.option_groups import cost_option, device_option, network_option, quiet_option, run_option
 from fedsgd.cli.streams import echo
 from fedsgd.config.registry import refuse_plugins
-from fedsgd.errors import DeploymentError, OutputError, RunError, ScenarioError, WireError
+from fedsgd.errors import ScenarioError
 from fedsgd.system.user_files import expand_user_path, search_scenario_folder
 
 if TYPE_CHECKING:
@@ -106,12 +112,13 @@ def scenario_options(command: Callable[..., None]) -> Callable[..., None]:
         command(ScenarioOptions(**shared_options), **options)
 
     decorators: list[Callable[[Any], Any]] = [
-        click.argument("scenario", type=UserPath()),
+        click.argument("scenario", type=UserPath(), shell_complete=complete_scenario),
         click.option(
             "--set",
             "settings",
             metavar="KEY=VALUE",
             multiple=True,
+            shell_complete=complete_setting,
             help="Override a key of the scenario, e.g. uplink.compressor.density=0.1. Repeatable. A new `name` of a component "
             "resets its other keys to the defaults.",
         ),
@@ -226,7 +233,9 @@ def analysis_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def _build_run_options() -> list[Callable[..., Any]]:
     return [
-        click.argument("runs", nargs=-1, required=True, metavar="RUN...", callback=_parse_run_specs),
+        click.argument(
+            "runs", nargs=-1, required=True, metavar="RUN...", callback=_parse_run_specs, shell_complete=complete_run
+        ),
         run_option(
             "--target", type=FiniteFloat(0, 1, min_open=True), help="Test accuracy to be reached, by the rule of McMahan et al."
         ),
@@ -235,6 +244,7 @@ def _build_run_options() -> list[Callable[..., Any]]:
             "tuned",
             metavar="KEY",
             multiple=True,
+            shell_complete=complete_key,
             help="Report each method at its best value of this setting. Repeatable. Sweeps record their tuned settings.",
         ),
     ]
@@ -242,7 +252,13 @@ def _build_run_options() -> list[Callable[..., Any]]:
 
 def _build_network_options() -> list[Callable[..., Any]]:
     return [
-        network_option("--network", "networks", metavar="NAME,...", help="Networks by name, see `fedsgd list networks`."),
+        network_option(
+            "--network",
+            "networks",
+            metavar="NAME,...",
+            shell_complete=complete_networks,
+            help="Networks by name, see `fedsgd list networks`.",
+        ),
         network_option("--up", metavar="RATE", help="Uplink speed of the median client, e.g. 2Mbit/s."),
         network_option("--down", metavar="RATE", help="Downlink speed of the median client, e.g. 10Mbit/s."),
         network_option("--latency", metavar="TIME", help="One-way latency, half of a ping, e.g. 25ms."),
@@ -277,7 +293,13 @@ def _build_network_options() -> list[Callable[..., Any]]:
 def _build_pricing_options() -> list[Callable[..., Any]]:
     return [
         device_option(
-            "--device", "device_name", metavar="NAME", default="phone", show_default=True, help="Device of the clients."
+            "--device",
+            "device_name",
+            metavar="NAME",
+            default="phone",
+            show_default=True,
+            shell_complete=complete_device,
+            help="Device of the clients.",
         ),
         device_option("--flops", metavar="RATE", help="Sustained throughput of a client in training, e.g. 10GFLOP/s."),
         device_option(
@@ -287,7 +309,13 @@ def _build_pricing_options() -> list[Callable[..., Any]]:
             help="Spread of log-normal device speeds.  [default: equal speeds]",
         ),
         device_option(
-            "--server", "server_name", metavar="NAME", default="server", show_default=True, help="Device of the server."
+            "--server",
+            "server_name",
+            metavar="NAME",
+            default="server",
+            show_default=True,
+            shell_complete=complete_device,
+            help="Device of the server.",
         ),
         device_option("--deadline", metavar="TIME", help="Time for which the server waits for a lost reply."),
         cost_option("--price-per-gigabyte", type=FiniteFloat(0, min_open=True), help="Price of 1e9 bytes, in any currency."),
@@ -303,44 +331,3 @@ def _build_pricing_options() -> list[Callable[..., Any]]:
 def print_note(text: str) -> None:
     """Print a remark on the results on standard error."""
     echo(f"fedsgd: {text}", err=True)
-
-
-def mention_shared_cores(n_processes: int, noun: str, quiet: bool) -> None:
-    """Print a line if there are more processes than cores, unless `quiet`."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if n_processes > cores and not quiet:
-        load = f"{n_processes} {noun} share {cores} core{'s' * (cores > 1)}"
-        echo(f"fedsgd: {load}: they are no faster than {cores} {noun if cores > 1 else noun.removesuffix('s')}", err=True)
-
-
-@contextmanager
-def mention_partial_ledger(out: Path) -> Iterator[None]:
-    """Print the path of the ledger if the run is interrupted or fails, and a ledger exists."""
-    try:
-        yield
-    except (RunError, WireError, DeploymentError, KeyboardInterrupt):
-        ledger = out / "ledger.parquet"
-        if ledger.is_file() or (ledger.is_dir() and any(ledger.iterdir())):
-            echo(f"fedsgd: {ledger} has the ledger of the rounds so far", err=True)
-        raise
-
-
-@contextmanager
-def claim_numbered_folder(name: str) -> Iterator[Path]:
-    """Create runs/NAME-N with the lowest free N. Afterwards, remove this folder and `runs` if they are empty."""
-    runs = Path("runs")
-    for n in itertools.count(1):
-        folder = runs / f"{name}-{n}"
-        try:
-            folder.mkdir(parents=True)
-            break
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise OutputError(f"{folder}: cannot be created ({error.strerror}); choose a folder with --out") from None
-    try:
-        yield folder
-    finally:
-        for path in (folder, runs):
-            with suppress(OSError):
-                path.rmdir()

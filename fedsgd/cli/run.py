@@ -14,11 +14,9 @@ from fedsgd.cli.app import main
 from fedsgd.cli.options import (
     ScenarioOptions,
     UserPath,
-    claim_numbered_folder,
-    mention_partial_ledger,
-    mention_shared_cores,
     scenario_options,
 )
+from fedsgd.cli.run_folders import claim_numbered_folder, mention_partial_ledger, mention_shared_cores
 from fedsgd.cli.streams import echo_json
 from fedsgd.cli.tracking import print_warnings, tracker_options, trackers_from_options
 

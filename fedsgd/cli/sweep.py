@@ -10,8 +10,10 @@ from pathlib import Path
 import click
 
 from fedsgd.cli.app import EXIT_FAILURE, main
+from fedsgd.cli.completers import complete_scenario, complete_setting
 from fedsgd.cli.option_groups import columns_option
-from fedsgd.cli.options import ScenarioOptions, UserPath, mention_shared_cores, scenario_options
+from fedsgd.cli.options import ScenarioOptions, UserPath, scenario_options
+from fedsgd.cli.run_folders import mention_shared_cores
 from fedsgd.cli.streams import echo, echo_json
 from fedsgd.cli.tracking import print_warnings
 from fedsgd.system.forkserver import MAX_PROCESSES, MAX_SEEDS
@@ -28,17 +30,26 @@ METHODS_EXAMPLE = """Example of a methods file:
 @main.command("sweep", epilog=METHODS_EXAMPLE, short_help="Run a scenario with many methods, values and seeds.")
 @scenario_options
 @click.option(
-    "--methods", type=UserPath(), metavar="FILE", help="TOML file with a table of settings for each method, named by its label."
+    "--methods",
+    type=UserPath(),
+    metavar="FILE",
+    shell_complete=complete_scenario,
+    help="TOML file with a table of settings for each method, named by its label.",
 )
 @click.option(
     "--grid",
     metavar="KEY=V1,V2,...",
     multiple=True,
+    shell_complete=complete_setting,
     help="Run every value of a key, e.g. uplink.compressor.density=0.001,0.01. Repeatable: all combinations are run. Write "
     "values that contain commas as a TOML array: KEY=[V1, V2].",
 )
 @click.option(
-    "--tune", metavar="KEY=V1,V2,...", multiple=True, help="Same as --grid, but comparisons report each method's best value."
+    "--tune",
+    metavar="KEY=V1,V2,...",
+    multiple=True,
+    shell_complete=complete_setting,
+    help="Same as --grid, but comparisons report each method's best value.",
 )
 @click.option(
     "--seeds",

@@ -12,19 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fedsgd.cli.completers import complete_networks, complete_tracker
 from fedsgd.cli.streams import DISK_FULL_ERRNOS, echo
 from fedsgd.errors import ScenarioWarning
-from fedsgd.trackers import RunStarted, Tracker, TrackerGroup, TrackerWarning, create_tracker
 
 if TYPE_CHECKING:
     from fedsgd.federation.round_record import RoundRecord
     from fedsgd.flower.deployment import DeploymentCallbacks
     from fedsgd.scenario.scenario import Scenario
+    from fedsgd.trackers import Tracker, TrackerGroup
 
 _track_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
     "--track",
     metavar="NAME",
     multiple=True,
+    shell_complete=complete_tracker,
     help="Also record the run with this tracker, over rounds, bytes and the time on networks. Repeatable. tensorboard: event "
     "files in tensorboard/RUN, next to the run folder; `tensorboard --logdir runs/tensorboard` shows runs in `runs`. mlflow: "
     "the store of MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME, by default mlflow.db next to the run folder. These two are "
@@ -34,6 +36,7 @@ _network_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.opti
     "--network",
     "networks",
     metavar="NAME,...",
+    shell_complete=complete_networks,
     help="With --track: at the end, also record the run over its time on these networks; see `fedsgd list networks`.",
 )
 
@@ -49,6 +52,8 @@ def print_warnings(quiet: bool = False) -> Iterator[None]:
 
     Other warnings are printed as usual.
     """
+    from fedsgd.trackers import TrackerWarning
+
     with warnings.catch_warnings():
         show_other_warning = warnings.showwarning
 
@@ -92,6 +97,8 @@ def trackers_from_options(track: Sequence[str], networks: str | None) -> list[Tr
         from fedsgd.network import build_pricing_model
 
         pricing_models = {name.strip(): build_pricing_model(name.strip()) for name in networks.split(",")}
+    from fedsgd.trackers import create_tracker
+
     trackers = [create_tracker(name) for name in dict.fromkeys(track)]
     if not pricing_models:
         return trackers
@@ -105,6 +112,8 @@ def with_trackers(
     trackers: Sequence[Tracker], scenario: Scenario, folder: Path, callbacks: DeploymentCallbacks
 ) -> Iterator[tuple[DeploymentCallbacks, TrackerGroup]]:
     """Add trackers to a deployment's callbacks. The trackers start when the ServerApp has built the scenario."""
+    from fedsgd.trackers import RunStarted, TrackerGroup
+
     with TrackerGroup(trackers) as tracker_group:
 
         def on_engine(text: str) -> None:

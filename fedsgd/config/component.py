@@ -108,6 +108,7 @@ def validate_value(value: Any, annotation: Any) -> Any:
 # ------------------------------------------------------------------------------------------------- annotations in plain words
 
 _MAX_VALUE_CHARACTERS, _NULL_SPELLINGS = 80, ("null", "none", "nil")
+_UNSET_CLAUSE = ", or the key left out"
 _MAX_UNMENTIONED_BOUND = 10**6  # messages name a larger upper bound only where the value exceeds it
 
 
@@ -140,6 +141,24 @@ def _format_toml(value: Any) -> str:
     if type(value) is dict and all(isinstance(key, str) for key in value):
         return f"{{ {', '.join(f'{key} = {_format_toml(entry)}' for key, entry in value.items())} }}" if value else "{}"
     return f"[{', '.join(map(_format_toml, value))}]" if type(value) is list else repr(value)
+
+
+def describe_type(annotation: Any) -> str:
+    """Return the values that an annotation accepts, None left out, in words.
+
+    >>> describe_type(FractionAboveZero | None)
+    'a number above 0 and at most 1'
+    """
+    return _describe_expected(annotation, None).removesuffix(_UNSET_CLAUSE)
+
+
+def find_bounds(annotation: Any) -> dict[str, float]:
+    """Return the bounds of the number that an annotation accepts, by their names in JSON Schema; empty without bounds."""
+    if typing.get_origin(annotation) is Annotated:
+        _, bounds = typing.get_args(annotation)
+        named = {"minimum": bounds.ge, "exclusiveMinimum": bounds.gt, "maximum": bounds.le, "exclusiveMaximum": bounds.lt}
+        return {name: bound for name, bound in named.items() if bound is not None}
+    return next((bounds for argument in typing.get_args(annotation) if (bounds := find_bounds(argument))), {})
 
 
 def add_article(noun: str) -> str:
@@ -196,7 +215,7 @@ def _describe_expected(annotation: Any, value: Any) -> str:
         return "a table" if arguments[1] is Any else f"a table, each value {_describe_expected(arguments[1], value)}"
     if arguments:  # a union
         words = [_describe_expected(argument, value) for argument in arguments if argument is not type(None)]
-        unset = ", or the key left out" if type(None) in arguments else ""
+        unset = _UNSET_CLAUSE if type(None) in arguments else ""
         return " or ".join(words) + unset
     description_by_type = {bool: "true or false", str: "a text in quotes", int: "a whole number", float: "a number"}
     return description_by_type.get(annotation, f"a {getattr(annotation, '__name__', annotation)}")

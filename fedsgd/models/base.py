@@ -70,8 +70,8 @@ class Model(Component, ABC):
 
     instance_hint: ClassVar[str] = "; pass a module of your own to fedsgd.run(scenario, model=...)"
 
-    loss: str | None = None
-    metrics: dict[str, str] = field(default_factory=dict)
+    loss: str | None = field(default=None, metadata={"example": '"my_package.my_module:my_loss"'})
+    metrics: dict[str, str] = field(default_factory=dict, metadata={"example": '{ f1 = "my_package.my_module:f1" }'})
     batch_norm: BatchNormPolicy = field(default="refuse", kw_only=True)
     buffers: BufferPolicy = field(default="refuse", kw_only=True)
     loss_parameters: bool = field(default=False, kw_only=True)

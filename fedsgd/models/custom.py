@@ -37,7 +37,7 @@ class CustomModule(Model):
     needs_labels: ClassVar[bool] = False
 
     module: str = field(kw_only=True, metadata={"example": '"my_package.my_module:make_model"'})
-    arguments: dict[str, Any] = field(default_factory=dict)
+    arguments: dict[str, Any] = field(default_factory=dict, metadata={"example": "{ width = 32 }"})
 
     def list_import_paths(self) -> dict[str, str]:
         """Return the import paths of module, loss and metrics, by key."""

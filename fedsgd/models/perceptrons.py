@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -53,7 +53,7 @@ class Mlp(Model):
 
     name: ClassVar[str] = "mlp"
 
-    hidden: tuple[PositiveInt, ...] = (64,)
+    hidden: tuple[PositiveInt, ...] = field(default=(64,), metadata={"example": "[200, 200]"})
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         return _build_perceptron(shape, self.hidden, classes)

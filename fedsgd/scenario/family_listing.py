@@ -37,7 +37,7 @@ def _describe_member(registry: Registry[Any], name: str) -> dict[str, Any]:
     cls: Any = registry[name]
     keys = {key: dump_value(field_defaults(cls).get(key, "required")) for key in field_types(cls)}
     aliases = [alias for alias, member in registry.aliases.items() if member == name]
-    options = {key: _list_options(annotation, keys[key]) for key, annotation in field_types(cls).items()}
+    options = {key: list_options(annotation, keys[key]) for key, annotation in field_types(cls).items()}
     options = {key: values for key, values in options.items() if values}
     return {"name": name, "also": aliases, "summary": cls.get_summary(), "keys": keys, "options": options}
 
@@ -53,8 +53,8 @@ def _check_defaults(keys: Mapping[str, Any]) -> None:
             raise ScenarioError(f"{key}: {problem}") from None
 
 
-def _list_options(annotation: Any, default: Any) -> list[Any]:
+def list_options(annotation: Any, default: Any) -> list[Any]:
     """Return the few values that a key accepts, its default first; an empty list for a key that accepts other values."""
     if get_origin(annotation) is Literal:
         return sorted(get_args(annotation), key=lambda value: value != default)
-    return [value for part in get_args(annotation) for value in _list_options(part, default)]
+    return [value for part in get_args(annotation) for value in list_options(part, default)]

@@ -268,7 +268,7 @@ def _build_member(base: type, toml_value: Any, path: str, metadata: Mapping[str,
         raise ScenarioError(f'{path}.name: got "{name}", which this key does not accept{suggest_name("", list_members())}')
     settings = {key: value for key, value in table.items() if key != "name"}
     try:
-        return _build_section(cls, settings, path, _select_preset(registry, cls, preset), [*sibling_keys, "name"])
+        return _build_section(cls, settings, path, select_preset(registry, cls, preset), [*sibling_keys, "name"])
     except FedsgdError:
         raise
     except Exception as error:  # the checks and annotations of the user's class may fail in any way
@@ -277,7 +277,7 @@ def _build_member(base: type, toml_value: Any, path: str, metadata: Mapping[str,
         raise ScenarioError(format_one_line(f"{path}: {name} cannot be built: {type(error).__name__}: {error}")) from error
 
 
-def _select_preset(registry: Registry[Any], cls: type, preset: Mapping[str, Any]) -> dict[str, Any]:
+def select_preset(registry: Registry[Any], cls: type, preset: Mapping[str, Any]) -> dict[str, Any]:
     """Return the preset without the keys for which the member has a default of its own, or none."""
     base_defaults, defaults = field_defaults(registry.base), field_defaults(cls)
     return {key: value for key, value in preset.items() if key in defaults and defaults[key] == base_defaults[key]}

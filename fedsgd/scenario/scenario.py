@@ -9,7 +9,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ class Scenario(SettingsSection):
         stop: accuracy that ends the run.
     """
 
-    name: str
+    name: str = field(metadata={"example": '"my-scenario"'})
     seed: Seed = 0
     rounds: PositiveInt = 10
     data: DataConfig = DataConfig()

@@ -42,7 +42,8 @@ class DataConfig(SettingsSection):
 
     Attributes:
         source: dataset. Its keys are keys of this table.
-        partition: partitioner. For a source that has its own clients (`ClientGenerator`), the default becomes "natural".
+        partition: partitioner, which divides the training examples over the clients. For a source that has its own clients
+            (`ClientGenerator`), the default becomes "natural".
         held_out: share of each client's examples that are test examples, 0 to below 1.
     """
 
@@ -185,7 +186,7 @@ class ParticipationConfig(SettingsSection):
 
     over_selection: FloatAtLeastOne = 1.0
     dropout: FractionBelowOne = 0.0
-    deadline: PositiveFloat | None = None
+    deadline: PositiveFloat | None = field(default=None, metadata={"example": "60.0"})
     durations: DurationModel = LogNormalDurations()
     on_failure: Literal["stop", "continue"] = "stop"
 
@@ -214,7 +215,7 @@ class StateStoreConfig(SettingsSection):
 
     store: Literal["auto", "memory", "disk"] = "auto"
     budget: str = "4 GiB"
-    folder: str | None = None
+    folder: str | None = field(default=None, metadata={"example": '"states"'})
     precision: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:

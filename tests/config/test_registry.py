@@ -151,9 +151,9 @@ def test_listing_names_plugins_their_packages_and_their_faults() -> None:
 
 @pytest.mark.usefixtures("installed_package")
 def test_listing_of_networks_names_plugins_and_their_faults() -> None:
-    lines = CliRunner().invoke(main, ["list", "networks"]).stdout.splitlines()
+    lines = CliRunner(env={"COLUMNS": "100"}).invoke(main, ["list", "networks"]).stdout.splitlines()
     assert any(line.startswith("  balloon (own-package 1.2): Balloon: 1 Mbit/s up, 2 Mbit/s down, ") for line in lines)
-    assert any(line.startswith('  kite (own-package 1.2): cannot be used: "kite" of own-package 1.2: ') for line in lines)
+    assert any(line.startswith('  kite (own-package 1.2): cannot be used: "kite" of own-package 1.2:') for line in lines)
     assert '  "4g" of own-package 1.2 is ignored: a built-in network has this name' in lines
 
 

@@ -39,7 +39,7 @@ class LayerRule(ValidatedConfig):
         op: operator for these tensors.
     """
 
-    pattern: str
+    pattern: str = field(metadata={"example": '"fc*"'})
     op: CompressionOperator = field(metadata={"accepts": _can_be_nested})
 
 

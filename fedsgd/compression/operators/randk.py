@@ -41,7 +41,7 @@ class RandK(CompressionOperator):
     are no ternary values.
 
     Attributes:
-        density: k / P.
+        density: k / P, share of the coordinates that is sent.
         values: format of the values.
         scaled: True to multiply the values by P/k. Then E[C(x)] = x, for float32 with variance (P/k − 1)|x|²: kind "unbiased";
             with values that are rounded to nearest the kind is "neither". False: contractive in the mean, for float32

@@ -35,7 +35,7 @@ class TopK(Sparsifier):
     and 1 as ternary. Ties go to the lowest position. Zeros are never sent, so there may be fewer than k coordinates.
 
     Attributes:
-        density: k / P.
+        density: k / P, share of the coordinates that is sent.
         values: format of the values.
 
     >>> import numpy as np

@@ -28,7 +28,7 @@ class CAFe(ServerReferenceScheme):
     changes neither the model nor r.
 
     Attributes:
-        op: operator C.
+        op: contractive operator C.
     """
 
     name: ClassVar[str] = "cafe"

@@ -54,9 +54,9 @@ class DGC(CompressionScheme):
 
     Attributes:
         density: share of the coordinates that is sent.
-        momentum: β.
+        momentum: β, decay of u.
         values: format of the values that are sent.
-        nesterov: u ← β(u + g), v ← v + u + g.
+        nesterov: Nesterov momentum: u ← β(u + g), v ← v + u + g.
         masking: clear u where v was sent, so that old momentum does not move a delayed coordinate in a stale direction.
         clip: threshold for the norm of the summed update, learning rate included; 0 for none. Each of C clients clips its own
             update at clip · √C first, as the paper clips g/N at clip/√N.

@@ -63,7 +63,7 @@ class FetchSGD(CompressionScheme):
         density: cells of the table as a share of the parameters.
         rows: rows of the table.
         kept_share: share of the coordinates that a round changes.
-        momentum: ρ.
+        momentum: ρ, decay of S_u.
         masking: clear S_u in the cells of Δ, as DGC clears its momentum.
         values: format of the cells.
     """

@@ -114,7 +114,7 @@ class PowerSGD(CompressionScheme):
       optimizer applies it.
 
     Attributes:
-        rank: r.
+        rank: r, columns of each factor.
         values: format of the factors and of all other values.
     """
 

@@ -29,7 +29,7 @@ class STC(CompressionScheme):
     compressor = { name = "top-k", values = "ternary" }.
 
     Attributes:
-        density: k / P.
+        density: k / P, share of the coordinates that is sent.
     """
 
     name: ClassVar[str] = "stc"

@@ -47,12 +47,12 @@ class HuggingFace(DatasetSource):
     name: ClassVar[str] = "hugging-face"
 
     path: str = field(kw_only=True, metadata={"example": '"my_table.csv"'})
-    config: str | None = None
+    config: str | None = field(default=None, metadata={"example": '"default"'})
     train: str = "train"
     test: str = "test"
     x: str | tuple[str, ...] = "image"
     y: str = "label"
-    owner: str | None = None
+    owner: str | None = field(default=None, metadata={"example": '"writer"'})
     test_share: FractionAboveZero = 0.2
 
     def __post_init__(self) -> None:

@@ -40,8 +40,8 @@ class FlwrDatasets(Partitioner):
     covers_all_examples: ClassVar[bool] = False
 
     clients: PositiveInt | None = None
-    partitioner: str = field(kw_only=True)
-    arguments: dict[str, Any] = field(default_factory=dict)
+    partitioner: str = field(kw_only=True, metadata={"example": '"DirichletPartitioner"'})
+    arguments: dict[str, Any] = field(default_factory=dict, metadata={"example": "{ alpha = 0.5 }"})
 
     def list_import_paths(self) -> dict[str, str]:
         """Return the import paths of the functions in `arguments`, by key."""
