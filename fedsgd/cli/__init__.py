@@ -3,7 +3,7 @@
 Commands import large modules inside their functions, so that `--help` answers quickly.
 """
 
-from fedsgd.cli import certify, compare, completion, explain, flower, partition, price, report, run, sweep
+from fedsgd.cli import certify, compare, completion, explain, flower, init, partition, price, report, run, sweep
 from fedsgd.cli.app import main
 from fedsgd.cli.list import list_command
 
@@ -13,6 +13,7 @@ __all__ = [
     "completion",
     "explain",
     "flower",
+    "init",
     "list_command",
     "main",
     "partition",

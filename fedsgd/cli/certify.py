@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fedsgd.cli.app import EXIT_FAILURE, main
-from fedsgd.cli.completers import complete_compressor, complete_field
+from fedsgd.cli.completers import complete_field, complete_member
 from fedsgd.cli.options import UserPath, plugin_option
 from fedsgd.cli.streams import echo, echo_json
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @main.command("certify", short_help="Test a compressor against its laws and measure it.")
-@click.argument("compressor", required=False, shell_complete=complete_compressor)
+@click.argument("compressor", required=False, shell_complete=complete_member("compressors"))
 @click.option(
     "--all", "all_compressors", is_flag=True, help="Certify all registered compressors at their defaults, in one table."
 )

@@ -144,12 +144,17 @@ def complete_tracker(_context: click.Context, start: str) -> Iterator[Completion
     return _select(TRACKERS.list_names(), start)
 
 
-@_completer
-def complete_compressor(_context: click.Context, start: str) -> Iterator[CompletionItem]:
-    """Complete a compressor."""
-    from fedsgd.compression import COMPRESSORS
+def complete_member(family: str) -> Completer:
+    """Return a completer of the members of a family, which is named by its plural."""
 
-    return _select(COMPRESSORS.list_names(), start)
+    @_completer
+    def complete(_context: click.Context, start: str) -> Iterator[CompletionItem]:
+        from fedsgd.scenario.parsing import REGISTRIES
+
+        registry = next(registry for registry in REGISTRIES.values() if registry.plural == family)
+        return _select([*registry.list_names(), *registry.aliases], start)
+
+    return complete
 
 
 @_completer

@@ -232,7 +232,7 @@ class KeyTable:
             components={self.cls.name: self.cls.__name__} if issubclass(self.cls, Component) and is_member else {},
             type=_describe_accepted(annotation),
             required=_is_required(f) and f.name not in self.preset,
-            default=_shorten(default),
+            default=shorten_value(default),
             options=[name for name, _ in _list_members(base, f)] if base in REGISTRIES else list_options(annotation, default),
             bounds=find_bounds(annotation),
             meaning=find_meaning(self.cls, f.name),
@@ -409,13 +409,17 @@ def _describe_accepted(annotation: Any) -> str:
     return describe_type(annotation)
 
 
-def _shorten(value: Any) -> Any:
-    """Return a default as in a file; of a component, only the keys that differ from the defaults of its class."""
+def shorten_value(value: Any) -> Any:
+    """Return a value as in a file; of a component, only the name and the keys that differ from the defaults of its class.
+
+    Args:
+        value: value of a field.
+    """
     if not isinstance(value, Component):
         return dump_value(value)
     defaults = field_defaults(type(value))
-    keys = {f.name: _shorten(getattr(value, f.name)) for f in fields(value)}
-    keys = {key: entry for key, entry in keys.items() if key not in defaults or entry != _shorten(defaults[key])}
+    keys = {f.name: shorten_value(getattr(value, f.name)) for f in fields(value)}
+    keys = {key: entry for key, entry in keys.items() if key not in defaults or entry != shorten_value(defaults[key])}
     return {"name": value.name, **keys} if keys else value.name
 
 
