@@ -23,8 +23,8 @@ COMPANIONS: tuple[tuple[str, str], ...] = (
 MAX_COMPANIONS = 2
 
 
-def find_companions(toml_table: Mapping[str, Any], fixed_keys: Iterable[str] = ()) -> dict[str, str]:
-    """Return the companions by dotted key that nested tables need to be a valid scenario; empty if no companions help.
+def find_companions(toml_table: Mapping[str, Any], fixed_keys: Iterable[str] = ()) -> dict[str, str] | None:
+    """Return the companions by dotted key that nested tables need to be a valid scenario; None if no companions help.
 
     Args:
         toml_table: nested tables, without the `name` of a scenario.
@@ -38,7 +38,7 @@ def find_companions(toml_table: Mapping[str, Any], fixed_keys: Iterable[str] = (
         for companions in map(dict, combinations(candidates, count)):
             if len(companions) == count and _is_valid(apply_settings(Scenario, toml_table, companions)):
                 return companions
-    return {}
+    return None
 
 
 def _is_valid(toml_table: Mapping[str, Any]) -> bool:

@@ -204,7 +204,7 @@ class KeyTable:
         if item is not None:
             return [KeyTable(item, (*path, 0)).with_example(self.example)]
         if base is None or base not in REGISTRIES:
-            return [KeyTable(base, path).with_example(self.example)] if base is not None else []
+            return [KeyTable(base, path, _insert(self.example, path, make_example(self.cls, f)))] if base is not None else []
         members, default = dict(_list_members(base, f)), getattr(self._find_default(f), "name", None)
         presets = {name: select_preset(REGISTRIES[base], cls, f.metadata.get("preset", {})) for name, cls in members.items()}
         tables = {name: KeyTable(cls, path, {}, presets[name], tuple(members), default) for name, cls in members.items()}
@@ -259,11 +259,22 @@ class KeyTable:
         example = _insert(self.example, self.path, {key: value})
         if key == "name" and self.names:  # the other keys belong to the component of the earlier name
             example = _insert(self.example, self.path[:-1], {str(self.path[-1]): {key: value}})
+        elif not _is_valid(example):  # the key excludes a key of the example
+            example = next((table for table in self._list_shorter_examples(key, value) if _is_valid(table)), example)
         depth = next((i for i, part in enumerate(keys) if isinstance(part, int)), len(keys))
         setting: Any = example
         for part in keys[:depth]:
             setting = setting[part]
         return _complete_examples(example, {".".join(map(str, keys[:depth])): setting})
+
+    def _list_shorter_examples(self, key: str, value: Any) -> Iterator[dict[str, Any]]:
+        """Yield the example with a key, and without one of the other keys of this table."""
+        table: Any = self.example
+        for part in self.path:
+            table = table[part]
+        for other in table:
+            keys = {name: entry for name, entry in {**table, key: value}.items() if name != other}
+            yield _insert(self.example, self.path[:-1], {str(self.path[-1]): keys})
 
 
 def list_sections() -> list[str]:
@@ -321,9 +332,13 @@ def describe_component(registry: Registry[Any], name: str) -> ComponentReference
 
 def _complete_examples(example: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the examples of a description, with the further settings that they require."""
-    companions = find_companions(example)
+    companions = find_companions(example) or {}
     arguments = [format_setting(key, value) for key, value in {**companions, **settings}.items()]
     return {"example": apply_settings(Scenario, example, companions), "settings": arguments}
+
+
+def _is_valid(example: Mapping[str, Any]) -> bool:
+    return find_companions(example) is not None
 
 
 def find_registry(cls: type) -> Registry[Any]:

@@ -134,7 +134,7 @@ def _drop_replaced(defaults: Mapping[str, Any], chosen: Mapping[str, Any]) -> di
 def _complete(name: str, defaults: Mapping[str, Any], chosen: Mapping[str, Any]) -> Scenario:
     """Return the scenario of all settings, with error feedback where it helps, and the settings that others require."""
     table = apply_settings(Scenario, {"name": name}, {**defaults, **chosen})
-    scenario = parse_scenario(apply_settings(Scenario, table, find_companions(table, fixed_keys=chosen)))
+    scenario = parse_scenario(apply_settings(Scenario, table, find_companions(table, fixed_keys=chosen) or {}))
     compressor = scenario.uplink.compressor
     is_biased = isinstance(compressor, CompressionOperator) and compressor.kind == "contractive" and not compressor.lossless
     needs_feedback = is_biased and "uplink.error_feedback" not in chosen

@@ -26,6 +26,7 @@ from fedsgd.network.link import Link, Network
 from fedsgd.network.profiles import NETWORKS, get_network
 from fedsgd.optim import OPTIMIZERS, SGD
 from fedsgd.scenario.family_listing import describe_registry
+from fedsgd.scenario.key_search import explain, list_next_keys
 from fedsgd.scenario.parsing import dump_table, parse_table
 from fedsgd.scenario.scenario import Scenario, parse_scenario
 from fedsgd.scenario.sections import UplinkConfig
@@ -147,6 +148,24 @@ def test_listing_names_plugins_their_packages_and_their_faults() -> None:
     assert "scale: got the default 0.5 (float32), expected a finite number" in members["numpy-default"]["error"]
     assert COMPRESSORS.list_conflicts() == ['"top-k" of own-package 1.2 is ignored: a built-in compressor has this name']
     assert COMPRESSORS["top-k"] is TopK
+
+
+@pytest.mark.usefixtures("installed_package")
+def test_plugin_is_explained_and_its_faults_are_messages() -> None:
+    (component,) = explain("own-top-k").components
+    assert (component.class_name, component.summary) == ("OwnTopK", "Top-k of my package.")
+    assert component.places == ["uplink.compressor", "downlink.compressor"]
+    assert [key.meaning for key in component.keys][1] == "format of the values."
+    assert "own-top-k" in explain("uplink.compressor").keys[0].options
+    with pytest.raises(ScenarioError, match='cannot import "no_such_module_of_test"'):
+        explain("missing")
+    assert "exit" not in explain("uplink.compressor").keys[0].options, "a plugin that cannot be used is no option"
+
+
+@pytest.mark.usefixtures("installed_package")
+def test_completion_imports_no_plugin() -> None:
+    assert "uplink.compressor.density" in [key.key for key, _ in list_next_keys("uplink.compressor.d")]
+    assert "own_package_of_test" not in sys.modules
 
 
 @pytest.mark.usefixtures("installed_package")
