@@ -145,7 +145,7 @@ class _FishCompletion(_QuietCompletion, FishComplete):
     source_template: ClassVar[str] = FISH_SCRIPT
 
 
-@main.command("completion")
+@main.command("completion", short_help="Print or install completion for a shell.")
 @click.argument("shell", type=click.Choice(SHELLS))
 @click.option(
     "--install",

@@ -22,7 +22,7 @@ EXAMPLES = """Examples:
 """
 
 
-@main.command("explain", epilog=EXAMPLES)
+@main.command("explain", epilog=EXAMPLES, short_help="Explain a key, a component or a section.")
 @click.argument("name", shell_complete=complete_explained)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output, and nothing else there.")
 @plugin_option

@@ -6,9 +6,8 @@ Types, bounds and defaults come from the fields. Meanings come from the `Attribu
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any
 
 from fedsgd.config.component import (
@@ -20,11 +19,11 @@ from fedsgd.config.component import (
     field_types,
     find_bounds,
     item_type,
-    validate_value,
 )
 from fedsgd.config.registry import Registry
 from fedsgd.scenario.companions import find_companions
 from fedsgd.scenario.docstrings import find_description, find_meaning, find_summary
+from fedsgd.scenario.examples import is_required, list_members, make_example
 from fedsgd.scenario.family_listing import list_options
 from fedsgd.scenario.overrides import apply_settings
 from fedsgd.scenario.parsing import REGISTRIES, dump_value, list_direct_keys, select_preset
@@ -205,7 +204,7 @@ class KeyTable:
             return [KeyTable(item, (*path, 0)).with_example(self.example)]
         if base is None or base not in REGISTRIES:
             return [KeyTable(base, path, _insert(self.example, path, make_example(self.cls, f)))] if base is not None else []
-        members, default = dict(_list_members(base, f)), getattr(self._find_default(f), "name", None)
+        members, default = dict(list_members(base, f)), getattr(self._find_default(f), "name", None)
         presets = {name: select_preset(REGISTRIES[base], cls, f.metadata.get("preset", {})) for name, cls in members.items()}
         tables = {name: KeyTable(cls, path, {}, presets[name], tuple(members), default) for name, cls in members.items()}
         return [table.with_example(self.example, name) for name, table in tables.items()]
@@ -217,7 +216,7 @@ class KeyTable:
             example: tables of a scenario around this table.
             name: name of the component, None for a section.
         """
-        required = {f.name: make_example(self.cls, f) for f in fields(self.cls) if _is_required(f)} if self.path else {}
+        required = {f.name: make_example(self.cls, f) for f in fields(self.cls) if is_required(f)} if self.path else {}
         return replace(self, example=_insert(example, self.path, required if name is None else {"name": name, **required}))
 
     def _find_default(self, f: Field[Any]) -> Any:
@@ -231,9 +230,9 @@ class KeyTable:
             key=f"{self.place}.{f.name}".lstrip("."),
             components={self.cls.name: self.cls.__name__} if issubclass(self.cls, Component) and is_member else {},
             type=_describe_accepted(annotation),
-            required=_is_required(f) and f.name not in self.preset,
+            required=is_required(f) and f.name not in self.preset,
             default=shorten_value(default),
-            options=[name for name, _ in _list_members(base, f)] if base in REGISTRIES else list_options(annotation, default),
+            options=[name for name, _ in list_members(base, f)] if base in REGISTRIES else list_options(annotation, default),
             bounds=find_bounds(annotation),
             meaning=find_meaning(self.cls, f.name),
             **self._make_examples(f.name, make_example(self.cls, f, default)),
@@ -315,7 +314,7 @@ def describe_component(registry: Registry[Any], name: str) -> ComponentReference
     tables = [table for table in members if table.cls is cls]
     if not tables:  # a class that only its import path names
         tables = [replace(table, cls=cls).with_example({}, member_name) for table in members[:1]]
-    keys = {"name": member_name, **{f.name: make_example(cls, f) for f in fields(cls) if _is_required(f)}}
+    keys = {"name": member_name, **{f.name: make_example(cls, f) for f in fields(cls) if is_required(f)}}
     settings = {f"{tables[0].place}.{key}": value for key, value in keys.items()}
     return ComponentReference(
         name=member_name,
@@ -348,69 +347,6 @@ def find_registry(cls: type) -> Registry[Any]:
         cls: class of the component, or the base class of the family.
     """
     return next(registry for base, registry in REGISTRIES.items() if issubclass(cls, base))
-
-
-def make_example(cls: type, f: Field[Any], default: Any = None) -> Any:
-    """Return a value of a field for an example: the field's `metadata`, or an accepted value other than the default.
-
-    Args:
-        cls: dataclass.
-        f: its field.
-        default: default of the field; None: no default.
-    """
-    annotation = field_types(cls)[f.name]
-    base, item = component_type(annotation), item_type(annotation)
-    if "example" in f.metadata:
-        return tomllib.loads(f"value = {f.metadata['example']}")["value"]
-    if item is not None:
-        return [{part.name: make_example(item, part) for part in fields(item) if _is_required(part)}]
-    if base in REGISTRIES:
-        members = [name for name, member in _list_members(base, f) if not any(map(_is_required, fields(member)))]
-        return next((name for name in members if name != getattr(default, "name", None)), members[0])
-    if base is not None:
-        return {part.name: make_example(base, part) for part in fields(base) if _is_required(part)}
-    return next((value for value in _list_candidates(annotation, default) if _is_accepted(value, annotation)), default)
-
-
-def _list_candidates(annotation: Any, default: Any) -> Iterator[Any]:
-    """Yield values that a field may accept, other than its default."""
-    candidates: list[Any] = [not default] if isinstance(default, bool) else []
-    if isinstance(default, int) and not isinstance(default, bool):
-        candidates += [2 * default, default + 1]
-    if isinstance(default, float):
-        candidates += [default / 2, 0.1, 2 * default]
-    candidates += list_options(annotation, default)
-    if default is None:
-        candidates += [0.5, 10, 1.0, "name", {}, [], True]
-    yield from (value for value in candidates if value != default)
-
-
-def _is_accepted(value: Any, annotation: Any) -> bool:
-    try:
-        validate_value(value, annotation)
-    except ValueError:
-        return False
-    return True
-
-
-def _is_required(f: Field[Any]) -> bool:
-    return f.default is MISSING and f.default_factory is MISSING
-
-
-def _list_members(base: Any, f: Field[Any]) -> Iterator[tuple[str, type[Component]]]:
-    """Yield name and class of the components that a field accepts, without plugins that cannot be used."""
-    registry = REGISTRIES[base]
-    for name in registry.list_names():
-        try:
-            cls = registry[name]
-            is_accepted = issubclass(cls, base) and f.metadata.get("accepts", lambda _: True)(cls)
-            field_types(cls)
-        except Exception:  # a plugin's class and annotations may be wrong in any way
-            if name in [*registry]:
-                raise
-            continue
-        if is_accepted:
-            yield name, cls
 
 
 def _describe_accepted(annotation: Any) -> str:
