@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 MIN_WIDTH, MAX_WIDTH = 40, 100
 LABEL_WIDTH = 9
+NO_BREAK = "\0"
+"""Stands for a space at which no line is broken."""
 NO_MEANING = "(the docstring of the class does not describe this key)"
 
 
@@ -49,11 +51,17 @@ def format_default(default: Any, options: Sequence[Any] = (), required: bool = F
 
 
 def echo_keys(keys: Mapping[str, str], title: str = "") -> None:
-    """Print keys with their defaults, several on a line."""
-    if keys:
-        # a break inside `key = default` would separate them
-        entries = [f"{key} = {default}".replace(" ", "\0") for key, default in keys.items()]
-        echo(wrap(f"{title}{', '.join(entries)}", 6).replace("\0", " "), dim=True)
+    """Print keys with their defaults, several on a line, behind the title of a family or below a component."""
+    indent = 2 if title else 6
+    entries = [_join_words(f"{key} = {default}", get_width() - indent - 1) for key, default in keys.items()]
+    if entries:
+        echo(wrap(f"{title}{', '.join(entries)}", indent, 6).replace(NO_BREAK, " "), dim=True)
+
+
+def _join_words(entry: str, width: int) -> str:
+    """Replace the spaces of an entry by NO_BREAK; an entry that is too long for a line may be broken before its options."""
+    joined = entry.replace(" ", NO_BREAK)
+    return joined if len(entry) <= width else joined.replace(f"{NO_BREAK}|{NO_BREAK}", f" |{NO_BREAK}")
 
 
 def echo_section_overview(section: SectionReference) -> None:

@@ -50,6 +50,20 @@ def test_listed_family_has_the_keys_of_all_members_once() -> None:
     assert output.count("lr = 0.1") == 4
 
 
+def test_listed_keys_are_broken_between_keys_or_options() -> None:
+    lines = fedsgd("list", "compressors").stdout.splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("  threshold: "))
+    assert lines[at + 1 : at + 3] == [
+        '      threshold = 0.001, values = "float32" | "bfloat16" | "float16" | "natural"',
+        '      | "int8" | "int4" | "ternary"',
+    ]
+    at = next(i for i, line in enumerate(lines) if line.startswith("  rand-k: "))
+    assert lines[at + 2 : at + 4] == [
+        "      density = 0.01,",
+        '      values = "float32" | "bfloat16" | "float16" | "natural" | "int8" | "int4",',
+    ]
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
