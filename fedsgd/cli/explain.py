@@ -39,7 +39,7 @@ def explain_command(name: str, as_json: bool) -> None:
 
     explanation = explain(name)
     if as_json:
-        echo_json(json.dumps(explanation.to_json(), indent=2))
+        echo_json(json.dumps(explanation.to_json(), indent=2, default=str))
         return
     prints = [partial(echo_section, section, in_full=True) for section in explanation.sections]
     prints += [partial(echo_component, component) for component in explanation.components]

@@ -7,7 +7,15 @@ from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields
 from typing import Any
 
-from fedsgd.config.component import Component, FieldError, component_type, field_types, item_type, validate_value
+from fedsgd.config.component import (
+    Component,
+    FieldError,
+    component_type,
+    field_defaults,
+    field_types,
+    item_type,
+    validate_value,
+)
 from fedsgd.scenario.family_listing import list_options
 from fedsgd.scenario.parsing import REGISTRIES
 
@@ -86,7 +94,7 @@ def list_members(base: Any, f: Field[Any]) -> Iterator[tuple[str, type[Component
         try:
             cls = registry[name]
             is_accepted = issubclass(cls, base) and f.metadata.get("accepts", lambda _: True)(cls)
-            field_types(cls)
+            field_types(cls), field_defaults(cls)
         except Exception:  # a plugin's class and annotations may be wrong in any way
             if name in [*registry]:
                 raise

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fedsgd.config.component import Component
+from fedsgd.config.python_objects import format_one_line
 from fedsgd.config.registry import Registry, refuse_plugins
 from fedsgd.errors import ScenarioError
 from fedsgd.scenario.key_reference import (
@@ -146,14 +147,26 @@ def _find_components(name: str) -> list[ComponentReference]:
     registries: list[Registry[Any]] = list(dict.fromkeys(REGISTRIES.values()))
     if ":" not in name:
         named = [registry for registry in registries if name in [*registry.list_names(), *registry.aliases]]
-        return [describe_component(registry, name) for registry in named]
+        return [_describe_plugin(registry, name) for registry in named]
     problems = []
     for registry in registries:
         try:
-            return [describe_component(registry, name)]
+            return [_describe_plugin(registry, name)]
         except ScenarioError as error:
             problems.append(error)
     raise problems[0]
+
+
+def _describe_plugin(registry: Registry[Any], name: str) -> ComponentReference:
+    """Describe a component; ScenarioError for a user's class whose defaults or annotations cannot be read."""
+    try:
+        return describe_component(registry, name)
+    except ScenarioError:
+        raise
+    except Exception as error:  # annotations and defaults of the user's class may be wrong in any way
+        if name in [*registry]:
+            raise
+        raise ScenarioError(format_one_line(f"{name} cannot be described: {type(error).__name__}: {error}")) from error
 
 
 def list_names() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -33,7 +34,7 @@ from fedsgd.scenario.sections import UplinkConfig
 from fedsgd.trackers import create_tracker
 
 MODULE = '''
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -61,6 +62,19 @@ class NumpyDefault(TopK):
     scale: float = np.float32(0.5)
 
 
+def fail():
+    raise RuntimeError("no default")
+
+
+@dataclass(frozen=True)
+class FailingDefault(TopK):
+    """Top-k whose default cannot be read."""
+
+    name: ClassVar[str] = "failing-default"
+
+    scale: float = field(default_factory=fail)
+
+
 class Undecorated(Dense):
     name = "undecorated"
 
@@ -81,6 +95,7 @@ top-k = own_package_of_test:TakenName
 missing = no_such_module_of_test:Missing
 exit = exiting_module_of_test:Anything
 numpy-default = own_package_of_test:NumpyDefault
+failing-default = own_package_of_test:FailingDefault
 
 [fedsgd.networks]
 balloon = own_package_of_test:BALLOON
@@ -159,7 +174,11 @@ def test_plugin_is_explained_and_its_faults_are_messages() -> None:
     assert "own-top-k" in explain("uplink.compressor").keys[0].options
     with pytest.raises(ScenarioError, match='cannot import "no_such_module_of_test"'):
         explain("missing")
-    assert "exit" not in explain("uplink.compressor").keys[0].options, "a plugin that cannot be used is no option"
+    with pytest.raises(ScenarioError, match=r"^failing-default cannot be described: RuntimeError: no default$"):
+        explain("failing-default")
+    json.dumps(explain("numpy-default").to_json(), default=str)
+    options = explain("uplink.compressor").keys[0].options
+    assert not {"exit", "missing", "failing-default"} & {*options}, "a plugin that cannot be used is no option"
 
 
 @pytest.mark.usefixtures("installed_package")
