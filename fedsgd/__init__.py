@@ -91,6 +91,7 @@ if TYPE_CHECKING:
         TargetConfig,
         UplinkConfig,
     )
+    from fedsgd.scenario.target import Target
     from fedsgd.sweeps.options import SweepCallbacks, SweepConfig
     from fedsgd.sweeps.runner import sweep
     from fedsgd.trackers import Tracker
@@ -134,6 +135,7 @@ _EXPORT_MODULES = {
     "StoppingConfig": "scenario.sections",
     "SweepCallbacks": "sweeps.options",
     "SweepConfig": "sweeps.options",
+    "Target": "scenario.target",
     "TargetConfig": "scenario.sections",
     "Tracker": "trackers",
     "UplinkConfig": "scenario.sections",
@@ -205,6 +207,7 @@ __all__ = [
     "StoppingConfig",
     "SweepCallbacks",
     "SweepConfig",
+    "Target",
     "TargetConfig",
     "Tracker",
     "UplinkConfig",

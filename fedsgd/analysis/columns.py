@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedsgd.analysis.comparison import Comparison, ComparisonRow, NetworkCost
-from fedsgd.config.quantities import format_bytes, format_seconds, format_significant
+from fedsgd.config.quantities import format_bytes, format_metric, format_seconds, format_significant
 from fedsgd.config.text_columns import TextColumn, select_columns
 from fedsgd.experiment.time_to_target import SeedSummary
 from fedsgd.sweeps.labels import format_value, shorten_keys
@@ -125,11 +125,6 @@ def format_seconds_cell(network_cost: NetworkCost, separator: str = " ", statist
     return f"{text}{separator}[{format_seconds(values[0])} to {format_seconds(values[1])}]"
 
 
-def format_accuracy(value: float) -> str:
-    """Return an accuracy with four decimals."""
-    return f"{value:.4f}"
-
-
 def format_rounded_bytes(value: float) -> str:
     """Return a number of bytes, rounded to whole bytes, in decimal units."""
     return format_bytes(round(value))
@@ -141,8 +136,8 @@ def format_rounds(value: float) -> str:
 
 
 def describe_end(comparison: Comparison) -> str:
-    """Return the point up to which figures count: "in all", or "to 0.9"."""
-    return "in all" if comparison.target is None else f"to {comparison.target:g}"
+    """Return the point up to which figures count: "to 0.9", "to loss<0.3", "in all"."""
+    return "in all" if comparison.target is None else f"to {comparison.target}"
 
 
 def format_label(row: ComparisonRow) -> str:
@@ -156,9 +151,9 @@ def format_label(row: ComparisonRow) -> str:
 
 def build_figure_columns(comparison: Comparison) -> Iterator[FigureColumn]:
     """Yield the columns of figures."""
-    end, rows = describe_end(comparison), comparison.rows
-    accuracies = tuple(row.best_accuracy for row in rows)
-    yield FigureColumn("best", "best accuracy", format_accuracy, accuracies, NOT_MEASURED, has_best_maximum=True)
+    end, rows, criterion = describe_end(comparison), comparison.rows, comparison.criterion
+    best, is_maximum = tuple(row.best_value for row in rows), criterion.direction == "above"
+    yield FigureColumn("best", criterion.best_name, format_metric, best, NOT_MEASURED, has_best_maximum=is_maximum)
     yield FigureColumn("rounds", f"rounds {end}", format_rounds, tuple(row.rounds for row in rows))
     yield FigureColumn("up", f"uplink {end}", format_rounded_bytes, tuple(row.up_bytes for row in rows))
     yield FigureColumn("down", f"downlink {end}", format_rounded_bytes, tuple(row.down_bytes for row in rows))

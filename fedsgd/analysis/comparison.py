@@ -1,4 +1,4 @@
-"""Comparison of methods by the rounds, bytes, seconds and money that each needs to reach a target accuracy."""
+"""Comparison of methods by the rounds, bytes, seconds and money that each needs to reach a target."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from fedsgd.analysis.compute_profile import find_uncosted_codecs
 from fedsgd.analysis.differences import describe_other_differences
 from fedsgd.analysis.methods import Method
 from fedsgd.analysis.pricing import BreakEven, PricedRun, build_method_timing, pairwise_break_evens, price
-from fedsgd.analysis.runs import Run
+from fedsgd.analysis.runs import Run, check_target, choose_criterion
 from fedsgd.config.quantities import format_bytes
-from fedsgd.experiment.time_to_target import SeedSummary, TargetReached, find_first_reached, summarize_seeds
+from fedsgd.experiment.time_to_target import SeedSummary, TargetReached, summarize_seeds
 from fedsgd.network import PricingModel
+from fedsgd.scenario.target import Criterion, Target, TargetLike, resolve_target
 
 GIGABYTE = 1e9
 MAX_ROWS = 4
@@ -51,7 +52,7 @@ class ComparisonRow:
         tuned: tuned settings and their best values.
         grid_edge_keys: tuned settings whose best value is at the edge of the grid.
         seeds, n_failed: number of finished runs, and of failed seeds.
-        best_accuracy: best test accuracy of each finished run; None if no accuracy was measured.
+        best_value: best value of each finished run by the criterion of the comparison; None if the metric was not measured.
         rounds: rounds to the target; without a target, to the end of the run.
         up_bytes, down_bytes, all_bytes: bytes in these rounds, of the uplink, of the downlink and in both directions.
         network_costs: times and costs by the name of the network.
@@ -67,7 +68,7 @@ class ComparisonRow:
     uncompressed: bool
     seeds: int
     n_failed: int
-    best_accuracy: SeedSummary | None
+    best_value: SeedSummary | None
     rounds: SeedSummary
     up_bytes: SeedSummary
     down_bytes: SeedSummary
@@ -94,13 +95,16 @@ class Comparison:
     """Result of `compare`.
 
     Attributes:
-        target, pricing_models, price_per_gigabyte, measured_coding: arguments of `compare`.
+        target: target of the rounds, bytes and times; None for the end of each run.
+        criterion: metric and direction of the best values, those of the target if there is one.
+        pricing_models, price_per_gigabyte, measured_coding: arguments of `compare`.
         rows: one row for each method, in the order of the methods.
         break_evens: break-evens of all pairs of methods, by the name of the network.
         other_differences: sentence about differences between the runs other than their method; None if there are none.
     """
 
-    target: float | None
+    target: Target | None
+    criterion: Criterion
     pricing_models: Mapping[str, PricingModel]
     price_per_gigabyte: float | None
     rows: tuple[ComparisonRow, ...]
@@ -125,7 +129,7 @@ class Comparison:
 
 def compare(
     methods: Sequence[Method],
-    target: float | None = None,
+    target: TargetLike | None = None,
     pricing_models: Mapping[str, PricingModel] | None = None,
     price_per_gigabyte: float | None = None,
     measured_coding: bool = False,
@@ -134,15 +138,24 @@ def compare(
 
     Args:
         methods: methods, as from `load_methods`.
-        target: target accuracy; None for the end of each run.
+        target: target accuracy, text such as "loss<0.3", or `Target`; None for the end of each run.
         pricing_models: pricing models by the name of the network.
         price_per_gigabyte: price of 10⁹ bytes, in any currency.
         measured_coding: True for coding times that each run's machine measured, False for those of the cost table.
+
+    Raises:
+        ReportError: a run does not measure the target's metric.
+        ScenarioError: the target has no such form.
     """
+    target, runs = resolve_target(target), [run for method in methods for run in method.runs]
+    if target is not None:
+        check_target(target, runs)
+    criterion = choose_criterion(runs, target)
     pricing_models = pricing_models or {}
     priced_runs = {method.label: _price_runs(method, pricing_models, measured_coding) for method in methods}
     rows = tuple(
-        _build_row(method, target, priced_runs[method.label], price_per_gigabyte, measured_coding) for method in methods
+        _build_row(method, target, criterion, priced_runs[method.label], price_per_gigabyte, measured_coding)
+        for method in methods
     )
     break_evens: dict[str, tuple[BreakEven, ...]] = {}
     if target is not None:
@@ -153,9 +166,8 @@ def compare(
                 if priced_runs[method.label]
             ]
             break_evens[name] = tuple(pairwise_break_evens(timings, pricing_model.network))
-    return Comparison(
-        target, pricing_models, price_per_gigabyte, rows, break_evens, describe_other_differences(methods), measured_coding
-    )
+    differences = describe_other_differences(methods)
+    return Comparison(target, criterion, pricing_models, price_per_gigabyte, rows, break_evens, differences, measured_coding)
 
 
 def _price_runs(
@@ -170,7 +182,8 @@ def _price_runs(
 
 def _build_row(
     method: Method,
-    target: float | None,
+    target: Target | None,
+    criterion: Criterion,
     priced_runs: Mapping[str, Sequence[PricedRun]],
     price_per_gigabyte: float | None,
     measured_coding: bool,
@@ -189,7 +202,7 @@ def _build_row(
         uncompressed=method.uncompressed,
         seeds=len(method.runs),
         n_failed=variant.n_failed,
-        best_accuracy=variant.summarize_best_accuracy(),
+        best_value=variant.summarize_best(criterion),
         rounds=rounds,
         up_bytes=variant.summarize_over_seeds(lambda run: total_at_end(run, "uplink_bytes")),
         down_bytes=variant.summarize_over_seeds(lambda run: total_at_end(run, "downlink_bytes")),
@@ -209,11 +222,11 @@ def _build_row(
     )
 
 
-def _find_endpoint(run: Run, target: float | None) -> TargetReached | None:
+def _find_endpoint(run: Run, target: Target | None) -> TargetReached | None:
     """Return the point at which a run reaches the target; without a target, the run's end."""
     if target is None:
         return TargetReached(run.n_rounds, run.n_rounds, 0.0)
-    return find_first_reached(run.measured_accuracies, target)
+    return run.find_reached(target)
 
 
 def _summarize_network_cost(

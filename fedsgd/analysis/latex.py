@@ -119,7 +119,9 @@ def _describe_table(comparison: Comparison, config: TableConfig) -> str:
     if numbers[-1] > 1:
         spread = "(minimum to maximum)" if config.statistic == "median" else "± sample standard deviation"
         figures = f"{config.statistic.capitalize()} {spread} over {seeds} seeds"
-    end = "of whole runs" if comparison.target is None else f"{describe_end(comparison)} test accuracy"
+    target = comparison.target
+    unit = "" if target is None or target.accuracy is None else " test accuracy"
+    end = "of whole runs" if target is None else f"{describe_end(comparison)}{unit}"
     networks = "; ".join(f"{name}: {model.network}" for name, model in comparison.pricing_models.items())
     return f"{figures}, {end}." + (f" Networks: {networks}." if networks else "")
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedsgd.analysis.runs import Run, find_runs, load_run
+from fedsgd.analysis.runs import Run, check_target, choose_criterion, find_runs, load_run
 from fedsgd.config.python_objects import PYTHON_OBJECT_NAME
 from fedsgd.errors import ReportError, suggest_name
-from fedsgd.experiment.time_to_target import SeedSummary, find_first_reached, summarize_seeds
+from fedsgd.experiment.time_to_target import SeedSummary, summarize_seeds
+from fedsgd.scenario.target import Criterion, Target, TargetLike, resolve_target
 from fedsgd.sweeps.labels import format_value, name_objects, shorten_keys
 from fedsgd.system.user_files import expand_user_path, read_text
 
@@ -45,21 +46,14 @@ class TunedVariant:
         """Summarize a metric over all seeds; failed seeds count as not reached."""
         return summarize_seeds([*(metric(run) for run in self.runs), *[None] * self.n_failed])
 
-    def summarize_best_accuracy(self) -> SeedSummary | None:
-        """Summarize the best accuracy of each finished run; None if no accuracy was measured."""
-        accuracies = [best for run in self.runs if (best := find_best_accuracy(run)) is not None]
-        return summarize_seeds(accuracies) if accuracies else None
+    def summarize_best(self, criterion: Criterion) -> SeedSummary | None:
+        """Summarize the best value of each finished run; None if the metric was not measured."""
+        values = [best for run in self.runs if (best := run.find_best(criterion)) is not None]
+        return summarize_seeds(values) if values else None
 
-    @property
-    def has_accuracy(self) -> bool:
-        """True if a run has a metric "accuracy", even if the metric was never finite."""
-        return any("accuracy" in run.rounds for run in self.runs)
-
-    def summarize_rounds_to_target(self, target: float) -> SeedSummary:
-        """Summarize the rounds to a target accuracy, by the rule of McMahan et al."""
-        return self.summarize_over_seeds(
-            lambda run: reached.rounds if (reached := find_first_reached(run.measured_accuracies, target)) else None
-        )
+    def summarize_rounds_to_target(self, target: Target) -> SeedSummary:
+        """Summarize the rounds to a target, by the rule of McMahan et al."""
+        return self.summarize_over_seeds(lambda run: reached.rounds if (reached := run.find_reached(target)) else None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,14 +107,9 @@ class _RunEntry:
     run: Run | None
 
 
-def find_best_accuracy(run: Run) -> float | None:
-    """Return the highest measured accuracy; None without a measurement."""
-    return max((accuracy for _, accuracy in run.measured_accuracies), default=None)
-
-
 def load_methods(
     run_specs: Sequence[RunSpec],
-    target: float | None = None,
+    target: TargetLike | None = None,
     tuned: Sequence[str] = (),
     on_notice: Callable[[str], None] = lambda text: None,
 ) -> list[Method]:
@@ -131,14 +120,18 @@ def load_methods(
 
     Args:
         run_specs: run folders, folders of run folders, and sweeps.
-        target: accuracy, which the best tuned value reaches in the fewest rounds (median over seeds). Without a target, and for
-            equal rounds, the fewest failed seeds decide, then the highest accuracy.
+        target: target that the best tuned value reaches in the fewest rounds (median over seeds): a number for an accuracy, a
+            text such as "loss<0.3", or a `Target`. For equal rounds, and without a target, the fewest failed seeds decide, then
+            the best value of the target's metric; without a target, the highest accuracy or, without accuracy, the lowest loss.
         tuned: settings to treat as tuned, as dotted keys, in addition to those of sweeps.
         on_notice: called with a line for each run or method that is ignored.
 
     Raises:
-        ReportError: a path has no run, runs of one label have different settings, or no run is finished.
+        ReportError: a path has no run, runs of one label have different settings, no run is finished, or a run does not measure
+            the target's metric.
+        ScenarioError: the target has no such form.
     """
+    target = resolve_target(target)
     groups: dict[Any, dict[Any, dict[int, Run | None]]] = {}
     labels: dict[Any, str | None] = {}
     first_runs: dict[Any, Run] = {}
@@ -160,6 +153,8 @@ def load_methods(
             "runs that differ only in the initial parameters of their module are separate methods; to join them, use LABEL=RUN"
         )
     method_labels = _assign_labels(unlabeled_keys, labels)
+    if target is not None:
+        check_target(target, [*first_runs.values()])
     methods = []
     for key, variants in groups.items():
         method = _build_method(method_labels[key], variants, target)
@@ -303,7 +298,7 @@ def _format_setting(key: str, value: str, names: Mapping[str, str]) -> str:
     return f"{name.replace('_', ' ')} {format_value(json.loads(value))}"
 
 
-def _build_method(label: str, variants: Mapping[Any, Mapping[int, Run | None]], target: float | None) -> Method | None:
+def _build_method(label: str, variants: Mapping[Any, Mapping[int, Run | None]], target: Target | None) -> Method | None:
     """Return a method with its best variant; None if the method has no finished run."""
     all_variants = []
     for tuned, seeds in variants.items():
@@ -313,20 +308,13 @@ def _build_method(label: str, variants: Mapping[Any, Mapping[int, Run | None]], 
     if not finished_variants:
         return None
 
+    criterion = choose_criterion((run for variant in finished_variants for run in variant.runs), target)
+
     def sort_key(variant: TunedVariant) -> tuple[float, int, float]:
         rounds = math.inf if target is None else variant.summarize_rounds_to_target(target).median
-        best = variant.summarize_best_accuracy()
-        return rounds, variant.n_failed, math.inf if best is None else -best.median
+        best = variant.summarize_best(criterion)
+        return rounds, variant.n_failed, math.inf if best is None else -criterion.sign * best.median
 
-    if not any(variant.has_accuracy for variant in finished_variants):
-        if target is not None:
-            raise ReportError(f"{label}: its runs have no metric named accuracy, which a target needs")
-        if len(finished_variants) > 1:
-            keys = ", ".join(finished_variants[0].tuned)
-            raise ReportError(
-                f"{label}: its runs have no metric named accuracy, which decides on the best value of {keys}; give each run as "
-                "LABEL=RUN"
-            )
     best_variant = min(finished_variants, key=sort_key)
     return Method(label, best_variant, tuple(all_variants), _find_grid_edge_keys(best_variant, all_variants))
 

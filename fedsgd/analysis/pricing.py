@@ -12,12 +12,13 @@ import numpy as np
 
 from fedsgd.analysis.compute_profile import build_profile_from_cost_table, build_profiles_from_clock
 from fedsgd.analysis.ledger_stats import LedgerStats, read_client_traffic, read_ledger_stats
-from fedsgd.analysis.runs import Run
+from fedsgd.analysis.runs import Run, check_target
 from fedsgd.config.quantities import format_seconds
 from fedsgd.errors import ReportError
-from fedsgd.experiment.time_to_target import TargetReached, find_first_reached, summarize_seeds
+from fedsgd.experiment.time_to_target import TargetReached, summarize_seeds
 from fedsgd.network import ComputeProfile, Network, PricingModel, RoundTimeBreakdown, RoundTimeModel, round_time_models
 from fedsgd.numerics.arrays import F64
+from fedsgd.scenario.target import Target, TargetLike, parse_target
 
 SLOWEST_EXPONENT, FASTEST_EXPONENT, STEPS_PER_DECADE = 2, 12, 8
 SPEEDS: tuple[float, ...] = tuple(
@@ -77,6 +78,20 @@ class PricedRun:
         overhead = stats.up_messages * network.up_overhead_bytes + stats.down_messages * network.down_overhead_bytes
         return self.run.get_cumulative("uplink_bytes") + self.run.get_cumulative(column) + np.cumsum(overhead)
 
+    def find_seconds(self, target: TargetLike) -> float | None:
+        """Return the seconds to a target, as for `parse_target`; None if the target is not reached.
+
+        Args:
+            target: test accuracy, text such as "loss<0.3", or `Target`.
+
+        Raises:
+            ReportError: the run does not measure the target's metric.
+        """
+        checked_target = parse_target(target)
+        check_target(checked_target, [self.run])
+        reached = self.run.find_reached(checked_target)
+        return None if reached is None else reached.interpolate_on(self.cumulative_seconds)
+
 
 def price(run: Run, pricing_models: Sequence[PricingModel], measured_coding: bool = False) -> list[PricedRun]:
     """Price a run by each pricing model. Runs of equal digests have equal prices, unless coding times were measured.
@@ -131,9 +146,9 @@ class TimeToTarget:
         return self.target_reached.interpolate_on(seconds) if math.isfinite(seconds[-1]) else math.inf
 
 
-def time_to_target(priced_run: PricedRun, target: float) -> TimeToTarget | None:
+def time_to_target(priced_run: PricedRun, target: Target) -> TimeToTarget | None:
     """Return the time of a run to a target; None if the target is not reached."""
-    target_reached = find_first_reached(priced_run.run.measured_accuracies, target)
+    target_reached = priced_run.run.find_reached(target)
     if target_reached is None:
         return None
     return TimeToTarget(priced_run.round_time_model.first_rounds(target_reached.after), target_reached)
@@ -183,7 +198,7 @@ class MethodTiming:
         return [self.compute_median_seconds(*link_at_speed(speed)) for speed in SPEEDS]
 
 
-def build_method_timing(label: str, priced_runs: Sequence[PricedRun], target: float, n_failed: int) -> MethodTiming:
+def build_method_timing(label: str, priced_runs: Sequence[PricedRun], target: Target, n_failed: int) -> MethodTiming:
     """Return the times of a method to the target; failed seeds do not reach the target."""
     times = [*(time_to_target(run, target) for run in priced_runs), *[None] * n_failed]
     deciles = [run.coding_deciles for run in priced_runs if run.coding_deciles is not None]

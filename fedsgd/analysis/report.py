@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -13,8 +13,10 @@ from fedsgd.analysis.fleet import FleetConfig
 from fedsgd.analysis.methods import Method, RunSpec, load_methods
 from fedsgd.analysis.page.html import render
 from fedsgd.analysis.page.payload import ReportOptions, build_payload, collect_coding_notes
+from fedsgd.analysis.runs import Run, choose_criterion
 from fedsgd.errors import OutputError, ReportError
 from fedsgd.network import PricingModel
+from fedsgd.scenario.target import Target
 from fedsgd.storage.run_directory import write_atomically
 
 
@@ -23,7 +25,7 @@ def write_report(
     out: Path,
     file_format: Literal["html", "pdf", "svg", "png"],
     *,
-    target: float | None,
+    target: Target | None,
     tuned: Sequence[str],
     network_name: str,
     pricing_model: PricingModel,
@@ -58,21 +60,48 @@ def write_report(
     return [out]
 
 
-def choose_default_target(methods: Sequence[Method]) -> float:
-    """Return the target of the runs' scenarios if they agree, otherwise the highest whole percent that all methods reach.
+def choose_default_target(methods: Sequence[Method]) -> Target:
+    """Return the target of the runs' scenarios if they agree, otherwise the best round number that all methods reach.
 
-    A method reaches an accuracy if its median best accuracy over seeds does. ReportError if no accuracy was measured.
+    The number is a whole percent of accuracy or, without accuracy, a loss of two significant figures. A method reaches a value
+    if its median best value over seeds does. ReportError if nothing was measured.
     """
     runs = [run for method in methods for run in method.runs]
-    settings = [run.settings.get(f"{section}.target_accuracy") for run in runs for section in ("report", "stop")]
-    targets = {float(setting) for setting in settings if setting is not None}
-    if len(targets) == 1:
-        return targets.pop()
-    summaries = [method.best_variant.summarize_best_accuracy() for method in methods]
+    scenario_targets = {target for run in runs for target in _read_targets(run)}
+    if len(scenario_targets) == 1:
+        return scenario_targets.pop()
+    criterion = choose_criterion(runs)
+    summaries = [method.best_variant.summarize_best(criterion) for method in methods]
     medians = [summary.median for summary in summaries if summary is not None]
     if not medians:
-        raise ReportError("these runs have no measured accuracy; set metrics.accuracy in [model], or use `fedsgd compare`")
-    return max(0.01, math.floor(100 * min(medians)) / 100)
+        raise ReportError(f"these runs have no measured {criterion.metric}; use `fedsgd compare`, or another metric")
+    if criterion.direction == "above":
+        return Target(criterion.metric, above=max(0.01, math.floor(100 * min(medians)) / 100))
+    return Target(criterion.metric, below=_round_up(max(medians)))
+
+
+def _read_targets(run: Run) -> Iterator[Target]:
+    """Yield the targets of a run's scenario."""
+    for section in ("report", "stop"):
+        table = {key: run.settings.get(f"{section}.{key}") for key in ("target.metric", "target.above", "target.below")}
+        accuracy = run.settings.get(f"{section}.target_accuracy")
+        if accuracy is not None:
+            yield Target("accuracy", above=float(accuracy))
+        elif table["target.metric"] is not None:
+            yield Target(table["target.metric"], table["target.above"], table["target.below"])
+
+
+def _round_up(value: float) -> float:
+    """Return the smallest number of two significant figures that is not below a value.
+
+    >>> [_round_up(value) for value in (0.2893, 2.4, 131.0, 0.0, -0.2893)]
+    [0.29, 2.4, 140.0, 0.0, -0.28]
+    """
+    if value == 0:
+        return 0.0
+    digits = 1 - math.floor(math.log10(abs(value)))
+    nearest = round(value, digits)
+    return nearest if nearest >= value else round(nearest + 10.0**-digits, digits)
 
 
 def _build_title(methods: Sequence[Method]) -> str:

@@ -16,6 +16,7 @@ from fedsgd.config.component import describe_value
 from fedsgd.config.quantities import parse_seconds
 from fedsgd.errors import ScenarioError
 from fedsgd.network import Device, Link, Network, PricingModel, get_device, get_network
+from fedsgd.scenario.target import TargetLike
 from fedsgd.system.user_files import expand_user_path
 
 DEFAULT_DEVICE, DEFAULT_SERVER = "phone", "server"
@@ -58,7 +59,7 @@ def price(
 
 def compare(
     runs: Sequence[RunSpec],
-    target: float | None = None,
+    target: TargetLike | None = None,
     *,
     networks: Mapping[str, Network | Link | str] | Sequence[str] = (),
     device: Device | str = DEFAULT_DEVICE,
@@ -66,7 +67,7 @@ def compare(
     tuned: Sequence[str] = (),
     measured_coding: bool = False,
 ) -> Comparison:
-    """Compare finished runs by the bytes and the time that each method needs to reach a target accuracy.
+    """Compare finished runs by the bytes and the time that each method needs to reach a target.
 
     >>> import tempfile
     >>> import fedsgd as fs
@@ -78,7 +79,7 @@ def compare(
 
     Args:
         runs: run directories, folders of run directories and sweeps, each a path or a pair (label, path).
-        target: test accuracy; None for the end of each run.
+        target: test accuracy, a text such as "loss<0.3", or a `Target`; None for the end of each run.
         networks: names of networks; or names, objects of `fedsgd.networks`, by heading.
         device: device of the clients, by name or as an object.
         server: device of the server, by name or as an object.
@@ -87,7 +88,8 @@ def compare(
 
     Raises:
         ScenarioError: a network or device has no such name, or an argument is wrong.
-        ReportError: a path has no run, runs of one label have different settings, or no run is finished.
+        ReportError: a path has no run, runs of one label have different settings, no run is finished, or a run does not measure
+            the target's metric.
     """
     if not isinstance(runs, list | tuple):
         raise ScenarioError(f"runs: got {describe_value(runs)}, expected a list of run directories")

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedsgd.errors import ReportError
+from fedsgd.errors import ReportError, suggest_name
+from fedsgd.experiment.time_to_target import TargetReached, find_first_reached
 from fedsgd.federation.downlink import POLICY_ALIASES
 from fedsgd.numerics.arrays import F64
 from fedsgd.scenario.parsing import flatten_settings
+from fedsgd.scenario.target import Criterion, Target
 from fedsgd.storage.parquet import read_column_names, read_columns
 from fedsgd.storage.run_directory import ROUND_COLUMNS, RUN_FILES, build_round_frame
 from fedsgd.system.user_files import expand_user_path, read_text
@@ -55,8 +56,8 @@ class Run:
     rounds: Mapping[str, F64]
 
     def __repr__(self) -> str:
-        accuracy = self.accuracy[np.isfinite(self.accuracy)]
-        figures = [f"{self.n_rounds} rounds", *([f"accuracy {accuracy[-1]:.4f}"] if accuracy.size else [])]
+        accuracies = self.get_measurements("accuracy")
+        figures = [f"{self.n_rounds} rounds", *([f"accuracy {accuracies[-1][1]:.4f}"] if accuracies else [])]
         up, down = (int(self.rounds[f"{link}_bytes"][-1]) for link in ("uplink", "downlink"))
         return f'Run("{self.folder}": {self.name}, {", ".join(figures)}, {up:,} bytes up, {down:,} bytes down)'
 
@@ -84,16 +85,23 @@ class Run:
         """R, the number of rounds."""
         return len(self.rounds["round"])
 
-    @cached_property
-    def measured_accuracies(self) -> list[tuple[int, float]]:
-        """Round and accuracy of each evaluation with a finite accuracy."""
-        indices = np.flatnonzero(np.isfinite(self.accuracy))
-        return [(int(i) + 1, float(self.accuracy[i])) for i in indices]
-
     @property
-    def accuracy(self) -> F64:
-        """[R] accuracy after each round, NaN if it was not measured."""
-        return self.rounds.get("accuracy", np.full(self.n_rounds, np.nan))
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the metrics, "loss" first."""
+        return tuple(name for name in self.rounds if name not in ROUND_COLUMNS)
+
+    def get_measurements(self, metric: str) -> list[tuple[int, float]]:
+        """Return round and value of each evaluation with a finite value; no pairs for a metric that the run lacks."""
+        values = self.rounds.get(metric, np.full(self.n_rounds, np.nan))
+        return [(int(i) + 1, float(values[i])) for i in np.flatnonzero(np.isfinite(values))]
+
+    def find_best(self, criterion: Criterion) -> float | None:
+        """Return the best measured value of the criterion's metric; None without a measurement."""
+        return criterion.find_best(value for _, value in self.get_measurements(criterion.metric))
+
+    def find_reached(self, target: Target) -> TargetReached | None:
+        """Return the point at which the run first reaches a target, by the rule of McMahan et al.; None if it never does."""
+        return find_first_reached(self.get_measurements(target.metric), target)
 
     def get_cumulative(self, column: str) -> F64:
         """Return a cumulative column of rounds.parquet, [R + 1], with entry 0 for the time before round 1."""
@@ -196,3 +204,19 @@ def find_runs(location: Path) -> list[Path]:
     if not folders:
         raise ReportError(f"{location}: has no finished run (no folder with summary.json and scenario.toml)")
     return folders
+
+
+def choose_criterion(runs: Iterable[Run], target: Target | None = None) -> Criterion:
+    """Return the criterion of a target; without a target, accuracy or, if no run has this metric, the loss."""
+    return Criterion.default({name for run in runs for name in run.metrics}) if target is None else target.criterion
+
+
+def check_target(target: Target, runs: Sequence[Run]) -> None:
+    """Raise ReportError if a run does not measure the metric of a target."""
+    folders = [str(run.folder) for run in runs if target.metric not in run.metrics]
+    if folders:
+        place = "any run" if len(folders) == len(runs) else ", ".join(folders[:3])
+        rest = f" and {len(folders) - 3} more" if len(folders) > 3 and len(folders) < len(runs) else ""
+        common_metrics = [name for name in runs[0].metrics if all(name in run.metrics for run in runs)]
+        hint = suggest_name(target.metric, common_metrics)
+        raise ReportError(f'target {target}: there is no metric "{target.metric}" in {place}{rest}{hint}')

@@ -33,7 +33,7 @@ NOTABLE_CODING_SHARE = 0.1
 JSON_KEYS: Mapping[str, str] = {
     "grid_edge_keys": "at_edge",
     "n_failed": "failed",
-    "best_accuracy": "best",
+    "best_value": "best",
     "network_costs": "on",
     "unpriced_reason": "not_priced",
     "unanswered_messages": "silent",
@@ -71,7 +71,7 @@ def collect_notes(comparison: Comparison, statistic: Statistic = "median") -> It
             yield f"{row.label} is not priced: {row.unpriced_reason}"
         yield from collect_uncosted_codec_notes(row.label, row.uncosted_codecs)
     if any(row.tuned for row in comparison.rows):
-        yield "tuned values were chosen by the reported accuracies, on the same seeds"
+        yield f"tuned values were chosen by the reported values of {comparison.criterion.metric}, on the same seeds"
     if any(row.grid_edge_keys for row in comparison.rows):
         yield "* the best value is the smallest or largest value that was tried; a better value may exist beyond this edge"
     if len({row.seed_numbers for row in comparison.rows}) > 1:
@@ -145,7 +145,8 @@ def _format_break_even_speed(break_even: BreakEven) -> str:
 def to_json(comparison: Comparison, **further_figures: Any) -> str:
     """Return all figures as JSON, with null for a figure whose target is not reached. `further_figures` are added by key."""
     content = {
-        "target": comparison.target,
+        "target": None if comparison.target is None else comparison.target.short_form,
+        "criterion": asdict(comparison.criterion),
         "price_per_gigabyte": comparison.price_per_gigabyte,
         "terms": {name: _to_plain(model) for name, model in comparison.pricing_models.items()},
         "methods": [_to_plain(row) for row in comparison.rows],
@@ -185,9 +186,9 @@ def _flatten_row(comparison: Comparison, row: ComparisonRow) -> Iterator[tuple[s
     counts = {"seeds": row.seeds, "failed": row.n_failed, "diverged": len(row.divergence_by_seed)}
     yield from {"method": row.label, **counts}.items()
     yield from ((f"tuned {key}", value) for key, value in row.tuned.items())
-    yield "target", "" if comparison.target is None else comparison.target
+    yield "target", "" if comparison.target is None else comparison.target.short_form
     figures: dict[str, SeedSummary | None] = {
-        "best_accuracy": row.best_accuracy,
+        comparison.criterion.best_name.replace(" ", "_", 1): row.best_value,
         "rounds": row.rounds,
         "uplink_bytes": row.up_bytes,
         "downlink_bytes": row.down_bytes,

@@ -70,7 +70,7 @@ def table_options(command: Callable[..., None]) -> Callable[..., None]:
             type=click.Choice(("median", "mean")),
             default="median",
             show_default=True,
-            help="Over seeds: the median with minimum and maximum, or the mean with the sample standard deviation (n − 1).",
+            help="Over seeds: the median with minimum and maximum, or the mean with the sample standard deviation (n - 1).",
         ),
         columns_option,
         output_option("--json", "as_json", is_flag=True, help="Print JSON on standard output, and nothing else there."),

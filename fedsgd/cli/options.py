@@ -22,6 +22,7 @@ from fedsgd.cli.completers import (
 )
 from fedsgd.cli.option_groups import cost_option, device_option, network_option, quiet_option, run_option
 from fedsgd.cli.streams import echo
+from fedsgd.cli.targets import parse_target_option
 from fedsgd.config.registry import refuse_plugins
 from fedsgd.errors import ScenarioError
 from fedsgd.system.user_files import expand_user_path, search_scenario_folder
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from fedsgd.analysis.methods import RunSpec
     from fedsgd.network import PricingModel
     from fedsgd.scenario.scenario import Scenario
+    from fedsgd.scenario.target import Target
 
 LINK_OPTIONS = ("up", "down", "latency", "jitter", "spread", "trace", "server_up", "server_down", "broadcast")
 PRICE_OPTIONS = ("price_per_gigabyte", "measured_coding")
@@ -71,8 +73,11 @@ class ScenarioOptions:
     as_json: bool
     quiet: bool
 
-    def load(self) -> Scenario:
-        """Return the scenario with its overrides. Modules in the folder of its file can be imported, after all others."""
+    def load(self, target: Target | None = None) -> Scenario:
+        """Return the scenario with its overrides. Modules in the folder of its file can be imported, after all others.
+
+        `target` takes the place of the target in [report].
+        """
         from fedsgd.scenario.overrides import parse_setting
         from fedsgd.scenario.scenario import load
 
@@ -80,6 +85,8 @@ class ScenarioOptions:
         overrides = dict(parse_setting(text) for text in self.settings)
         if self.seed is not None:
             overrides["seed"] = self.seed
+        if target is not None:
+            overrides["report.target"] = target
         return load(self.scenario, overrides)
 
 
@@ -162,7 +169,7 @@ class AnalysisOptions:
     """
 
     runs: list[RunSpec]
-    target: float | None
+    target: Target | None
     tuned: tuple[str, ...]
     quiet: bool
     networks: str | None
@@ -237,7 +244,10 @@ def _build_run_options() -> list[Callable[..., Any]]:
             "runs", nargs=-1, required=True, metavar="RUN...", callback=_parse_run_specs, shell_complete=complete_run
         ),
         run_option(
-            "--target", type=FiniteFloat(0, 1, min_open=True), help="Test accuracy to be reached, by the rule of McMahan et al."
+            "--target",
+            metavar="TARGET",
+            callback=parse_target_option,
+            help="Test accuracy, or a metric and its threshold in quotes, e.g. 'loss<0.3', by the rule of McMahan et al.",
         ),
         run_option(
             "--tune",

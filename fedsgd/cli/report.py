@@ -46,7 +46,8 @@ def report_command(
 
     RUN is a run folder, a folder of run folders, a sweep, or LABEL=RUN. LABEL may contain "=": the longest label for which
     RUN exists is used. Figures are for the network of the options (default: 4g) and for --target, with which the page starts.
-    Without --target, the target of the runs' scenarios is used if they agree, else the highest percent that all methods reach.
+    Without --target, the target of the runs' scenarios is used if they agree, else the highest percent of accuracy (without
+    accuracy, the lowest loss) that all methods reach.
     """
     from fedsgd.analysis.report import write_report
     from fedsgd.cli import terminal

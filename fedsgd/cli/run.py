@@ -18,10 +18,12 @@ from fedsgd.cli.options import (
 )
 from fedsgd.cli.run_folders import claim_numbered_folder, mention_partial_ledger, mention_shared_cores
 from fedsgd.cli.streams import echo_json
+from fedsgd.cli.targets import report_target_option
 from fedsgd.cli.tracking import print_warnings, tracker_options, trackers_from_options
 
 if TYPE_CHECKING:
     from fedsgd.scenario.scenario import Scenario
+    from fedsgd.scenario.target import Target
     from fedsgd.trackers import Tracker
 
 
@@ -38,9 +40,16 @@ if TYPE_CHECKING:
     help="Train and evaluate in K processes, each with one thread. Results do not depend on K.",
 )
 @tracker_options
+@report_target_option
 @click.option("--profile", is_flag=True, help="Also print the mean time of each phase of a round.")
 def run_command(
-    options: ScenarioOptions, out: Path | None, overwrite: bool, workers: int, profile: bool, **tracking: Any
+    options: ScenarioOptions,
+    out: Path | None,
+    overwrite: bool,
+    workers: int,
+    target: Target | None,
+    profile: bool,
+    **tracking: Any,
 ) -> None:
     """Run the experiment that SCENARIO (a TOML file) describes.
 
@@ -50,7 +59,7 @@ def run_command(
     from fedsgd.scenario.scenario import errors_in_file
     from fedsgd.system.forkserver import preload_workers
 
-    scenario = options.load()
+    scenario = options.load(target)
     preload_workers(workers)  # before torch is imported here, so that workers import it in parallel
     trackers = trackers_from_options(**tracking)
     mention_shared_cores(workers, "workers", options.quiet)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,8 +16,12 @@ from fedsgd.cli.option_groups import columns_option
 from fedsgd.cli.options import ScenarioOptions, UserPath, scenario_options
 from fedsgd.cli.run_folders import mention_shared_cores
 from fedsgd.cli.streams import echo, echo_json
+from fedsgd.cli.targets import report_target_option
 from fedsgd.cli.tracking import print_warnings
 from fedsgd.system.forkserver import MAX_PROCESSES, MAX_SEEDS
+
+if TYPE_CHECKING:
+    from fedsgd.scenario.target import Target
 
 METHODS_EXAMPLE = """Example of a methods file:
 
@@ -67,6 +72,7 @@ METHODS_EXAMPLE = """Example of a methods file:
     metavar="N",
     help="Number of cells that run at the same time, each in a process. Results do not depend on N.",
 )
+@report_target_option
 @click.option("--out", type=UserPath(), help="Folder of the sweep.  [default: runs/NAME-sweep]")
 @click.option("--overwrite", is_flag=True, help="Run cells again that were finished with another scenario.")
 @click.option("--retry-failed", is_flag=True, help="Run cells again that diverged or failed in a round.")
@@ -78,6 +84,7 @@ def sweep_command(
     tune: tuple[str, ...],
     seeds: int,
     jobs: int,
+    target: Target | None,
     out: Path | None,
     overwrite: bool,
     retry_failed: bool,
@@ -100,7 +107,7 @@ def sweep_command(
     from fedsgd.sweeps.runner import sweep as run_sweep
 
     terminal.check_sweep_columns(columns)
-    scenario, grids, tuned, quiet = options.load(), parse_grids(grid, "--grid"), parse_grids(tune, "--tune"), options.quiet
+    scenario, quiet = options.load(target), options.quiet
     mention_shared_cores(jobs, "jobs", quiet)
     folder = Path("runs") / f"{scenario.name}-sweep" if out is None else out
     # output of a user's module must not mix with the JSON on standard output
@@ -113,8 +120,8 @@ def sweep_command(
         result = run_sweep(
             scenario,
             methods=methods,
-            grid=grids,
-            tune=tuned,
+            grid=parse_grids(grid, "--grid"),
+            tune=parse_grids(tune, "--tune"),
             seeds=seeds,
             out=folder,
             execution=SweepConfig(jobs, options.data, overwrite, retry_failed),

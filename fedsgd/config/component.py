@@ -237,7 +237,13 @@ def _describe_number(kind: type, bounds: msgspec.Meta, value: Any) -> str:
 
 @dataclass(frozen=True)
 class ValidatedConfig:
-    """Frozen dataclass whose fields are validated by their annotations when it is created."""
+    """Frozen dataclass whose fields are validated by their annotations when it is created.
+
+    Attributes:
+        has_short_form: True if a file may have a number or text in place of the table; the owner of the field converts it.
+    """
+
+    has_short_form: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         owner = getattr(self, "name", type(self).__name__)

@@ -161,6 +161,17 @@ def format_significant(value: float) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
+def format_metric(value: float) -> str:
+    """Return the value of a metric with four decimals, and with four significant figures below 0.001 and from 1000.
+
+    >>> [format_metric(value) for value in (0.91, 2.30259, 0.000123456, -12345.6)]
+    ['0.9100', '2.3026', '0.0001235', '-12,346']
+    """
+    if value == 0 or 1e-3 <= abs(value) < 1e3:
+        return f"{value:.4f}"
+    return f"{value:,.0f}" if 1e3 <= abs(value) < 1e9 else f"{value:.4g}"
+
+
 def format_ratio(ratio: float | None) -> str:
     """Return a ratio with the digits of `format_significant`, "76×"; an empty text for None."""
     return "" if ratio is None else f"{format_significant(ratio)}×"

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 
 from fedsgd.data import ClientData, Dataset
 from fedsgd.errors import ModelError, ScenarioError
-from fedsgd.experiment.evaluation import RESERVED_PREFIXES, EvaluationPlan, check_accuracy, select_evaluation_sets
+from fedsgd.experiment.evaluation import (
+    RESERVED_PREFIXES,
+    EvaluationPlan,
+    check_accuracy,
+    check_targets,
+    select_evaluation_sets,
+)
 from fedsgd.experiment.federation_plan import make_plan
 from fedsgd.experiment.partition_summary import check_class_labels, load_client_data
 from fedsgd.experiment.scenario_warnings import find_warnings
@@ -27,6 +33,7 @@ from fedsgd.runtime.workers.worker import EngineFactory
 from fedsgd.sampling import ParticipationModel, SamplingPool, bind_with_checks
 from fedsgd.scenario.parsing import errors_in_section
 from fedsgd.scenario.scenario import PythonObjects, Scenario
+from fedsgd.scenario.target import Target
 from fedsgd.storage.run_directory import ROUND_COLUMNS
 from fedsgd.system.global_generators import isolate_generators
 from fedsgd.system.torch_determinism import isolate_global_state
@@ -72,9 +79,9 @@ class Experiment:
     warnings: tuple[str, ...]
 
     @property
-    def target_accuracy(self) -> float | None:
-        """Accuracy whose cost is reported, None without a target."""
-        return self.scenario.report.target_accuracy or self.scenario.stop.target_accuracy
+    def target(self) -> Target | None:
+        """Target whose cost is reported, None without a target."""
+        return self.scenario.report.resolved_target or self.scenario.stop.resolved_target
 
 
 def build_experiment(
@@ -187,13 +194,15 @@ def _plan_evaluation(
         if name in ROUND_COLUMNS or name.startswith(RESERVED_PREFIXES):
             columns = f"{', '.join(ROUND_COLUMNS)}, {'..., '.join(RESERVED_PREFIXES)}..."
             raise ModelError(f'a metric cannot be called "{name}": rounds.parquet has columns of its own: {columns}')
-    return EvaluationPlan(
+    plan = EvaluationPlan(
         tuple(task.metrics),
         dataset.test,
         held_out if config.clients else None,
         train if config.training else None,
         SetMetrics(task.set_metrics) if task.set_metrics else None,
     )
+    check_targets(scenario, plan)
+    return plan
 
 
 def _dry_run_model(scenario: Scenario, task: LearningTask, dataset: Dataset, sets: EvaluationSets) -> LearningTask:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsgd.data import ClientData, Dataset, Examples
-from fedsgd.errors import DataError, ScenarioError
+from fedsgd.errors import DataError, ScenarioError, suggest_name
 from fedsgd.numerics.arrays import F32, F64
 from fedsgd.scenario.scenario import Scenario
 from fedsgd.training import EvaluationResult, EvaluationSets
@@ -156,21 +156,28 @@ def _average_losses(results: Sequence[EvaluationResult]) -> float:
 
 
 def check_accuracy(scenario: Scenario, task: LearningTask) -> None:
-    """Raise a ScenarioError if the scenario needs an accuracy and the task has none."""
-    is_set_by_key = {
-        "report.target_accuracy": scenario.report.target_accuracy is not None,
-        "stop.target_accuracy": scenario.stop.target_accuracy is not None,
-        "evaluation.clients": scenario.evaluation.clients,
-    }
-    names = sorted([*task.metrics, *task.set_metrics])
-    for key, is_set in is_set_by_key.items():
-        if is_set and "accuracy" not in names:
-            raise ScenarioError(f"{key}: there is no metric named accuracy (metrics: {', '.join(names) or 'none'})")
-    if scenario.evaluation.clients and "accuracy" not in task.metrics:
+    """Raise a ScenarioError if the scenario evaluates clients and the task has no accuracy with one number for each example."""
+    if not scenario.evaluation.clients or "accuracy" in task.metrics:
+        return
+    if "accuracy" in task.set_metrics:
         raise ScenarioError(
             "evaluation.clients: got an accuracy that is one number for the whole set, expected one number per example, whose "
             "mean over each client's examples is the client's accuracy"
         )
+    names = ", ".join(sorted([*task.metrics, *task.set_metrics])) or "none"
+    raise ScenarioError(f"evaluation.clients: there is no metric named accuracy (metrics: {names})")
+
+
+def check_targets(scenario: Scenario, plan: EvaluationPlan) -> None:
+    """Raise a ScenarioError if a target of the scenario is on a metric that the evaluation does not have."""
+    for section, config in (("report", scenario.report), ("stop", scenario.stop)):
+        target = config.resolved_target
+        if target is not None and target.metric not in plan.metric_names:
+            hint = suggest_name(target.metric, plan.metric_names)
+            for prefix, setting in zip(RESERVED_PREFIXES, ("clients", "training"), strict=True):
+                if target.metric.startswith(prefix) and not getattr(scenario.evaluation, setting):
+                    hint = f": set evaluation.{setting} = true"
+            raise ScenarioError(f"{section}.{config.target_key}: there is no metric named {target.metric}{hint}")
 
 
 def select_evaluation_sets(

@@ -52,7 +52,7 @@ class Federation:
         ledger: table of all frames so far.
         residuals: statistics of the clients' residuals so far.
         client_accuracy: [N] float64, accuracy by client after the last round; None if the round did not measure it.
-        is_over: True after the scenario's last round, and after the round that reaches `[stop] target_accuracy`.
+        is_over: True after the scenario's last round, and after the round that reaches the target of `[stop]`.
     """
 
     def __init__(self, execution: Execution, ledger: Ledger) -> None:
@@ -121,8 +121,8 @@ class Federation:
             )
             metrics, self.client_accuracy = self._evaluate(next_state) if self._evaluates_in(state.round) else (None, None)
         record = self._build_record(state.round, participants, metrics, time.perf_counter() - start)
-        target = self.scenario.stop.target_accuracy
-        is_target_reached = target is not None and record.accuracy is not None and record.accuracy >= target
+        target = self.scenario.stop.resolved_target
+        is_target_reached = target is not None and metrics is not None and target.is_reached_by(metrics[target.metric])
         self.is_over = self.is_over or is_target_reached or state.round == self.scenario.rounds
         self._latest_state, self._round = next_state, next_state.round
         return next_state, record

@@ -23,6 +23,7 @@ from fedsgd.experiment.time_to_target import find_first_reached
 from fedsgd.federation import FederationPlan
 from fedsgd.federation.round_record import RoundRecord
 from fedsgd.numerics.arrays import F32, F64
+from fedsgd.scenario.target import Criterion, Target
 from fedsgd.storage.parquet import TableWriter
 from fedsgd.storage.run_directory import CLIENT_COLUMNS, ROUND_COLUMNS
 from fedsgd.system.machine import measure_peak_memory, memcpy_seconds
@@ -35,7 +36,7 @@ def build_summary(federation: Federation, history: Sequence[RoundRecord], parame
     `parameters` [P] is the server's final model, and `seconds` is the duration of the run.
     """
     experiment, ledger = federation.experiment, federation.ledger
-    scenario, last, target = experiment.scenario, history[-1], experiment.target_accuracy
+    scenario, last, target = experiment.scenario, history[-1], experiment.target
     policy = scenario.model.batch_norm
     up, down = ledger.totals["up"], ledger.totals["down"]
     summary = {
@@ -49,8 +50,10 @@ def build_summary(federation: Federation, history: Sequence[RoundRecord], parame
         "engine": asdict(experiment.engine_choice),
         **_summarize_evaluations(history, evaluate_initial_model(experiment)),
         "set_metrics": [*experiment.task.set_metrics],
-        "target_accuracy": target,
-        "stopped_by": "rounds" if last.round == scenario.rounds else "target_accuracy",
+        "target_accuracy": None if target is None else target.accuracy,
+        "target": None if target is None else str(target),
+        "best": _find_best(history, target),
+        "stopped_by": "rounds" if last.round == scenario.rounds else scenario.stop.target_key,
         **_cost_to_target(history, target),
         **_summarize_failures(history),
         "batch_norm": policy if experiment.plan.buffers is not None and policy in ("mean", "local") else None,
@@ -150,10 +153,19 @@ def _find_best_accuracy(history: Sequence[RoundRecord]) -> float | None:
     return max((r.accuracy for r in history if r.accuracy is not None and math.isfinite(r.accuracy)), default=None)
 
 
-def _cost_to_target(history: Sequence[RoundRecord], target: float | None) -> dict[str, float | None]:
+def _find_best(history: Sequence[RoundRecord], target: Target | None) -> dict[str, str | float | None]:
+    """Return the best finite value of the target's metric; without a target, of the accuracy or, without accuracy, the loss."""
+    all_metrics = [record.metrics for record in history if record.metrics is not None]
+    criterion = Criterion.default(all_metrics[-1]) if target is None else target.criterion
+    return {**asdict(criterion), "value": criterion.find_best(metrics[criterion.metric] for metrics in all_metrics)}
+
+
+def _cost_to_target(history: Sequence[RoundRecord], target: Target | None) -> dict[str, float | None]:
     """Return rounds and bytes to the target, by the rule of `time_to_target`; None if the target is unset or not reached."""
-    measurements = [(r.round, r.accuracy) for r in history if r.accuracy is not None]
-    point = None if target is None else find_first_reached(measurements, target)
+    point = None
+    if target is not None:
+        measurements = [(r.round, r.metrics[target.metric]) for r in history if r.metrics is not None]
+        point = find_first_reached(measurements, target)
     axes = {
         "rounds_to_target": range(len(history) + 1),
         "uplink_bytes_to_target": [0, *(r.uplink_bytes for r in history)],

@@ -1,7 +1,8 @@
-"""Time to target: the rule for the round, the bytes and the seconds at which a run reaches an accuracy.
+"""Time to target: the rule for the round, the bytes and the seconds at which a run reaches a target.
 
 As in McMahan et al. 2017, section 3, the accuracies are replaced by their running maximum, and interpolated linearly between
-the two measurements that enclose the target. The same share of the way holds on other axes, such as bytes or seconds.
+the two measurements that enclose the target. The same share of the way holds on other axes, such as bytes or seconds. For a
+metric that is to fall, such as the loss, the running minimum takes the place of the running maximum.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+from fedsgd.scenario.target import Criterion, Target
 
 
 class CumulativeAxis(Protocol):
@@ -24,7 +27,7 @@ class TargetReached:
     """Point of a run at which its target is reached.
 
     Attributes:
-        before: round of the last measurement below the target; equal to `after` where the first measurement reaches it.
+        before: round of the last measurement that misses the target; equal to `after` where the first measurement reaches it.
         after: round of the first measurement that reaches the target.
         share: position of the point between the two measurements, 0 to 1.
     """
@@ -44,32 +47,39 @@ class TargetReached:
         return start + self.share * (end - start)
 
 
-def find_first_reached(measurements: Iterable[tuple[int, float]], target: float) -> TargetReached | None:
-    """Find the point at which a run first reaches a target accuracy, None if it never does.
-
-    Measurements are (round, accuracy) by ascending round; NaN counts as not measured.
+def find_first_reached(measurements: Iterable[tuple[int, float]], target: Target | float) -> TargetReached | None:
+    """Find the point at which a run first reaches a target, None if it never does.
 
     >>> find_first_reached([(10, 0.5), (20, 0.9)], target=0.7).rounds
     15.0
+    >>> find_first_reached([(10, 0.9), (20, 0.5)], Target("loss", below=0.6)).rounds
+    17.5
+
+    Args:
+        measurements: (round, value of the target's metric) by ascending round; NaN counts as not measured.
+        target: target; a number is the threshold of a metric that is to rise.
     """
+    sign, threshold = (target.criterion.sign, target.threshold) if isinstance(target, Target) else (1.0, target)
+    signed_threshold = sign * threshold
     before, best = 0, -math.inf
-    for round, accuracy in measurements:
-        if accuracy >= target:
+    for round, value in measurements:
+        signed_value = sign * value
+        if signed_value >= signed_threshold:
             if not before:
                 return TargetReached(round, round, 0.0)
-            return TargetReached(before, round, (target - best) / (accuracy - best))
-        if not math.isnan(accuracy):
-            before, best = round, max(best, accuracy)
+            return TargetReached(before, round, (signed_threshold - best) / (signed_value - best))
+        if not math.isnan(signed_value):
+            before, best = round, max(best, signed_value)
     return None
 
 
-def running_maximum(values: Sequence[float]) -> list[float]:
-    """Return the largest value up to each position; NaN does not count."""
-    best, maxima = -math.inf, []
+def list_best_so_far(values: Sequence[float], criterion: Criterion) -> list[float]:
+    """Return the best value up to each position, such as the running maximum of accuracies; NaN does not count."""
+    best, best_values = -math.inf, []
     for value in values:
-        best = best if math.isnan(value) else max(best, value)
-        maxima.append(best)
-    return maxima
+        best = best if math.isnan(value) else max(best, criterion.sign * value)
+        best_values.append(criterion.sign * best)
+    return best_values
 
 
 @dataclass(frozen=True)

@@ -241,6 +241,8 @@ def _build_items(item: type, toml_value: Any, path: str) -> tuple[Any, ...]:
 def _build_value(annotation: type | None, toml_value: Any, path: str, metadata: Mapping[str, Any]) -> Any:
     if annotation is None:
         return toml_value
+    if issubclass(annotation, ValidatedConfig) and annotation.has_short_form and not isinstance(toml_value, Mapping):
+        return toml_value
     if annotation in REGISTRIES:
         return _build_member(annotation, toml_value, path, metadata)
     return _build_section(annotation, toml_value, path, metadata.get("preset", {}))

@@ -69,8 +69,8 @@ class Scenario(SettingsSection):
         downlink: policy and compressor of the server's messages.
         state: location and precision of client states.
         evaluation: interval of evaluations in rounds, and sets of examples that are evaluated.
-        report: target accuracy whose cost is reported.
-        stop: accuracy that ends the run.
+        report: target whose cost is reported.
+        stop: target that ends the run.
     """
 
     name: str = field(metadata={"example": '"my-scenario"'})

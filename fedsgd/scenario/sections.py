@@ -33,6 +33,7 @@ from fedsgd.sampling import DurationModel, Sampler
 from fedsgd.sampling.client_durations import LogNormalDurations
 from fedsgd.sampling.uniform import Uniform
 from fedsgd.scenario.parsing import SettingsSection
+from fedsgd.scenario.target import Target, parse_target
 from fedsgd.training import EngineName, LastBatch, UpdateMode
 
 
@@ -317,23 +318,54 @@ class EvaluationConfig(SettingsSection):
 
 
 @dataclass(frozen=True)
-class TargetConfig(SettingsSection):
-    """[report]: accuracy whose cost is reported.
+class TargetSection(SettingsSection):
+    """Section with a target, given as an accuracy or for any metric.
 
     Attributes:
-        target_accuracy: test accuracy whose rounds and bytes the summary has, by the rule of
-            `fedsgd.experiment.time_to_target`; None: no target.
+        target_accuracy: test accuracy, a short form of `target`.
+        target: threshold on a metric; a text such as "loss<0.3", or a number for an accuracy, becomes a `Target`.
     """
 
+    mutually_exclusive: ClassVar[tuple[str, ...]] = ("target_accuracy", "target")
+
     target_accuracy: FractionAboveZero | None = None
+    target: Target | None = None
+
+    @classmethod
+    def resolve_defaults(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the values, with a `Target` in place of a number or text."""
+        try:
+            return {**values, "target": None if values["target"] is None else parse_target(values["target"])}
+        except ScenarioError as error:
+            raise FieldError(cls.__name__, "target", str(error)) from None
+
+    @property
+    def resolved_target(self) -> Target | None:
+        """Target of either key, None without a target."""
+        return self.target if self.target_accuracy is None else Target("accuracy", above=self.target_accuracy)
+
+    @property
+    def target_key(self) -> str:
+        """Key that has the target."""
+        return "target_accuracy" if self.target is None else "target"
 
 
 @dataclass(frozen=True)
-class StoppingConfig(SettingsSection):
+class TargetConfig(TargetSection):
+    """[report]: target whose cost is reported.
+
+    Attributes:
+        target_accuracy: test accuracy whose rounds and bytes the summary has, by the rule of
+            `fedsgd.experiment.time_to_target`; None: no target, or `target`.
+        target: target on any metric, in place of `target_accuracy`: { metric = "loss", below = 0.3 }, or "loss<0.3".
+    """
+
+
+@dataclass(frozen=True)
+class StoppingConfig(TargetSection):
     """[stop]: stopping rule.
 
     Attributes:
-        target_accuracy: test accuracy; the first round that reaches it is the last round. None: all rounds are run.
+        target_accuracy: test accuracy; the first round that reaches it is the last one. None: `target`, or all rounds are run.
+        target: target on any metric, in place of `target_accuracy`: { metric = "loss", below = 0.3 }, or "loss<0.3".
     """
-
-    target_accuracy: FractionAboveZero | None = None

@@ -20,6 +20,7 @@ from fedsgd.analysis.report import choose_default_target
 from fedsgd.analysis.tables import to_markdown
 from fedsgd.errors import ReportError
 from fedsgd.experiment.time_to_target import find_first_reached, summarize_seeds
+from fedsgd.scenario.target import Criterion
 from tests.analysis.helpers import PRICING_MODEL, TINY, invoke
 
 
@@ -28,7 +29,7 @@ def test_comparison_equals_medians_over_runs(runs: Path) -> None:
     target = 0.5
     comparison = compare(methods, target, {"slow": PRICING_MODEL}, 0.1)
     for method, row in zip(methods, comparison.rows, strict=True):
-        points = [find_first_reached(run.measured_accuracies, target) for run in method.runs]
+        points = [find_first_reached(run.get_measurements("accuracy"), target) for run in method.runs]
         assert row.rounds == summarize_seeds([point and point.rounds for point in points])
         uplink_bytes = [
             point and point.interpolate_on(run.get_cumulative("uplink_bytes"))
@@ -76,8 +77,8 @@ def test_failed_seeds_count_as_not_reached(runs: Path) -> None:
         assert figures is not None
         assert (figures.n, figures.reached, figures.median) == (5, 2, math.inf)
     assert not comparison.break_evens["slow"], "a method that misses the target has no break-even"
-    assert row.best_accuracy is not None
-    assert row.best_accuracy.n == 2, "the accuracy is that of the finished seeds"
+    assert row.best_value is not None
+    assert row.best_value.n == 2, "the accuracy is that of the finished seeds"
     assert "failing: 3 of 5 seeds ended in an error" in to_markdown(comparison)
 
 
@@ -132,7 +133,7 @@ def test_run_without_accuracy_is_not_measured(runs: Path, tmp_path: Path) -> Non
     rounds = pd.read_parquet(tmp_path / "run" / "rounds.parquet")
     rounds.assign(accuracy=np.nan).to_parquet(tmp_path / "run" / "rounds.parquet")
     (method,) = load_methods([tmp_path / "run"])
-    assert method.best_variant.summarize_best_accuracy() is None
+    assert method.best_variant.summarize_best(Criterion()) is None
     assert "| not measured |" in to_markdown(compare([method]))
     assert "not measured" in " ".join(invoke("compare", tmp_path / "run").stdout.split())
     with pytest.raises(ReportError, match="have no measured accuracy"):

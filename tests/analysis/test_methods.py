@@ -15,6 +15,7 @@ import fedsgd
 from fedsgd.analysis import load_methods
 from fedsgd.errors import ReportError
 from fedsgd.scenario.scenario import Scenario
+from fedsgd.scenario.target import Criterion
 from tests.analysis.helpers import copy_run, invoke
 
 
@@ -136,7 +137,7 @@ def test_load_methods_without_runs_names_the_path(tmp_path: Path, runs: Path) ->
         load_methods([runs / "dense"])
 
 
-def test_runs_without_accuracy_have_no_best_value_and_no_target(tmp_path: Path) -> None:
+def test_runs_without_accuracy_are_compared_by_their_lowest_loss(tmp_path: Path) -> None:
     examples = fedsgd.Examples(np.ones((20, 3), np.float32), np.ones((20, 1), np.float32))
     dataset, settings = fedsgd.Dataset(examples, examples, None), {"data.partition.clients": 2, "engine.name": "sequential"}
     module, loss = torch.nn.Linear(3, 1), torch.nn.functional.mse_loss
@@ -144,8 +145,11 @@ def test_runs_without_accuracy_have_no_best_value_and_no_target(tmp_path: Path) 
         scenario = Scenario(name="x", rounds=1).with_settings({**settings, "client.optimizer.lr": lr})
         fedsgd.run(scenario, data=dataset, model=fedsgd.CustomModel(module=module, loss=loss), out=tmp_path / str(lr))
     paths = [tmp_path / "0.05", tmp_path / "0.07"]
-    assert [method.best_variant.summarize_best_accuracy() for method in load_methods(paths)] == [None, None]
-    with pytest.raises(ReportError, match=r"no metric named accuracy, which decides on the best value of client.optimizer.lr"):
-        load_methods(paths, tuned=["client.optimizer.lr"])
-    with pytest.raises(ReportError, match="no metric named accuracy, which a target needs"):
+    assert [method.best_variant.summarize_best(Criterion()) for method in load_methods(paths)] == [None, None]
+    (tuned,) = load_methods(paths, tuned=["client.optimizer.lr"])
+    assert tuned.best_variant.tuned == {"client.optimizer.lr": 0.07}, "the lower loss, as in the summaries"
+    losses = [json.loads((path / "summary.json").read_text())["best"] for path in paths]
+    assert losses[1]["value"] < losses[0]["value"]
+    assert [loss["metric"] for loss in losses] == ["loss", "loss"]
+    with pytest.raises(ReportError, match=r'target 0\.5: there is no metric "accuracy" in any run, expected one of: "loss"'):
         load_methods(paths, target=0.5)

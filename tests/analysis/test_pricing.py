@@ -17,6 +17,7 @@ from fedsgd.errors import ReportError
 from fedsgd.experiment.time_to_target import TargetReached, find_first_reached
 from fedsgd.network import Link, Network, RoundTimeModel, build_pricing_model
 from fedsgd.network.round_times import CANDIDATE_COLUMNS, ROUND_TIME_COLUMNS
+from fedsgd.scenario.target import Target, parse_target
 from tests.analysis.helpers import PHONE, PRICING_MODEL, SERVER, TINY, invoke, read_all_traffic
 
 
@@ -56,13 +57,13 @@ def test_price_equals_computation_by_pandas(runs: Path) -> None:
         / SERVER.copy_bytes_per_second
     )
     np.testing.assert_allclose(np.diff(priced.cumulative_seconds), seconds.groupby("round").max() + server_seconds, rtol=1e-9)
-    target = run.measured_accuracies[-1][1]
-    reached = time_to_target(priced, target)
-    point = find_first_reached(run.measured_accuracies, target)
+    target = run.get_measurements("accuracy")[-1][1]
+    reached = time_to_target(priced, parse_target(target))
+    point = find_first_reached(run.get_measurements("accuracy"), target)
     assert reached is not None
     assert point is not None
     assert reached.compute_seconds(1e6, 4e6, 0.02) == pytest.approx(point.interpolate_on(priced.cumulative_seconds))
-    assert time_to_target(priced, 1.01) is None
+    assert time_to_target(priced, Target("loss", below=-1.0)) is None
 
 
 def test_price_of_several_models_equals_single_prices(runs: Path) -> None:
@@ -141,7 +142,7 @@ def test_time_to_target_is_infinite_after_the_deadline(runs: Path) -> None:
     """With a deadline, times are infinite at speeds at which an accepted reply would be late."""
     (run,) = load_methods([runs / "topk-0"])[0].runs
     (priced,) = price(run, [replace(PRICING_MODEL, deadline_seconds=1.0)])
-    reached = time_to_target(priced, 0.3)
+    reached = time_to_target(priced, parse_target(0.3))
     assert reached is not None
     assert math.isfinite(reached.compute_seconds(1e6, 4e6, 0.02))
     assert math.isinf(reached.compute_seconds(1e3, 4e3, 0.02))

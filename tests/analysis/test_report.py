@@ -12,12 +12,13 @@ import pytest
 
 from fedsgd.analysis import load_methods
 from fedsgd.analysis.report import choose_default_target
+from fedsgd.scenario.target import Criterion, parse_target
 from tests.analysis.helpers import PRICING_MODEL, copy_run, invoke
 
 
 def test_default_target_is_that_of_the_scenarios_or_the_best_common_accuracy(runs: Path) -> None:
     methods = load_methods([runs])
-    assert choose_default_target(methods) == 0.9, "the target of the scenarios"
+    assert choose_default_target(methods) == parse_target(0.9), "the target of the scenarios"
     without_target = [
         replace(
             m,
@@ -28,9 +29,9 @@ def test_default_target_is_that_of_the_scenarios_or_the_best_common_accuracy(run
         )
         for m in methods
     ]
-    summaries = [m.best_variant.summarize_best_accuracy() for m in methods]
+    summaries = [m.best_variant.summarize_best(Criterion()) for m in methods]
     lowest = min(summary.median for summary in summaries if summary is not None)
-    assert choose_default_target(without_target) == math.floor(lowest * 100) / 100
+    assert choose_default_target(without_target) == parse_target(math.floor(lowest * 100) / 100)
 
 
 def test_report_selects_tuned_values_by_its_default_target(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,7 +61,7 @@ def test_report_selects_tuned_values_by_its_default_target(runs: Path, tmp_path:
         price_per_gigabyte=None,
         title=None,
     )
-    assert selected == [({"client.optimizer.lr": 0.05}, 0.9)]
+    assert selected == [({"client.optimizer.lr": 0.05}, parse_target(0.9))]
 
 
 def test_report_command_mentions_runs_of_different_experiments(runs: Path, stragglers: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from fedsgd.analysis.pricing import BreakEven
 from fedsgd.analysis.tables import describe_break_evens, save_table, to_csv, to_latex, to_markdown
 from fedsgd.errors import OutputError, ScenarioError
 from fedsgd.experiment.time_to_target import summarize_seeds
+from fedsgd.scenario.target import parse_target
 from tests.analysis.helpers import PRICING_MODEL
 
 
@@ -76,10 +77,10 @@ def make_comparison(comparison: Comparison) -> Comparison:
         label="dense",
         seeds=2,
         up_bytes=summarize_seeds([2e6, 4e6]),
-        best_accuracy=summarize_seeds([0.5, 0.75]),
+        best_value=summarize_seeds([0.5, 0.75]),
     )
     second = replace(first, label="top-k", seeds=1, n_failed=1, up_bytes=summarize_seeds([2.5e6, None]))
-    return replace(comparison, rows=(first, second), target=0.5)
+    return replace(comparison, rows=(first, second), target=parse_target(0.5))
 
 
 def test_latex_table_has_units_spread_seeds_and_caption(runs: Path) -> None:

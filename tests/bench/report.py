@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
+from fedsgd.scenario.target import parse_target
 from fedsgd.storage.parquet import SEGMENT_ROWS
 
 ROOT = Path(__file__).parents[2]
@@ -131,7 +132,9 @@ def measure(folder: Path, task: str) -> dict[str, float]:
         price(load_methods([folder])[0].runs[0], [build_pricing_model("4g", spread=0.5)])
     else:
         page = render(
-            build_payload(load_methods([folder]), ReportOptions("long", 0.9, build_pricing_model("4g", spread=0.5), "4g"))
+            build_payload(
+                load_methods([folder]), ReportOptions("long", parse_target(0.9), build_pricing_model("4g", spread=0.5), "4g")
+            )
         )
         page_bytes = len(page.encode())
     seconds = time.perf_counter() - start

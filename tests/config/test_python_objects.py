@@ -36,6 +36,7 @@ from fedsgd.optim import SGD
 from fedsgd.scenario.parsing import dump_table, flatten_settings, parse_table
 from fedsgd.scenario.scenario import Scenario, load, parse_scenario
 from fedsgd.scenario.sections import DownlinkConfig, UplinkConfig
+from fedsgd.scenario.target import parse_target
 from fedsgd.sweeps.runner import sweep
 from fedsgd.trackers.base import RunStarted
 
@@ -467,9 +468,9 @@ def test_page_price_and_compare_accept_a_run_of_python_objects(scenario: Make, t
     pricing = PricingModel(Network(Link(1e6, 4e6, 0.02)), get_device("phone"), get_device("server"))
     custom, named = (
         m["runs"][0]
-        for m in build_payload(load_methods([tmp_path / "a", tmp_path / "b"]), ReportOptions("x", 0.05, pricing, "x"))[
-            "methods"
-        ]
+        for m in build_payload(
+            load_methods([tmp_path / "a", tmp_path / "b"]), ReportOptions("x", parse_target(0.05), pricing, "x")
+        )["methods"]
     )
     assert 'name = "python-object"' in custom["scenario"]
     assert "fedsgd.run(..., model=fedsgd.CustomModel(module=..., loss=...))" in custom["needs"]

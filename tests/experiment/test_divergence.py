@@ -19,6 +19,7 @@ from fedsgd.cli import main
 from fedsgd.data import Dataset
 from fedsgd.experiment.divergence import detect_divergence
 from fedsgd.scenario.scenario import Scenario
+from fedsgd.scenario.target import parse_target
 
 Make = Callable[..., Scenario]
 DGC = {"uplink.compressor": {"name": "dgc", "density": 0.001}, "uplink.error_feedback": "none"}
@@ -262,7 +263,10 @@ def test_page_payload_names_the_divergent_seed(runs: Path) -> None:
 
     methods = load_methods([("plain", runs / "good"), ("hot", runs / "bad")])
     payload = build_payload(
-        methods, ReportOptions("Test", 0.5, PricingModel(get_network("4g"), get_device("phone"), get_device("server")), "4g")
+        methods,
+        ReportOptions(
+            "Test", parse_target(0.5), PricingModel(get_network("4g"), get_device("phone"), get_device("server")), "4g"
+        ),
     )
     evidence = read_summary(runs / "bad")["diverged"]
     text = f"the run with seed 0 diverged: {evidence}; try a smaller client.optimizer.lr"
@@ -277,7 +281,10 @@ def test_figure_legend_marks_the_divergent_method(runs: Path) -> None:
 
     methods = load_methods([("plain", runs / "good"), ("hot", runs / "bad")])
     series = build_series(
-        methods, ReportOptions("Test", 0.5, PricingModel(get_network("4g"), get_device("phone"), get_device("server")), "4g")
+        methods,
+        ReportOptions(
+            "Test", parse_target(0.5), PricingModel(get_network("4g"), get_device("phone"), get_device("server")), "4g"
+        ),
     )
     assert [curve.legend_entry()[1] for curve in series] == ["plain", "hot (diverged)"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -204,8 +205,37 @@ def test_target_accuracy_is_reported_or_ends_the_run(scenario: Make) -> None:
     assert reported.history[int(first) - 1].compression_ratios.items() <= stopped.summary.items(), (
         "ratios cover the executed rounds"
     )
+    assert (reported.summary["target"], reported.summary["best"]["value"]) == ("0.2", reported.summary["best_accuracy"])
     unreached = run(scenario({"report.target_accuracy": 1.0}))
     assert unreached.summary["rounds_to_target"] is None
+
+
+def test_target_loss_is_reported_or_ends_the_run(scenario: Make) -> None:
+    reported = run(scenario({"rounds": 4}).with_settings({"report.target": "loss<0"}))
+    losses = [record.metrics["loss"] for record in reported.history if record.metrics is not None]
+    assert (reported.summary["target"], reported.summary["target_accuracy"]) == ("loss<0", None)
+    assert reported.summary["rounds_to_target"] is None
+    assert reported.summary["best"] == {"metric": "loss", "direction": "below", "value": min(losses)}
+    assert losses == sorted(losses, reverse=True)
+    threshold = (losses[0] + losses[1]) / 2
+    stopped = run(scenario({"rounds": 4, "stop.target": {"metric": "loss", "below": threshold}}).with_settings({"report": {}}))
+    assert (stopped.summary["rounds"], stopped.summary["stopped_by"]) == (2, "target")
+    assert stopped.summary["rounds_to_target"] == pytest.approx(1.5)
+    first, second = (record.uplink_bytes for record in stopped.history)
+    assert stopped.summary["uplink_bytes_to_target"] == pytest.approx((first + second) / 2)
+
+
+@pytest.mark.parametrize(
+    ("target", "problem"),
+    [
+        ("los<0.3", 'report.target: there is no metric named los, did you mean "loss"?'),
+        ("train_loss<0.3", "report.target: there is no metric named train_loss: set evaluation.training = true"),
+        ("client_accuracy_mean>0.3", "there is no metric named client_accuracy_mean: set evaluation.clients = true"),
+    ],
+)
+def test_target_on_an_unknown_metric_fails_before_the_first_round(scenario: Make, target: str, problem: str) -> None:
+    with pytest.raises(ScenarioError, match=re.escape(problem)):
+        run(scenario({}).with_settings({"report.target": target}), on_round=lambda record: pytest.fail("a round was run"))
 
 
 def test_quickstart_reaches_its_accuracy(root: Path) -> None:

@@ -27,6 +27,7 @@ from fedsgd.scenario.parsing import parse_table
 from fedsgd.scenario.resolution import build_scheme
 from fedsgd.scenario.scenario import Scenario
 from fedsgd.scenario.sections import DownlinkConfig, UplinkConfig
+from fedsgd.scenario.target import parse_target
 
 Make = Callable[..., Scenario]
 MLP = ParameterLayout(("1.weight", "1.bias", "3.weight", "3.bias"), ((64, 64), (64,), (10, 64), (10,)))
@@ -332,6 +333,9 @@ def test_comparison_and_page_payload_name_the_warning(scenario: Make, tmp_path: 
     methods = load_methods([("plain", tmp_path / "plain"), ("hot", tmp_path / "hot")])
     assert f"hot: warning: {DGC_WARNING}" in collect_notes(compare(methods))
     payload = build_payload(
-        methods, ReportOptions("Test", 0.5, PricingModel(get_network("4g"), get_device("phone"), get_device("server")), "4g")
+        methods,
+        ReportOptions(
+            "Test", parse_target(0.5), PricingModel(get_network("4g"), get_device("phone"), get_device("server")), "4g"
+        ),
     )
     assert [method["warnings"] for method in payload["methods"]] == [[], [f"warning: {DGC_WARNING}"]]

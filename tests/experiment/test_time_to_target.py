@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsgd.experiment.time_to_target import TargetReached, find_first_reached, running_maximum, summarize_seeds
+from fedsgd.experiment.time_to_target import TargetReached, find_first_reached, list_best_so_far, summarize_seeds
+from fedsgd.scenario.target import Criterion
 
 
-def test_target_crossing_is_interpolated_on_the_running_maximum() -> None:
+def test_target_crossing_is_interpolated_on_the_list_best_so_far() -> None:
     """The running maximum is .5, .8, .8, .9; .85 lies halfway between round 30 (maximum .8) and round 40."""
     accuracies = [(10, 0.5), (20, 0.8), (30, 0.6), (40, 0.9)]
     crossing = find_first_reached(accuracies, 0.85)
@@ -63,8 +64,8 @@ def test_higher_target_is_never_reached_sooner(values: list[float], first_target
         assert low.rounds <= high.rounds + 1e-9
 
 
-def test_running_maximum_skips_nan() -> None:
-    assert running_maximum([0.1, math.nan, 0.3, 0.2]) == [0.1, 0.1, 0.3, 0.3]
+def test_list_best_so_far_skips_nan() -> None:
+    assert list_best_so_far([0.1, math.nan, 0.3, 0.2], Criterion()) == [0.1, 0.1, 0.3, 0.3]
 
 
 def test_seed_summary_counts_unreached_as_infinite() -> None:

@@ -18,9 +18,10 @@ import numpy as np
 
 from fedsgd.analysis.pricing import SPEEDS, MethodTiming, TimeToTarget, break_evens
 from fedsgd.config.quantities import format_bytes, format_rate, format_seconds, format_significant
-from fedsgd.experiment.time_to_target import find_first_reached, summarize_seeds
+from fedsgd.experiment.time_to_target import find_first_reached, list_best_so_far, summarize_seeds
 from fedsgd.network import Link, Network, RoundTimeModel
 from fedsgd.network.round_times import CANDIDATE_COLUMNS
+from fedsgd.scenario.target import Target
 
 SHARED = {
     "shared_down": "shared_down",
@@ -182,6 +183,19 @@ def _crossings() -> dict[str, Any]:
     return made
 
 
+def _falling_crossings() -> dict[str, Any]:
+    """Return the crossings of the same runs as losses: each value v is 1 - v, and the target is to be reached from above."""
+    made = {}
+    for name, (rounds, accuracies, threshold) in runs().items():
+        losses = [None if accuracy is None else 1 - accuracy for accuracy in accuracies]
+        target = Target("loss", below=1 - threshold)
+        found = find_first_reached(measured(rounds, losses), target)
+        best = _finite(list_best_so_far([value for _, value in measured(rounds, losses)], target.criterion))
+        crossing = found and {**asdict(found), "rounds": found.rounds}
+        made[name] = {"rounds": rounds, "losses": losses, "target": target.threshold, "crossing": crossing, "best": best}
+    return made
+
+
 def _medians() -> list[dict[str, Any]]:
     cases: list[list[float | None]] = [[3.0], [3.0, 1.0, 2.0], [4.0, 1.0, None], [4.0, None], [None, None, 1.5], [None]]
     cases.append([1.0, 2.5, 9.0, 10.0])
@@ -217,6 +231,7 @@ def vectors() -> dict[str, Any]:
     return {
         "timelines": _timelines(),
         "crossings": _crossings(),
+        "falling_crossings": _falling_crossings(),
         "medians": _medians(),
         **_races(),
         "texts": {**table, "size_text": sizes},

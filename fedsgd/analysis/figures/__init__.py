@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from matplotlib.figure import Figure
 
-from fedsgd.analysis.figures.accuracy import plot_accuracy_by_bytes, plot_accuracy_by_rounds, plot_accuracy_by_time, plot_pareto
+from fedsgd.analysis.figures.accuracy import plot_metric_by_bytes, plot_metric_by_rounds, plot_metric_by_time, plot_pareto
 from fedsgd.analysis.figures.breakdown import plot_byte_breakdown, plot_round_time
 from fedsgd.analysis.figures.clients import plot_client_traffic, plot_residuals
 from fedsgd.analysis.figures.link_speed import plot_link_speed
@@ -22,14 +22,15 @@ from fedsgd.analysis.methods import Method
 from fedsgd.analysis.page.payload import ReportOptions
 from fedsgd.errors import OutputError, make_write_error, suggest_name
 from fedsgd.storage.run_directory import write_atomically
+from fedsgd.sweeps.labels import slugify
 
 FigureFormat = Literal["pdf", "svg", "png"]
 METADATA: dict[str, dict[str, Any]] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}
 FORMATS = tuple(METADATA)
 FIGURES: dict[str, Callable[[Sequence[MethodSeries], ReportOptions], Figure | None]] = {
-    "accuracy-bytes": plot_accuracy_by_bytes,
-    "accuracy-rounds": plot_accuracy_by_rounds,
-    "accuracy-time": plot_accuracy_by_time,
+    "accuracy-bytes": plot_metric_by_bytes,
+    "accuracy-rounds": plot_metric_by_rounds,
+    "accuracy-time": plot_metric_by_time,
     "link-speed": plot_link_speed,
     "pareto": plot_pareto,
     "anatomy": plot_byte_breakdown,
@@ -37,7 +38,10 @@ FIGURES: dict[str, Callable[[Sequence[MethodSeries], ReportOptions], Figure | No
     "clients": plot_client_traffic,
     "memory": plot_residuals,
 }
-"""Plot functions by the name of their file. A function returns None for a figure without data, such as measured accuracies."""
+"""Plot functions by the name of their file, in which the target's metric takes the place of "accuracy".
+
+A function returns None for a figure without data, such as measured values.
+"""
 
 
 def draw_figures(methods: Sequence[Method], options: ReportOptions, folder: Path, file_format: FigureFormat) -> list[Path]:
@@ -71,7 +75,9 @@ def build_figures(methods: Sequence[Method], options: ReportOptions) -> dict[str
     """Return the figures of `draw_figures` by name; each run is priced once."""
     with paper_style():
         series = build_series(methods, options)
-        figures = {name: plot(series, options) for name, plot in FIGURES.items()}
+        figures = {
+            name.replace("accuracy", slugify(options.target.metric)): plot(series, options) for name, plot in FIGURES.items()
+        }
     return {name: figure for name, figure in figures.items() if figure is not None}
 
 

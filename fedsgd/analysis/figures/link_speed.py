@@ -77,7 +77,10 @@ def plot_link_speed(method_series: Sequence[MethodSeries], options: ReportOption
     scale_axis(ax.yaxis, SECONDS, shortest / (3 if fastest_marks else 1), longest, max_ticks=8, log=True)
     _draw_marks(ax, fastest_marks, baseline_marks)
     _draw_network(ax, options)
-    ax.set(xlabel=_format_speed_label(network), ylabel=f"time to accuracy {options.target:g}")
+    ax.set(
+        xlabel=_format_speed_label(network),
+        ylabel=f"time to {truncate_label(options.target.metric, MAX_LABEL_POINTS / 2)} {options.target.threshold:g}",
+    )
     entries = [series.legend_entry(_describe_absence(series, series in timed_series)) for series in method_series]
     if fastest_marks:
         entries.append((Line2D([], [], linestyle="none", **FASTEST_MARK_STYLE), "change of the fastest method"))

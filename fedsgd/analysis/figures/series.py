@@ -18,6 +18,7 @@ from fedsgd.analysis.page.payload import ReportOptions
 from fedsgd.analysis.pricing import MethodTiming, PricedRun, build_method_timing, price
 from fedsgd.analysis.runs import Run
 from fedsgd.numerics.arrays import F64
+from fedsgd.scenario.target import Target
 
 MAX_POINTS = 1000
 """Maximum number of points of a curve."""
@@ -48,7 +49,7 @@ class MethodSeries:
         handle = Line2D([], [], **{**self.style.get_marker_properties(), "linestyle": self.style.dashes if as_line else "none"})
         return handle, label_with_note(self.style.label, ", ".join(notes))
 
-    def build_timing(self, target: float) -> MethodTiming:
+    def build_timing(self, target: Target) -> MethodTiming:
         """Return the method's times to a target; failed seeds do not reach the target."""
         return build_method_timing(self.style.label, self.priced_runs, target, self.method.best_variant.n_failed)
 

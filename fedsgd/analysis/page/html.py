@@ -24,10 +24,13 @@ def render(payload: Mapping[str, Any]) -> str:
     A content security policy admits only SCRIPTS, by their hashes, and no requests. So a run's name cannot inject a script.
     """
     scripts = [_read_script(name) for name in SCRIPTS]
+    name, is_rising = payload["metric"]["name"], payload["metric"]["direction"] == "above"
+    metric_words = {"title": name[0].upper() + name[1:], "better": "higher" if is_rising else "lower"}
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(_read_asset("page.html")).render(
         title=payload["title"],
         made_by=payload["made_by"],
+        metric={**payload["metric"], **metric_words},
         policy=_build_content_security_policy(scripts),
         css=_read_asset("page.css"),
         scripts=scripts,

@@ -30,6 +30,7 @@ from fedsgd.experiment.divergence import LEARNING_RATE_HINT
 from fedsgd.network import PricingModel
 from fedsgd.network.profiles import NETWORKS
 from fedsgd.network.round_times import CANDIDATE_COLUMNS
+from fedsgd.scenario.target import Target
 
 FORMAT_VERSION = 1
 N_QUANTILES = 101
@@ -52,7 +53,7 @@ class ReportOptions:
 
     Attributes:
         title: heading of the page.
-        target: target accuracy, from 0 to 1.
+        target: target of the figures, with which the page starts.
         pricing_model: network, devices and deadline of the figures, and initial values of the controls on the page.
         network_name: name of the network in the report.
         price_per_gigabyte: price of 10⁹ bytes, in any currency; None: the report has no costs.
@@ -61,7 +62,7 @@ class ReportOptions:
     """
 
     title: str
-    target: float
+    target: Target
     pricing_model: PricingModel
     network_name: str
     price_per_gigabyte: float | None = None
@@ -85,7 +86,12 @@ def build_payload(methods: Sequence[Method], options: ReportOptions) -> dict[str
         "format": FORMAT_VERSION,
         "made_by": f"fedsgd {__version__}",
         "title": options.title,
-        "target": options.target,
+        "target": options.target.threshold,
+        "metric": {
+            "name": options.target.metric,
+            "direction": options.target.direction,
+            "best": options.target.criterion.best_name,
+        },
         "price_per_gigabyte": options.price_per_gigabyte,
         "speeds": encode_array(SPEEDS),
         "terms": {
@@ -166,7 +172,8 @@ def _run_to_json(run: Run, options: ReportOptions) -> dict[str, Any]:
         transferred_bytes = encode_array(priced_run.transferred_bytes)
     else:
         stats, timeline, transferred_bytes = read_ledger_stats(run), None, None
-    rounds, accuracies = zip(*run.measured_accuracies, strict=True) if run.measured_accuracies else ((), ())
+    measurements = run.get_measurements(options.target.metric)
+    rounds, values = zip(*measurements, strict=True) if measurements else ((), ())
     return {
         "folder": str(run.folder),
         "seed": run.seed,
@@ -177,7 +184,7 @@ def _run_to_json(run: Run, options: ReportOptions) -> dict[str, Any]:
         "versions": run.summary["versions"],
         "scenario": run.scenario_text,
         "needs": _describe_required_objects(run),
-        "measured": {"round": encode_array(rounds), "accuracy": encode_array(accuracies)},
+        "measured": {"round": encode_array(rounds), "value": encode_array(values)},
         "up": encode_array(run.get_cumulative("uplink_bytes")),
         "down": encode_array(run.get_cumulative("downlink_bytes")),
         "broadcast": encode_array(run.get_cumulative("downlink_broadcast_bytes")),

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fedsgd.cli.terminal.column_table import ColumnTable, create_console, print_lines, print_tables
-from fedsgd.config.quantities import format_bytes, format_ratio
+from fedsgd.config.quantities import format_bytes, format_metric, format_ratio
 from fedsgd.config.text_columns import TextColumn
 from fedsgd.experiment.divergence import LEARNING_RATE_HINT
 from fedsgd.experiment.evaluation import RESERVED_PREFIXES
@@ -102,18 +102,28 @@ def _build_transport_table(summary: Mapping[str, Any]) -> ColumnTable:
     return ColumnTable(_make_columns(headings, rows), title)
 
 
-def _describe_metrics(final_metrics: Mapping[str, float | None], best_accuracy: float | None) -> Iterator[str]:
+def _describe_metrics(final_metrics: Mapping[str, float | None], best_values: Mapping[str, str]) -> Iterator[str]:
     """Yield a line each for metrics on test examples, metrics over clients and training metrics."""
     lines: dict[str, list[str]] = {kind: [] for kind in ("", *RESERVED_PREFIXES)}
     for name, value in final_metrics.items():
         kind = next((prefix for prefix in RESERVED_PREFIXES if name.startswith(prefix)), "")
         figure = "not finite" if value is None else f"{value:.4f}"
-        if name == "accuracy" and best_accuracy is not None:
-            figure += f" (best {best_accuracy:.4f})"
+        if name in best_values:
+            figure += f" ({best_values[name]})"
         lines[kind].append(f"{name.removeprefix(kind).replace('_', ' ') if kind else name} {figure}")
     for title, kind in zip(("test", "accuracy by client", "training"), lines, strict=True):
         if lines[kind]:
             yield f"{title}: {', '.join(lines[kind])}"
+
+
+def _describe_best_values(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Return the best accuracy, and the best value of the target's metric, by the name of the metric."""
+    accuracy, best = summary["best_accuracy"], summary["best"]
+    values = {} if accuracy is None else {"accuracy": f"best {accuracy:.4f}"}
+    if summary["target"] is not None and summary["target_accuracy"] is None and best["value"] is not None:
+        word = "highest" if best["direction"] == "above" else "lowest"
+        values[best["metric"]] = f"{word} {format_metric(best['value'])}"
+    return values
 
 
 def _describe_result(result: Result | DeploymentResult) -> Iterator[str]:
@@ -139,21 +149,21 @@ def _describe_result(result: Result | DeploymentResult) -> Iterator[str]:
         yield from _describe_residuals(summary["residuals"])
     if summary["buffers"] is not None:
         yield from _describe_buffers(summary["buffers"], summary["set_metrics"])
-    yield from _describe_metrics(summary["final_metrics"], summary["best_accuracy"])
+    yield from _describe_metrics(summary["final_metrics"], _describe_best_values(summary))
     for name in summary["never_finite_metrics"]:
         yield f"{name} was never finite"
     yield from (f"warning: {text}" for text in summary["warnings"])
     if summary["diverged"] is not None:
         yield f"the run diverged: {summary['diverged']}; {LEARNING_RATE_HINT}"
     if summary["stopped_by"] != "rounds":
-        yield f"stopped after round {summary['rounds']}, by [stop] target_accuracy"
-    if summary["target_accuracy"] is not None:
+        yield f"stopped after round {summary['rounds']}, by [stop] {summary['stopped_by']}"
+    if summary["target"] is not None:
         rounds = summary["rounds_to_target"]
         outcome = "not reached"
         if rounds is not None:
             n_bytes = (format_bytes(round(summary[f"{link}_bytes_to_target"])) for link in ("uplink", "downlink"))
             outcome = f"reached after {rounds:.1f} rounds, {' up and '.join(n_bytes)} down"
-        yield f"target {summary['target_accuracy']:g}: {outcome}"
+        yield f"target {summary['target']}: {outcome}"
     yield f"params_sha256 {summary['params_sha256']}"
     yield f"ledger_sha256 {summary['ledger_sha256']}"
     if result.out is not None:

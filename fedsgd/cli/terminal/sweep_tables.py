@@ -11,20 +11,21 @@ from rich import progress
 from rich.console import Console
 
 from fedsgd.cli.terminal.column_table import CHOOSE, ColumnTable, create_console, print_lines, print_tables
-from fedsgd.config.quantities import format_bytes
+from fedsgd.config.quantities import format_bytes, format_metric
 from fedsgd.config.text_columns import TextColumn, check_column_names, select_columns
 
 if TYPE_CHECKING:
     from fedsgd.federation.round_record import RoundRecord
+    from fedsgd.scenario.target import Criterion
     from fedsgd.sweeps import Cell, Sweep
     from fedsgd.sweeps.options import SweepCallbacks
 
 
 SWEEP_COLUMNS = (
-    *(("cell", "", 0), ("seeds", "seeds", 4), ("failed", "failed", 5), ("best", "best accuracy", 0)),
+    *(("cell", "", 0), ("seeds", "seeds", 4), ("failed", "failed", 5), ("best", "best", 0)),
     *(("up", "up", 1), ("down", "down", 2)),
 )
-"""Name, heading and rank of each column."""
+"""Name, heading and rank of each column; the heading of "best" names the metric."""
 
 
 @contextmanager
@@ -96,15 +97,21 @@ def _count_finished(sweep: Sweep) -> int:
 
 
 def _describe_outcome(sweep: Sweep, cell: Cell, seconds: float) -> str:
-    """Return a cell's outcome: "accuracy 0.9633, up 1.2 MB, down 3.4 MB, 12.3 s"."""
+    """Return a cell's outcome: "accuracy 0.9633, up 1.2 MB, down 3.4 MB, 12.3 s", with the metric of its target."""
     summary = sweep.read_summary(cell)
     if summary is None:
         return _describe_failure(cell)
-    accuracy = summary["final_accuracy"]
-    accuracy_text = "" if accuracy is None else f"accuracy {accuracy:.4f}, "
+    metric = _get_best(summary)["metric"]
+    value = summary["final_accuracy"] if metric == "accuracy" else summary["final_metrics"][metric]
+    metric_text = "" if value is None else f"{metric} {format_metric(value)}, "
     warning = f", diverged: {summary['diverged']}" if summary.get("diverged") else ""
     n_bytes = f"up {format_bytes(summary['uplink_bytes'])}, down {format_bytes(summary['downlink_bytes'])}"
-    return f"{accuracy_text}{n_bytes}, {seconds:.1f} s{warning}"
+    return f"{metric_text}{n_bytes}, {seconds:.1f} s{warning}"
+
+
+def _get_best(summary: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return metric, direction and best value of a run; earlier releases have the best accuracy only."""
+    return summary.get("best") or {"metric": "accuracy", "direction": "above", "value": summary["best_accuracy"]}
 
 
 def _describe_failure(cell: Cell) -> str:
@@ -140,22 +147,34 @@ def build_sweep_columns(sweep: Sweep) -> list[TextColumn]:
     groups: dict[str, list[Cell]] = {}
     for cell in sweep.cells:
         groups.setdefault(cell.group, []).append(cell)
-    rows = [(group, *_format_group(sweep, cells)) for group, cells in groups.items()]
-    return [
-        TextColumn(name, heading, cells, rank, "left" if name == "cell" else "right", "distinct" if name == "cell" else None)
-        for (name, heading, rank), cells in zip(SWEEP_COLUMNS, zip(*rows, strict=True), strict=True)
-    ]
+    criterion = _find_criterion(sweep)
+    rows = [(group, *_format_group(sweep, cells, criterion)) for group, cells in groups.items()]
+    labels, *figures = zip(*rows, strict=True)
+    columns = [TextColumn("cell", "", labels, align="left", shorten="distinct")]
+    for (name, heading, rank), cells in zip(SWEEP_COLUMNS[1:], figures, strict=True):
+        columns.append(TextColumn(name, criterion.best_name if name == "best" else heading, cells, rank))
+    return columns
 
 
-def _format_group(sweep: Sweep, cells: list[Cell]) -> tuple[str, ...]:
-    """Return the numbers of finished and failed seeds, and medians over finished seeds: best accuracy, bytes up and down."""
+def _find_criterion(sweep: Sweep) -> Criterion:
+    """Return the criterion of the first finished cell, that of its target if there is one."""
+    from fedsgd.scenario.target import Criterion
+
+    summary = next(filter(None, map(sweep.read_summary, sweep.cells)), None)
+    best = {} if summary is None else _get_best(summary)
+    return Criterion(best["metric"], best["direction"]) if best else Criterion()
+
+
+def _format_group(sweep: Sweep, cells: list[Cell], criterion: Criterion) -> tuple[str, ...]:
+    """Return the numbers of finished and failed seeds, and medians over finished seeds: best value, bytes up and down."""
     summaries = [summary for summary in map(sweep.read_summary, cells) if summary is not None]
-    accuracies = [summary["best_accuracy"] for summary in summaries if summary["best_accuracy"] is not None]
+    bests = [best for best in map(_get_best, summaries) if best["metric"] == criterion.metric]
+    values = [best["value"] for best in bests if best["value"] is not None]
     n_failed = sum(cell.state == "failed" for cell in cells)
     return (
         str(len(summaries)),
         str(n_failed) if n_failed else "",
-        f"{statistics.median(accuracies):.4f}" if accuracies else "",
+        format_metric(statistics.median(values)) if values else "",
         *(_format_median_bytes(summaries, link) for link in ("uplink", "downlink")),
     )
 

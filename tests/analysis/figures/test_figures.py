@@ -28,6 +28,7 @@ from fedsgd.analysis.pricing import MethodTiming, break_evens, time_to_target
 from fedsgd.errors import OutputError
 from fedsgd.network import Link, Network, PricingModel, get_device, get_network
 from fedsgd.scenario.scenario import load
+from fedsgd.scenario.target import Criterion, parse_target
 
 ROOT = Path(__file__).resolve().parents[3]
 DENSE = {"uplink.compressor.name": "dense", "uplink.error_feedback": "none", "downlink.policy": "model"}
@@ -37,7 +38,9 @@ DEPENDENT = "depends on time"
 
 
 def make_options(target: float = TARGET, name: str = "3g") -> ReportOptions:
-    return ReportOptions("Test", target, PricingModel(get_network(name), get_device("phone"), get_device("server")), name)
+    return ReportOptions(
+        "Test", parse_target(target), PricingModel(get_network(name), get_device("phone"), get_device("server")), name
+    )
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +163,7 @@ def test_line_reaches_the_target_at_the_value_of_the_tables(methods: list[Method
     checked = 0
     for i, method in enumerate(single):
         (priced,) = price(method.runs[0], [make_options().pricing_model])
-        reached = time_to_target(priced, TARGET)
+        reached = time_to_target(priced, parse_target(TARGET))
         if reached is None or reached.target_reached.before == reached.target_reached.after:
             continue
         for name, expected in (
@@ -189,9 +192,11 @@ def test_unpriced_runs_alone_have_no_figures_of_time(methods: list[Method]) -> N
 
 def test_break_even_markers_are_at_the_break_evens(methods: list[Method]) -> None:
     pricing_model = PricingModel(Network(Link(1e6, 1e6)), get_device("phone"), get_device("server"))
-    options = ReportOptions("Test", TARGET, pricing_model, "mine")
+    options = ReportOptions("Test", parse_target(TARGET), pricing_model, "mine")
     timings = [
-        MethodTiming(method.label, [time_to_target(price(run, [pricing_model])[0], TARGET) for run in method.runs])
+        MethodTiming(
+            method.label, [time_to_target(price(run, [pricing_model])[0], parse_target(TARGET)) for run in method.runs]
+        )
         for method in methods[:2]
     ]
     expected = break_evens(*timings, pricing_model.network)
@@ -209,7 +214,7 @@ def test_break_even_markers_are_at_the_break_evens(methods: list[Method]) -> Non
 
 def test_method_that_misses_the_target_is_named_in_the_legend(methods: list[Method]) -> None:
     single = [with_best_variant(method, runs=method.runs[:1]) for method in methods[:2]]
-    best = [method.best_variant.summarize_best_accuracy().median for method in single]
+    best = [method.best_variant.summarize_best(Criterion()).median for method in single]
     assert best[0] != best[1]
     figures = build_figures(single, make_options(sum(best) / 2))
     missing = [label for label in legend_labels(figures["link-speed"]) if "target not reached" in label]
@@ -321,7 +326,7 @@ def test_pareto_front_is_drawn_as_steps_through_its_points(drawn: dict[str, Figu
 
 def measured_once(method: Method) -> Method:
     """Return the method with only its last evaluation."""
-    rounds = {"accuracy": np.where(np.arange(6) == 5, method.runs[0].accuracy, np.nan)}
+    rounds = {"accuracy": np.where(np.arange(6) == 5, method.runs[0].rounds["accuracy"], np.nan)}
     return with_best_variant(method, runs=tuple(replace(run, rounds={**run.rounds, **rounds}) for run in method.runs[:1]))
 
 

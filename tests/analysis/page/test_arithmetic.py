@@ -38,6 +38,10 @@ SCRIPT = """
     const crossing = P.firstReached(rounds, accuracies.map((a) => (a === null ? NaN : a)), target);
     return { rounds, accuracies, target, axis, crossing, on: crossing && P.valueAtTarget(crossing, axis) };
   });
+  const falling_crossings = over(golden.falling_crossings, ({ rounds, losses, target }) => {
+    const values = losses.map((a) => (a === null ? NaN : a));
+    return { rounds, losses, target, crossing: P.firstReached(rounds, values, target, -1), best: P.bestSoFar(values, -1) };
+  });
   const medians = golden.medians.map(({ figures }) => ({ figures, ...P.summarizeSeeds(figures) }));
   const speeds = golden.speeds;
   const races = over(golden.races, ({ timelines, crossings }) => {
@@ -55,7 +59,7 @@ SCRIPT = """
     three_figures: P.formatSignificant, seconds_text: P.formatSeconds, rate_text: P.formatRate, size_text: P.formatBytes,
   };
   const texts = Object.fromEntries(Object.entries(golden.texts).map(([name, rows]) => [name, rows.map(([value]) => [value, write[name](value)])]));
-  return plain({ timelines, crossings, medians, link: golden.link, speeds, races, texts });
+  return plain({ timelines, crossings, falling_crossings, medians, link: golden.link, speeds, races, texts });
 }
 """
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 import fedsgd
@@ -27,6 +28,7 @@ from fedsgd.config.quantities import format_bytes, format_rate, format_seconds, 
 from fedsgd.experiment.time_to_target import summarize_seeds
 from fedsgd.network import Link, Network, PricingModel, get_device, get_network
 from fedsgd.network.profiles import NETWORKS
+from fedsgd.scenario.target import Criterion, Target, parse_target
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -67,12 +69,12 @@ def methods(folder: Path) -> list[Method]:
 @pytest.fixture(scope="module")
 def payload(methods: list[Method]) -> dict[str, Any]:
     """Payload of these methods."""
-    return build_payload(methods, ReportOptions("Digits", TARGET, PRICING_MODEL, "4g", 0.09))
+    return build_payload(methods, ReportOptions("Digits", parse_target(TARGET), PRICING_MODEL, "4g", 0.09))
 
 
 def test_payload_has_the_built_in_networks_alone(methods: list[Method], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(NETWORKS, "_registered_plugins", {"lab": get_network("4g")})
-    payload = build_payload(methods, ReportOptions("Digits", TARGET, PRICING_MODEL, "4g", 0.09))
+    payload = build_payload(methods, ReportOptions("Digits", parse_target(TARGET), PRICING_MODEL, "4g", 0.09))
     assert [network["name"] for network in payload["networks"]] == [*NETWORKS], "a report imports no plugin"
 
 
@@ -130,7 +132,9 @@ def read_ranking(page: Page) -> list[tuple[str, int, str, str]]:
 def build_timings(methods: Sequence[Method], target: float) -> list[MethodTiming]:
     """Return the times of the methods, computed by Python."""
     return [
-        MethodTiming(method.label, [time_to_target(price(run, [PRICING_MODEL])[0], target) for run in method.runs])
+        MethodTiming(
+            method.label, [time_to_target(price(run, [PRICING_MODEL])[0], parse_target(target)) for run in method.runs]
+        )
         for method in methods
     ]
 
@@ -139,7 +143,7 @@ def expected_ranking(methods: Sequence[Method], link: Link, target: float) -> li
     """Return the rows of the ranking, computed by Python."""
     speeds = (link.up_bits_per_second, link.down_bits_per_second, link.latency_seconds)
     times = [timing.compute_median_seconds(*speeds) for timing in build_timings(methods, target)]
-    best = [method.best_variant.summarize_best_accuracy().median for method in methods]
+    best = [method.best_variant.summarize_best(Criterion()).median for method in methods]
     order = sorted(range(len(methods)), key=lambda i: (times[i], -best[i] if math.isinf(times[i]) else 0, i))
     rows = []
     for rank, i in enumerate(order, 1):
@@ -255,7 +259,7 @@ def test_answer_is_a_sentence(open_page: Callable[..., OpenPage], payload: dict[
     assert f"reaches 60 % first, after {first[2]}; " in answer
     page.fill("#target-number", "99.9")
     settle(page)
-    best = max(method.best_variant.summarize_best_accuracy().median for method in methods)
+    best = max(method.best_variant.summarize_best(Criterion()).median for method in methods)
     assert page.inner_text("#answer").startswith("No method reaches 99.9 % in these runs. The best, ")
     assert f"gets to {100 * best:.2f}".rstrip("0").rstrip(".") in page.inner_text("#answer")
     assert {time for _, _, time, _ in read_ranking(page)} == {"not reached"}
@@ -517,7 +521,7 @@ def test_failed_seeds_and_grid_edges_are_noted(open_page: Callable[..., OpenPage
 
 
 def test_runs_without_accuracy_have_no_accuracy_figure(open_page: Callable[..., OpenPage], payload: dict[str, Any]) -> None:
-    nothing = {"round": {"f8": ""}, "accuracy": {"f8": ""}}
+    nothing = {"round": {"f8": ""}, "value": {"f8": ""}}
     bare = [{**method, "runs": [{**run, "measured": nothing} for run in method["runs"]]} for method in payload["methods"]]
     page = open_page({**payload, "methods": bare}).page
     draw_all(page)
@@ -575,14 +579,14 @@ def test_pareto_figure_counts_the_bytes_of_the_figure_for_paper(
     from fedsgd.analysis.figures import build_figures
 
     page = open_page(payload).page
-    paper = build_figures(methods, ReportOptions("Digits", TARGET, PRICING_MODEL, "4g"))["pareto"].axes[0]
+    paper = build_figures(methods, ReportOptions("Digits", parse_target(TARGET), PRICING_MODEL, "4g"))["pareto"].axes[0]
     points = {line.get_gid(): float(line.get_xdata()[0]) for line in paper.lines if str(line.get_gid()).startswith("method-")}
     for choice, columns in (("all", ["uplink_bytes", "downlink_bytes"]), ("up", ["uplink_bytes"])):
         page.check(f"input[name=bytes][value={choice}]")
         settle(page)
         medians = []
         for method in methods:
-            best = [max(run.measured_accuracies, key=lambda one: one[1])[0] for run in method.runs]
+            best = [max(run.get_measurements("accuracy"), key=lambda one: one[1])[0] for run in method.runs]
             each = [sum(run.get_cumulative(name)[at] for name in columns) for run, at in zip(method.runs, best, strict=True)]
             medians.append(summarize_seeds(each).median)
         rows = list(csv.DictReader(io.StringIO(save_figure(page, "pareto", "csv").decode())))
@@ -593,7 +597,9 @@ def test_pareto_figure_counts_the_bytes_of_the_figure_for_paper(
             assert [points[f"method-{i}"] for i in (1, 2, 3)] == medians
             assert paper.get_xlabel() == f"{label} bytes until then, all clients"
     assert any(
-        run.measured_accuracies[-1][1] < max(a for _, a in run.measured_accuracies) for m in methods for run in m.runs
+        run.get_measurements("accuracy")[-1][1] < max(a for _, a in run.get_measurements("accuracy"))
+        for m in methods
+        for run in m.runs
     ), "some best accuracies are before the end"
 
 
@@ -630,8 +636,7 @@ def test_runs_with_one_evaluation_are_dots_in_figure_and_legend(
     open_page: Callable[..., OpenPage], payload: dict[str, Any]
 ) -> None:
     once = [
-        {**run, "measured": {"round": encode_array([6]), "accuracy": encode_array([0.5])}}
-        for run in payload["methods"][0]["runs"]
+        {**run, "measured": {"round": encode_array([6]), "value": encode_array([0.5])}} for run in payload["methods"][0]["runs"]
     ]
     page = open_page(edit_payload(payload, {"runs": once})).page
     draw_all(page)
@@ -712,7 +717,7 @@ def long_methods(payload: Mapping[str, Any], methods: int, seeds: int, rounds: i
             "compute": encode_array(wave), "down": encode_array([bits * w for w in wave[::-1]]), "up": encode_array([bits * w for w in wave]),
         }  # fmt: skip
         axes = {name: encode_array([0.0, *(bits * r for r in steps)]) for name in ("up", "down", "broadcast")}
-        measured = {"round": encode_array(steps), "accuracy": encode_array(curve)}
+        measured = {"round": encode_array(steps), "value": encode_array(curve)}
         return {**model, "seed": seed, "rounds": rounds, "timeline": timeline, "measured": measured, **axes}
 
     return [
@@ -895,7 +900,7 @@ def test_saved_tables_have_the_values_of_python(
     _, *rows = csv.reader(io.StringIO(save_figure(page, "accuracy", "csv").decode()))
     values = [
         (method.label, run.seed, round, run.get_cumulative("uplink_bytes")[round], accuracy)
-        for method in methods for run in method.runs for round, accuracy in run.measured_accuracies
+        for method in methods for run in method.runs for round, accuracy in run.get_measurements("accuracy")
     ]  # fmt: skip
     assert [(label, int(seed), int(round), float(n), float(a)) for label, seed, round, n, a in rows] == values
     header, *rows = csv.reader(io.StringIO(save_figure(page, "speed", "csv").decode()))
@@ -922,3 +927,33 @@ def test_vendored_files_have_their_published_digests() -> None:
         assert f"`{digest}`" in (ASSETS / "vendor" / "README.md").read_text()
     for name in SCRIPTS:
         assert "</script" not in (ASSETS / name).read_text(encoding="utf-8").lower(), "would end its own element"
+
+
+def test_page_of_a_loss_has_its_direction_in_texts_controls_and_figures(
+    open_page: Callable[..., OpenPage], methods: list[Method]
+) -> None:
+    lowest = [np.median([min(run.rounds["loss"]) for run in method.runs]) for method in methods]
+    target = Target("loss", below=float(np.ceil(100 * min(lowest)) / 100))
+    page = open_page(build_payload(methods, ReportOptions("Digits", target, PRICING_MODEL, "4g"))).page
+    reached = [method.best_variant.summarize_rounds_to_target(target).median for method in methods]
+    rows = page.locator("#ranking tbody tr").evaluate_all(
+        "rows => rows.map((row) => [Number(row.dataset.method), row.cells[4].firstChild.textContent, row.cells[7].firstChild.textContent])"
+    )
+    for index, rounds, best in rows:
+        assert rounds == ("not reached" if np.isinf(reached[index]) else format_significant(reached[index]))
+        assert float(best) == pytest.approx(lowest[index], rel=1e-3)
+    assert "Lowest loss" in page.inner_text("#ranking thead")
+    assert f"reaches loss < {target.threshold:g}" in page.inner_text("#answer")
+    assert "Target: loss below" in page.inner_text("#controls")
+    draw_all(page)
+    assert page.inner_text("#accuracy h3") == "Loss during training"
+    assert "has a lower loss with fewer bytes" in " ".join(page.inner_text("#pareto figcaption").split())
+    assert f"target loss < {target.threshold:g}" in (page.locator("#accuracy .legend").text_content() or "")
+    page.fill("#target-number", "0.001")
+    page.wait_for_url("**target=0.001")
+    best_label = methods[int(np.argmin(lowest))].label.split(",")[0]
+    assert f"No method reaches loss < 0.001 in these runs. The best, {best_label}" in page.inner_text("#answer")
+    page.locator("#target").evaluate("e => { e.value = 1000; e.dispatchEvent(new Event('input')); }")
+    page.wait_for_function("document.getElementById('answer').textContent.includes(' reaches loss < ')")
+    highest = max(max(run.rounds["loss"]) for method in methods for run in method.runs)
+    assert float(page.get_attribute("#target", "aria-valuetext") or "") == pytest.approx(highest, rel=0.01)

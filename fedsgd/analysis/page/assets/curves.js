@@ -114,14 +114,14 @@ const fedsgdCurves = (() => {
   };
 
   /* Lines of a method on an axis: one for each seed, and their median. */
-  function buildAccuracyLines(method, axis, state, ranking) {
+  function buildMetricLines(method, axis, state, ranking) {
     if (axis.time && !ranking.find((row) => row.method === method).racer) return null;
     const each = method.runs.map((run) => {
       const along = axis.time
         ? P.cumulativeSeconds(run.timeline, state.up, state.down, state.latency)
         : axis.valuesOf && axis.valuesOf(run);
-      const { round, accuracy } = run.measured;
-      const y = state.best ? run.bestSoFar : accuracy;
+      const { round, value } = run.measured;
+      const y = state.best ? run.bestSoFar : value;
       return { seed: run.seed, round, x: axis.valuesOf === null ? round : round.map((r) => along[r]), y };
     });
     return { method, each, middle: D.medianCurve(each, !axis.linear) };
@@ -132,13 +132,14 @@ const fedsgdCurves = (() => {
 
   const TARGET_LINE = { colour: "currentColor", dash: "4 3", width: 1, opacity: 0.7 };
 
-  function plotAccuracy(model, view) {
+  function plotMetric(model, view) {
     const { state, width } = view;
+    const { name, format, formatTarget } = model.metric;
     const axis = AXES[state.axis];
     const lines = visibleMethods(model, state)
-      .map((method) => buildAccuracyLines(method, axis, state, view.ranking))
+      .map((method) => buildMetricLines(method, axis, state, view.ranking))
       .filter((line) => line && line.each.some((one) => one.x.length));
-    if (!lines.length) return emptyFigure("Nothing to draw: no method is shown, or accuracy was not measured.");
+    if (!lines.length) return emptyFigure(`Nothing to draw: no method is shown, or ${name} was not measured.`);
     const height = width < NARROW ? 320 : 430;
     const curves = lines.map((line) => ({
       method: line.method,
@@ -155,8 +156,8 @@ const fedsgdCurves = (() => {
         domain: d3.extent([...all.map((p) => p.y), state.target]),
         nice: true,
         grid: true,
-        label: "accuracy",
-        tickFormat: formatPercent,
+        label: name,
+        tickFormat: format,
         ticks: 8,
       },
       marks: [
@@ -189,7 +190,7 @@ const fedsgdCurves = (() => {
             x: "x",
             y: "y",
             title: (d) =>
-              `${methodName(d.method)}\nround ${d.round}, ${axis.format(d.x)}${axis.linear ? " rounds" : ""}: ${formatPercent(d.y)}`,
+              `${methodName(d.method)}\nround ${d.round}, ${axis.format(d.x)}${axis.linear ? " rounds" : ""}: ${format(d.y)}`,
           }),
         ),
       ],
@@ -209,10 +210,10 @@ const fedsgdCurves = (() => {
     return {
       svg: addLegend(
         svg,
-        [...lineLegendEntries(curves), { ...TARGET_LINE, label: `target ${formatPercent(state.target)}` }],
+        [...lineLegendEntries(curves), { ...TARGET_LINE, label: `target ${formatTarget(state.target)}` }],
         width,
       ),
-      columns: ["method", "seed", "round", axis.column, state.best ? "best_accuracy_so_far" : "accuracy"],
+      columns: ["method", "seed", "round", axis.column, state.best ? `best_${name}_so_far` : name],
       rows: tableRows,
     };
   }
@@ -347,7 +348,7 @@ const fedsgdCurves = (() => {
 
   return {
     speed: plotLinkSpeed,
-    accuracy: plotAccuracy,
+    accuracy: plotMetric,
     traffic: plotClientTraffic,
     missed: plotRoundsMissed,
     residual: plotResidualNorm,

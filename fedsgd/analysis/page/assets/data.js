@@ -23,7 +23,7 @@ const fedsgdData = (() => {
     return new Response(stream).json();
   }
 
-  function buildRun(plain, broadcast) {
+  function buildRun(plain, broadcast, sign) {
     const line = plain.timeline;
     const columns =
       line &&
@@ -32,14 +32,15 @@ const fedsgdData = (() => {
           .filter(([name]) => name !== "work")
           .map(([k, v]) => [k, decodeColumn(v)]),
       );
-    const [round, accuracy] = [decodeArray(plain.measured.round), decodeArray(plain.measured.accuracy)];
-    const best = accuracy.length ? P.bestSoFar(accuracy).at(-1) : NaN;
+    const [round, value] = [decodeArray(plain.measured.round), decodeArray(plain.measured.value)];
+    const bestSoFar = P.bestSoFar(value, sign);
+    const best = value.length ? bestSoFar.at(-1) : NaN;
     return {
       ...plain,
-      measured: { round, accuracy },
+      measured: { round, value },
       best,
-      bestRound: round[accuracy.indexOf(best)], // the first round with this accuracy, undefined if none was measured
-      bestSoFar: P.bestSoFar(accuracy),
+      bestRound: round[value.indexOf(best)], // the first round with this value, undefined if none was measured
+      bestSoFar,
       up: decodeArray(plain.up),
       down: decodeArray(broadcast ? plain.broadcast : plain.down),
       paid: plain.paid && decodeArray(plain.paid),
@@ -71,9 +72,19 @@ const fedsgdData = (() => {
     return { ...fleet, traffic: decodeAll(fleet.traffic), settings };
   }
 
+  /* The metric of the target, with the functions that format its values and the target. */
+  function buildMetric({ name, direction, best }) {
+    const isAccuracy = name === "accuracy";
+    const format = isAccuracy ? fedsgdDraw.formatPercent : fedsgdDraw.formatMetric;
+    const comparison = direction === "above" ? ">" : "<";
+    const formatTarget = isAccuracy && direction === "above" ? format : (value) => `${name} ${comparison} ${format(value)}`;
+    return { name, direction, best, isAccuracy, sign: direction === "above" ? 1 : -1, format, formatTarget };
+  }
+
   /* The data of the page. Each method has a letter and an index, which gives its colour and dash pattern. */
   function buildModel(payload) {
     const broadcast = payload.terms.downlink === "broadcast";
+    const metric = buildMetric(payload.metric);
     const labels = payload.methods.map((method) => method.label);
     const methods = payload.methods.map((method, index) => ({
       ...method,
@@ -83,12 +94,13 @@ const fedsgdData = (() => {
         method.label,
         labels.filter((_, other) => other !== index),
       ),
-      runs: method.runs.map((each) => buildRun(each, broadcast)),
+      runs: method.runs.map((each) => buildRun(each, broadcast, metric.sign)),
     }));
     for (const method of methods) method.notPriced = (method.runs.find((each) => !each.timeline) || {}).not_priced || null;
     const fleet = decodeFleet(payload.fleet);
     const first = methods.find((method) => method.uncompressed) || methods[0];
-    return { ...payload, fleet, notes: payload.notes || [], methods, baseline: first, broadcast, speeds: decodeArray(payload.speeds) };
+    const speeds = decodeArray(payload.speeds);
+    return { ...payload, metric, fleet, notes: payload.notes || [], methods, baseline: first, broadcast, speeds };
   }
 
   const linkOf = (terms) => ({
@@ -104,7 +116,9 @@ const fedsgdData = (() => {
 
   /* Figures of a method at the target, over its seeds. A seed that failed counts as one that does not reach the target. */
   function evaluateMethod(method, model, state) {
-    const crossings = method.runs.map((each) => P.firstReached(each.measured.round, each.measured.accuracy, state.target));
+    const crossings = method.runs.map((each) =>
+      P.firstReached(each.measured.round, each.measured.value, state.target, model.metric.sign),
+    );
     const failures = new Array(method.failed_seeds).fill(null);
     const summarize = (figure) =>
       P.summarizeSeeds([...crossings.map((one, i) => (one ? figure(one, method.runs[i]) : null)), ...failures]);
@@ -129,11 +143,11 @@ const fedsgdData = (() => {
     };
   }
 
-  /* Figures of all methods: first methods that reach the target, by time; then methods that miss it, by best accuracy; then
+  /* Figures of all methods: first methods that reach the target, by time; then methods that miss it, by best value; then
      methods without a time, by uplink bytes. */
   function rankMethods(model, state) {
     const sortKey = (one) =>
-      !one.seconds ? [2, one.up.median] : one.seconds.median < Infinity ? [0, one.seconds.median] : [1, -one.best.median];
+      !one.seconds ? [2, one.up.median] : one.seconds.median < Infinity ? [0, one.seconds.median] : [1, -model.metric.sign * one.best.median];
     const rows = model.methods.map((method) => ({ ...evaluateMethod(method, model, state) }));
     for (const row of rows) row.key = sortKey(row);
     rows.sort(

@@ -12,6 +12,7 @@ const fedsgdDraw = (() => {
   const methodColour = (method) => `var(--m${method.index % COLOURS})`;
   const methodDash = (method) => DASHES[method.index % DASHES.length];
   const formatPercent = (share) => (Number.isNaN(share) ? "not measured" : `${Number((share * 100).toFixed(2))} %`);
+  const formatMetric = (value) => (Number.isNaN(value) ? "not measured" : String(Number(value.toPrecision(4))));
   const methodName = (method) => `${method.letter}  ${method.short}`;
   const visibleMethods = (model, state) => model.methods.filter((method) => !state.hidden.has(method.index));
   const formatByteCount = (bytes) => P.formatBytes(Math.round(bytes));
@@ -238,6 +239,7 @@ const fedsgdDraw = (() => {
     methodColour,
     methodDash,
     formatPercent,
+    formatMetric,
     methodName,
     visibleMethods,
     formatByteCount,

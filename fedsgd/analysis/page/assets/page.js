@@ -6,7 +6,6 @@
   const D = fedsgdData;
   const W = fedsgdWords;
   const PLOT_FUNCTIONS = { ...fedsgdCurves, ...fedsgdTotals };
-  const { formatPercent } = fedsgdDraw;
   const { h, describeLink } = W;
   const STEPS_PER_DECADE = 100; // of a slider
   const SLICE_MILLISECONDS = 12; // duration of a slice of computation
@@ -25,7 +24,7 @@
     residual: ["hidden"],
   };
 
-  let model, state, rows, start;
+  let model, state, rows, start, targetScale;
   let speeds = { key: null, curves: new Map(), breakEvens: [] };
   const drawnFigures = new Map(); // id: {svg, columns, rows}
   const staleFigures = new Set(Object.keys(FIGURES));
@@ -36,7 +35,7 @@
 
   /* --- State ----------------------------------------------------------------------------------------------------------------- */
 
-  const LIMITS = { up: [100, 1e12], down: [100, 1e12], latency: [0, 2], target: [0.001, 1], ...fedsgdFleet.LIMITS };
+  const LIMITS = { up: [100, 1e12], down: [100, 1e12], latency: [0, 2], target: null, ...fedsgdFleet.LIMITS }; // target: by the metric
   const CHOICES = { axis: ["up", "all", "rounds", "time"], bytes: ["all", "up"] };
 
   function readAddress() {
@@ -104,6 +103,32 @@
   const positionOfLatency = (seconds) =>
     seconds < 1e-4 ? Number(seconds > 0) : Math.round((Math.log10(seconds) + 4) * STEPS_PER_DECADE) + 1;
 
+  /* Scales of the target's controls, for the number that a reader types and for the slider. An accuracy is a percentage; for
+     other metrics the slider has the measured range, logarithmic from a factor of ten on. */
+  function buildTargetScale() {
+    if (model.metric.isAccuracy) {
+      return {
+        limits: [0.001, 1],
+        toNumber: (target) => Number((target * 100).toFixed(4)),
+        fromNumber: (number) => Number((number / 100).toPrecision(12)),
+        isValid: (number) => number > 0 && number <= 100,
+        atPosition: (position) => position / 1000,
+        positionOf: (target) => Math.round(target * 1000),
+      };
+    }
+    const values = model.methods.flatMap((method) => method.runs.flatMap((run) => Array.from(run.measured.value)));
+    const [low, high] = d3.extent([...values, start.target]);
+    const scale = (low > 0 && high >= 10 * low ? d3.scaleLog() : d3.scaleLinear()).domain([low, high]).range([1, 1000]);
+    return {
+      limits: [-Number.MAX_VALUE, Number.MAX_VALUE],
+      toNumber: (target) => target,
+      fromNumber: (number) => number,
+      isValid: Number.isFinite,
+      atPosition: (position) => roundToThreeFigures(scale.invert(position)),
+      positionOf: (target) => (low < high ? Math.round(scale.clamp(true)(target)) : 1),
+    };
+  }
+
   function setSlider(id, position, text) {
     const slider = $(id);
     if (Number(slider.value) !== position) slider.value = position;
@@ -134,16 +159,17 @@
     setSlider("up", positionOfSpeed(state.up), P.formatRate(state.up));
     setSlider("down", positionOfSpeed(state.down), P.formatRate(state.down));
     setSlider("latency", positionOfLatency(state.latency), P.formatSeconds(state.latency));
-    setSlider("target", Math.round(state.target * 1000), formatPercent(state.target));
-    if (document.activeElement !== $("target-number")) $("target-number").value = Number((state.target * 100).toFixed(4));
+    const { metric } = model;
+    setSlider("target", targetScale.positionOf(state.target), metric.format(state.target));
+    if (document.activeElement !== $("target-number")) $("target-number").value = targetScale.toNumber(state.target);
     const preset = findCurrentPreset();
     $("preset").value = preset ? presets.indexOf(preset) : "own";
     $("ratio").checked = state.ratio;
     $("best").checked = state.best;
     for (const name of ["axis", "bytes"]) document.querySelector(`input[name=${name}][value=${state[name]}]`).checked = true;
-    $("settings").textContent = `${describeLink(state)}; target ${formatPercent(state.target)}`;
+    $("settings").textContent = `${describeLink(state)}; target ${metric.formatTarget(state.target)}`;
     $("printed-settings").textContent =
-      `${preset ? `${preset.title}: ` : ""}${describeLink(state)}. Target: ${formatPercent(state.target)} accuracy.` +
+      `${preset ? `${preset.title}: ` : ""}${describeLink(state)}. Target: ${metric.formatTarget(state.target)}${metric.isAccuracy ? " accuracy" : ""}.` +
       (state.hidden.size ? ` Not shown: ${[...state.hidden].map((i) => model.methods[i].letter).join(", ")}.` : "");
     for (const button of $("legend").children)
       button.setAttribute("aria-pressed", String(!state.hidden.has(Number(button.dataset.method))));
@@ -169,9 +195,9 @@
       updateState({ down: speedAtPosition(valueAsNumber) });
     });
     addListener("latency", "input", ({ valueAsNumber }) => updateState({ latency: latencyAtPosition(valueAsNumber) }));
-    addListener("target", "input", ({ valueAsNumber }) => updateState({ target: valueAsNumber / 1000 }));
+    addListener("target", "input", ({ valueAsNumber }) => updateState({ target: targetScale.atPosition(valueAsNumber) }));
     addListener("target-number", "input", ({ valueAsNumber }) => {
-      if (valueAsNumber > 0 && valueAsNumber <= 100) updateState({ target: Number((valueAsNumber / 100).toPrecision(12)) });
+      if (targetScale.isValid(valueAsNumber)) updateState({ target: targetScale.fromNumber(valueAsNumber) });
     });
     addListener("target-number", "blur", () => showControls());
     addListener("preset", "change", ({ value }) => {
@@ -380,6 +406,8 @@
       );
     model = D.buildModel(await D.readPayload($("payload")));
     start = { ...D.linkOf(model.terms), target: model.target, axis: "up", bytes: "all", best: true, ratio: false, ...fedsgdFleet.startOf(model) };
+    targetScale = buildTargetScale();
+    LIMITS.target = targetScale.limits;
     state = readAddress();
     $("page").hidden = false;
     if (matchMedia("(max-width: 700px)").matches) document.querySelector("#controls details").open = false;

@@ -85,19 +85,20 @@ const fedsgdPricing = (() => {
     return parts;
   }
 
-  /* Point between two rounds at which a run first reaches the target: {before, after, share, rounds}, or null. An accuracy that
-     was not measured is NaN. */
-  function firstReached(rounds, accuracies, target) {
+  /* Point between two rounds at which a run first reaches the target: {before, after, share, rounds}, or null. A value that was
+     not measured is NaN. sign: 1 if the metric is to rise to the target, -1 if it is to fall. */
+  function firstReached(rounds, values, target, sign = 1) {
+    const signedTarget = sign * target;
     let before = 0;
     let best = -Infinity;
     for (let j = 0; j < rounds.length; j++) {
-      const [round, accuracy] = [rounds[j], accuracies[j]];
-      if (accuracy >= target) {
+      const [round, value] = [rounds[j], sign * values[j]];
+      if (value >= signedTarget) {
         if (!before) return { before: round, after: round, share: 0, rounds: round };
-        const share = (target - best) / (accuracy - best);
+        const share = (signedTarget - best) / (value - best);
         return { before, after: round, share, rounds: before + share * (round - before) };
       }
-      if (!Number.isNaN(accuracy)) [before, best] = [round, Math.max(best, accuracy)];
+      if (!Number.isNaN(value)) [before, best] = [round, Math.max(best, value)];
     }
     return null;
   }
@@ -108,10 +109,10 @@ const fedsgdPricing = (() => {
     return start + crossing.share * (end - start);
   }
 
-  /* Running maximum; NaN is ignored. */
-  function bestSoFar(values) {
+  /* Running maximum, or for sign -1 running minimum; NaN is ignored. */
+  function bestSoFar(values, sign = 1) {
     let best = -Infinity;
-    return Float64Array.from(values, (value) => (best = Number.isNaN(value) ? best : Math.max(best, value)));
+    return Float64Array.from(values, (value) => sign * (best = Number.isNaN(value) ? best : Math.max(best, sign * value)));
   }
 
   function median(values) {

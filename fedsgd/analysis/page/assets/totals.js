@@ -35,25 +35,26 @@ const fedsgdTotals = (() => {
     ["waiting", "waiting for lost replies"],
   ];
 
-  /* Best accuracy against the bytes of all clients up to this accuracy, counted as in analysis/figures/accuracy.py. */
+  /* Best value against the bytes of all clients up to this value, counted as in analysis/figures/accuracy.py. */
   function plotPareto(model, view) {
     const { state, width } = view;
+    const { name, best, sign, format } = model.metric;
     const both = state.bytes === "all";
     const bytesToBest = (run) => run.up[run.bestRound] + (both ? run.down[run.bestRound] : 0);
     const points = visibleMethods(model, state).flatMap((method) => {
       const runs = method.runs.filter((run) => run.bestRound !== undefined);
       if (!runs.length) return [];
       return [
-        { method, bytes: P.summarizeSeeds(runs.map(bytesToBest)), accuracy: P.summarizeSeeds(runs.map((run) => run.best)) },
+        { method, bytes: P.summarizeSeeds(runs.map(bytesToBest)), value: P.summarizeSeeds(runs.map((run) => run.best)) },
       ];
     });
-    if (!points.length) return emptyFigure("Nothing to draw: no method is shown, or accuracy was not measured.");
+    if (!points.length) return emptyFigure(`Nothing to draw: no method is shown, or ${name} was not measured.`);
     for (const p of points) {
       p.dominated = points.some(
         (q) =>
           q.bytes.median <= p.bytes.median &&
-          q.accuracy.median >= p.accuracy.median &&
-          (q.bytes.median < p.bytes.median || q.accuracy.median > p.accuracy.median),
+          sign * q.value.median >= sign * p.value.median &&
+          (q.bytes.median < p.bytes.median || sign * q.value.median > sign * p.value.median),
       );
     }
     const front = points.filter((p) => !p.dominated).sort((a, b) => a.bytes.median - b.bytes.median);
@@ -65,18 +66,18 @@ const fedsgdTotals = (() => {
       height,
       x: { ...x, label: `${bytesLabel} until then, all clients`, labelAnchor: "right" },
       y: {
-        label: "best accuracy",
+        label: best,
         grid: true,
-        tickFormat: formatPercent,
+        tickFormat: format,
         nice: true,
         inset: 6,
         ticks: 6,
-        domain: d3.extent(points.flatMap((p) => [p.accuracy.low, p.accuracy.high])),
+        domain: d3.extent(points.flatMap((p) => [p.value.low, p.value.high])),
       },
       marks: [
         Plot.line(front, {
           x: (p) => p.bytes.median,
-          y: (p) => p.accuracy.median,
+          y: (p) => p.value.median,
           curve: "step-after",
           stroke: FRONT_LINE.colour,
           strokeWidth: FRONT_LINE.width,
@@ -84,13 +85,13 @@ const fedsgdTotals = (() => {
         }),
         Plot.ruleX(points, {
           x: (p) => p.bytes.median,
-          y1: (p) => p.accuracy.low,
-          y2: (p) => p.accuracy.high,
+          y1: (p) => p.value.low,
+          y2: (p) => p.value.high,
           stroke: (p) => methodColour(p.method),
           strokeOpacity: 0.6,
         }),
         Plot.ruleY(points, {
-          y: (p) => p.accuracy.median,
+          y: (p) => p.value.median,
           x1: (p) => p.bytes.low,
           x2: (p) => p.bytes.high,
           stroke: (p) => methodColour(p.method),
@@ -98,7 +99,7 @@ const fedsgdTotals = (() => {
         }),
         Plot.dot(points, {
           x: (p) => p.bytes.median,
-          y: (p) => p.accuracy.median,
+          y: (p) => p.value.median,
           r: 5.5,
           strokeWidth: 2,
           stroke: (p) => methodColour(p.method),
@@ -106,7 +107,7 @@ const fedsgdTotals = (() => {
         }),
         Plot.text(points, {
           x: (p) => p.bytes.median,
-          y: (p) => p.accuracy.median,
+          y: (p) => p.value.median,
           text: (p) => p.method.letter,
           dy: -14,
           fontWeight: 600,
@@ -116,8 +117,8 @@ const fedsgdTotals = (() => {
           points,
           Plot.pointer({
             x: (p) => p.bytes.median,
-            y: (p) => p.accuracy.median,
-            title: (p) => `${methodName(p.method)}\n${formatByteCount(p.bytes.median)}, ${formatPercent(p.accuracy.median)}`,
+            y: (p) => p.value.median,
+            title: (p) => `${methodName(p.method)}\n${formatByteCount(p.bytes.median)}, ${format(p.value.median)}`,
           }),
         ),
       ],
@@ -128,15 +129,15 @@ const fedsgdTotals = (() => {
         p.bytes.median,
         p.bytes.low,
         p.bytes.high,
-        p.accuracy.median,
-        p.accuracy.low,
-        p.accuracy.high,
+        p.value.median,
+        p.value.low,
+        p.value.high,
         p.dominated,
       ]);
     const entries = points.map(({ method, dominated }) => methodLegendEntry(method, { dot: true, hollow: dominated }));
     return {
       svg: addLegend(svg, front.length > 1 ? [...entries, FRONT_LINE] : entries, width),
-      columns: ["method", "bytes", "bytes_least", "bytes_most", "accuracy", "accuracy_least", "accuracy_most", "dominated"],
+      columns: ["method", "bytes", "bytes_least", "bytes_most", name, `${name}_least`, `${name}_most`, "dominated"],
       rows: tableRows,
     };
   }

@@ -3,7 +3,7 @@
 
 const fedsgdWords = (() => {
   const P = fedsgdPricing;
-  const { methodColour, methodDash, formatPercent, formatByteCount } = fedsgdDraw;
+  const { methodColour, methodDash, formatByteCount } = fedsgdDraw;
   const $ = (id) => document.getElementById(id);
 
   /* An element with attributes and children. Strings become text nodes, so they cannot contain markup. */
@@ -46,7 +46,7 @@ const fedsgdWords = (() => {
     const where = preset && preset.named ? `On ${preset.title} (${describeLink(state)}), ` : `At ${describeLink(state)}, `;
     const timedRows = rows.filter((row) => row.seconds && row.seconds.median < Infinity);
     $("answer").replaceChildren(
-      ...(timedRows.length ? [where, ...describeFastest(timedRows, model, state, rows)] : describeWithoutTimes(state, rows)),
+      ...(timedRows.length ? [where, ...describeFastest(timedRows, model, state, rows)] : describeWithoutTimes(model, state, rows)),
     );
     const [first] = timedRows;
     $("soonest").textContent = first ? `${first.method.short} after ${P.formatSeconds(first.seconds.median)}` : "";
@@ -55,7 +55,7 @@ const fedsgdWords = (() => {
   function describeFastest([first, second], model, state, rows) {
     const words = [
       createBold(first.method.short),
-      ` reaches ${formatPercent(state.target)} `,
+      ` reaches ${model.metric.formatTarget(state.target)} `,
       rows.length > 1 ? "first, " : "",
       "after ",
       createBold(P.formatSeconds(first.seconds.median)),
@@ -64,29 +64,31 @@ const fedsgdWords = (() => {
     const other = base === first ? second : base;
     if (!other) return [...words, "."];
     if (!other.seconds) return [...words, `; ${other.method.short} cannot be priced here.`];
-    if (other.seconds.median === Infinity) return [...words, `; ${other.method.short} does not reach this accuracy.`];
+    if (other.seconds.median === Infinity) return [...words, `; ${other.method.short} does not reach this ${model.metric.isAccuracy ? "accuracy" : "target"}.`];
     return [
       ...words,
       `; ${other.method.short} takes ${P.formatSignificant(other.seconds.median / first.seconds.median)}× as long.`,
     ];
   }
 
-  function describeWithoutTimes(state, rows) {
+  function describeWithoutTimes({ metric }, state, rows) {
     const [fewest] = rows.filter((row) => row.up.median < Infinity).sort((a, b) => a.up.median - b.up.median);
     if (fewest)
       return [
         createBold(fewest.method.short),
-        ` reaches ${formatPercent(state.target)} with the fewest uplink bytes, `,
+        ` reaches ${metric.formatTarget(state.target)} with the fewest uplink bytes, `,
         createBold(formatByteCount(fewest.up.median)),
         ` (${formatByteCount(fewest.bytes.median)} in both directions together)`,
         "; this method has no time on this network (see below).",
       ];
-    const [best] = rows.filter((row) => !Number.isNaN(row.best.median)).sort((a, b) => b.best.median - a.best.median);
-    if (!best) return ["No accuracy was measured in these runs."];
+    const [best] = rows.filter((row) => !Number.isNaN(row.best.median)).sort(
+      (a, b) => metric.sign * (b.best.median - a.best.median),
+    );
+    if (!best) return [`No ${metric.name} was measured in these runs.`];
     return [
-      `No method reaches ${formatPercent(state.target)} in these runs. The best, `,
+      `No method reaches ${metric.formatTarget(state.target)} in these runs. The best, `,
       createBold(best.method.short),
-      `, gets to ${formatPercent(best.best.median)}.`,
+      `, gets to ${metric.format(best.best.median)}.`,
     ];
   }
 
@@ -111,9 +113,9 @@ const fedsgdWords = (() => {
   }
 
   /* Lines below a method's name: the rest of its label, and its best tuned values. */
-  function describeVariant({ label, short, tuned, tried }, target) {
+  function describeVariant({ label, short, tuned, tried }, targetText) {
     const at = Object.entries(tuned).map(([name, value]) => `${name.split(".").at(-1)} ${value}`);
-    const best = `at ${at.join(", ")}, the best of ${tried.length} for ${formatPercent(target)}`;
+    const best = `at ${at.join(", ")}, the best of ${tried.length} for ${targetText}`;
     return [label.slice(short.length + 2), at.length ? best : ""].filter(Boolean);
   }
 
@@ -149,6 +151,7 @@ const fedsgdWords = (() => {
     const base = rows.find((row) => row.method === model.baseline);
     const cost = state.price || null;
     const { short, letter } = model.baseline;
+    const { best, format, formatTarget } = model.metric;
     const baseline = short.length <= 10 ? short : letter;
     const heads = [
       "",
@@ -159,7 +162,7 @@ const fedsgdWords = (() => {
       "Uplink",
       model.broadcast ? "Downlink, broadcast" : "Downlink",
       ...(cost === null ? [] : ["Cost"]),
-      "Best accuracy",
+      best[0].toUpperCase() + best.slice(1),
       "Seeds",
     ];
     $("ranking").tHead.replaceChildren(
@@ -172,7 +175,7 @@ const fedsgdWords = (() => {
       ),
     );
     $("ranking-caption").textContent =
-      `Rounds, bytes of all clients and time to ${formatPercent(state.target)}: median over seeds, with minimum and maximum below. ` +
+      `Rounds, bytes of all clients and time to ${formatTarget(state.target)}: median over seeds, with minimum and maximum below. ` +
       `× ${baseline}: time divided by that of ${short}.` +
       (cost === null ? "" : ` Cost: of the bytes in both directions, at ${cost} per gigabyte.`);
     const notes = [];
@@ -186,7 +189,7 @@ const fedsgdWords = (() => {
         createLegendKey(row.method),
         row.method.short,
         numbers,
-        ...describeVariant(row.method, model.target).map((text) => h("span", { class: "more", title: text }, text)),
+        ...describeVariant(row.method, formatTarget(model.target)).map((text) => h("span", { class: "more", title: text }, text)),
         ...createWarningMarks(row),
       );
       const times =
@@ -206,13 +209,13 @@ const fedsgdWords = (() => {
         createSeedCell(row.up, formatByteCount),
         createSeedCell(row.down, formatByteCount),
         cost === null ? null : createSeedCell(row.bytes, (bytes) => P.formatSignificant((bytes / 1e9) * cost)),
-        createSeedCell(row.best, formatPercent),
+        createSeedCell(row.best, format),
         h("td", {}, `${row.rounds.reached} of ${row.rounds.n}`),
       );
     });
     $("ranking").tBodies[0].replaceChildren(...body);
     const targetDiffers = model.methods.some((method) => Object.keys(method.tuned).length) && state.target !== model.target;
-    const [tunedFor, target] = [model.target, state.target].map(formatPercent);
+    const [tunedFor, target] = [model.target, state.target].map(formatTarget);
     const note = `tuned values are those that are best for ${tunedFor}, not for ${target}; to tune for ${target}, write a report with this target`;
     $("notes").replaceChildren(
       ...notes.map((text, i) => h("li", {}, h("sup", {}, String(i + 1)), ` ${text}.`)),
