@@ -355,8 +355,10 @@ def _describe_accepted(annotation: Any) -> str:
     if base is not None and base in REGISTRIES:
         return f"{add_article(REGISTRIES[base].family)}: its name, or a table with `name` and its keys"
     if base is not None or item is not None:
-        keys = ", ".join(f.name for f in fields(base or item or Component))
-        return f"{'a list of tables' if item else 'a table'} with the keys {keys}"
+        cls = base or item or Component
+        keys = ", ".join(f.name for f in fields(cls))
+        short_form = ", or a number or text in its place" if getattr(cls, "has_short_form", False) else ""
+        return f"{'a list of tables' if item else 'a table'} with the keys {keys}{short_form}"
     return describe_type(annotation)
 
 

@@ -329,7 +329,7 @@ class TargetSection(SettingsSection):
     mutually_exclusive: ClassVar[tuple[str, ...]] = ("target_accuracy", "target")
 
     target_accuracy: FractionAboveZero | None = None
-    target: Target | None = None
+    target: Target | None = field(default=None, metadata={"example": '{ metric = "loss", below = 0.3 }'})
 
     @classmethod
     def resolve_defaults(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
