@@ -94,25 +94,31 @@ def format_cell(
     if math.isinf(center):
         return f"{NOT_REACHED}{separator}({seed_summary.reached} of {seed_summary.n} do)"
     middle = formatter(center)
-    number, _, unit = middle.partition(" ")
+    number, unit = _split_unit(middle)
     if statistic == "mean":
         if math.isnan(seed_summary.std):
             return middle
         spread = formatter(seed_summary.std)
-        has_same_unit = spread.partition(" ")[2] == unit
+        spread_number, spread_unit = _split_unit(spread)
+        has_same_unit = spread_unit == unit
         if has_same_unit and separator == "\n":
-            return f"{middle}\n± {spread.partition(' ')[0]}"
+            return f"{middle}\n± {spread_number}"
         return f"{number if has_same_unit else middle}{separator}± {spread}"
     high = formatter(seed_summary.high) if math.isfinite(seed_summary.high) else "∞"
     low = formatter(seed_summary.low)
     if seed_summary.n == 1 or (low, high) == (middle, middle):
         return middle
-    low_number, _, low_unit = low.partition(" ")
-    high_number, _, high_unit = high.partition(" ")
+    (low_number, low_unit), (high_number, high_unit) = _split_unit(low), _split_unit(high)
     if separator == "\n":
         has_same_unit = low_unit == unit and high_unit in (unit, "")
         return f"{middle}\n{low_number}–{high_number}" if has_same_unit else f"{middle}\n{low}–{high}"
     return f"{middle}{separator}({low_number if low_unit == high_unit else low} to {high})"
+
+
+def _split_unit(text: str) -> tuple[str, str]:
+    """Return number and unit of a text such as "2.1 kB"; the whole text and "" for "4 min 10 s", which has two units."""
+    number, _, unit = text.partition(" ")
+    return (text, "") if " " in unit else (number, unit)
 
 
 def format_seconds_cell(network_cost: NetworkCost, separator: str = " ", statistic: Statistic = "median") -> str:

@@ -24,8 +24,8 @@ SECOND_UNITS = (("ms", 1e-3), ("s", 1.0), ("min", 60.0), ("h", 3600.0), ("d", 86
 BYTE_UNITS = tuple((unit, 1000.0**power) for power, unit in enumerate(DECIMAL_BYTE_UNITS))
 UNITS = {"up": BYTE_UNITS, "down": BYTE_UNITS, "time": SECOND_UNITS}
 """Units of a column, each with its size, in ascending order."""
-DECIMALS = {"best": 4}
-"""Number of decimals of a column; other columns have at least three significant figures."""
+METRIC_DECIMALS = 4
+"""Number of decimals of a metric from 0.001 to 1000; all other figures have at least three significant figures."""
 LATEX_ESCAPES = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -36,6 +36,7 @@ LATEX_ESCAPES = {
     "−": r"$-$",
     "–": "--",
     "µ": r"\textmu{}",
+    "[": "{[}",  # after a line's end, a bracket would begin an optional argument
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     **{c: "\\" + c for c in "&%$#_{}"},
@@ -141,7 +142,9 @@ def _build_figure_column(column: FigureColumn, config: TableConfig) -> _LatexCol
     smallest = min((value for value in centers if math.isfinite(value) and value > 0), default=1.0)
     units = [(unit, size) for unit, size in UNITS.get(column.name, ()) if size <= smallest] or UNITS.get(column.name, ())[:1]
     unit, size = units[-1] if units else ("", 1.0)
-    decimals = DECIMALS.get(column.name, max(0, 2 - math.floor(math.log10(smallest / size))))
+    decimals = max(0, 2 - math.floor(math.log10(smallest / size)))
+    if column.name == "best" and 1e-3 <= smallest < 1e3:
+        decimals = METRIC_DECIMALS
     if column.name == "rounds":
         decimals = 0 if all(_is_whole(s) for s in column.summaries) and config.statistic == "median" else 1
     best = column.find_best(config.statistic) if config.mark_best else frozenset()

@@ -155,9 +155,9 @@ def load_methods(
     method_labels = _assign_labels(unlabeled_keys, labels)
     if target is not None:
         check_target(target, [*first_runs.values()])
-    methods = []
+    criterion, methods = choose_criterion(first_runs.values(), target), []
     for key, variants in groups.items():
-        method = _build_method(method_labels[key], variants, target)
+        method = _build_method(method_labels[key], variants, target, criterion)
         if method is None:
             on_notice(f"{method_labels[key]} is ignored: all of its runs ended in an error")
         else:
@@ -191,17 +191,24 @@ def _read_entries(run_specs: Sequence[RunSpec], tuned: Sequence[str], on_notice:
         if label is not None and not label.isprintable():
             raise ReportError(f"{label!r}: expected a label of printable characters")
         if (path / "sweep.json").is_file() and label is None:
-            yield from _read_sweep_entries(path, on_notice)
+            yield from _read_sweep_entries(path, tuned, on_notice)
             continue
         for folder in find_runs(path):
             run = load_run(folder)
-            for key in tuned:
-                if key not in run.settings:
-                    raise ReportError(f"{folder}: there is no setting {key}{suggest_name(key, run.settings)}")
+            _check_tuned_keys(folder, [run], tuned)
             yield _RunEntry(label, tuple((key, run.settings[key]) for key in tuned), run.seed, run)
 
 
-def _read_sweep_entries(folder: Path, on_notice: Callable[[str], None]) -> Iterator[_RunEntry]:
+def _check_tuned_keys(folder: Path, runs: Sequence[Run], tuned: Sequence[str]) -> None:
+    """Raise ReportError for a setting to treat as tuned that no run has."""
+    names = dict.fromkeys(name for run in runs for name in run.settings)
+    for key in tuned:
+        if runs and key not in names:
+            raise ReportError(f"{folder}: there is no setting {key}{suggest_name(key, names)}")
+
+
+def _read_sweep_entries(folder: Path, tuned_keys: Sequence[str], on_notice: Callable[[str], None]) -> Iterator[_RunEntry]:
+    """Yield the finished and failed cells of a sweep. The sweep decides on its tuned settings; ReportError for others."""
     path = folder / "sweep.json"
     try:
         cells = json.loads(read_text(path))["cells"]
@@ -211,10 +218,16 @@ def _read_sweep_entries(folder: Path, on_notice: Callable[[str], None]) -> Itera
     n_waiting = sum(state not in ("finished", "failed") for state, *_ in records)
     if n_waiting:
         on_notice(f"{folder}: {n_waiting} of {len(records)} cells have not been run yet")
+    grid_key = next((key for key in tuned_keys if any(key in (cell.get("grid") or ()) for cell in cells)), None)
+    if grid_key is not None:
+        problem = f"{grid_key} is a setting of its --grid, whose values are separate methods"
+        raise ReportError(f"{folder}: {problem}; run the sweep with --tune, or name its run folders")
+    runs = {run_folder: load_run(run_folder) for state, *_, run_folder in records if state == "finished"}
+    _check_tuned_keys(folder, [*runs.values()], tuned_keys)
     for state, label, tuned, seed, run_folder in records:
         if state in ("finished", "failed"):
             values = tuple((key, json.dumps(value) if isinstance(value, list | dict) else value) for key, value in tuned)
-            yield _RunEntry(label, values, seed, load_run(run_folder) if state == "finished" else None)
+            yield _RunEntry(label, values, seed, runs[run_folder] if state == "finished" else None)
 
 
 def collect_method_settings(run: Run | None, tuned: Sequence[str]) -> MethodSettings:
@@ -298,7 +311,9 @@ def _format_setting(key: str, value: str, names: Mapping[str, str]) -> str:
     return f"{name.replace('_', ' ')} {format_value(json.loads(value))}"
 
 
-def _build_method(label: str, variants: Mapping[Any, Mapping[int, Run | None]], target: Target | None) -> Method | None:
+def _build_method(
+    label: str, variants: Mapping[Any, Mapping[int, Run | None]], target: Target | None, criterion: Criterion
+) -> Method | None:
     """Return a method with its best variant; None if the method has no finished run."""
     all_variants = []
     for tuned, seeds in variants.items():
@@ -307,8 +322,6 @@ def _build_method(label: str, variants: Mapping[Any, Mapping[int, Run | None]], 
     finished_variants = [variant for variant in all_variants if variant.runs]
     if not finished_variants:
         return None
-
-    criterion = choose_criterion((run for variant in finished_variants for run in variant.runs), target)
 
     def sort_key(variant: TunedVariant) -> tuple[float, int, float]:
         rounds = math.inf if target is None else variant.summarize_rounds_to_target(target).median

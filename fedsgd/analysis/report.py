@@ -76,7 +76,7 @@ def choose_default_target(methods: Sequence[Method]) -> Target:
     if not medians:
         raise ReportError(f"these runs have no measured {criterion.metric}; use `fedsgd compare`, or another metric")
     if criterion.direction == "above":
-        return Target(criterion.metric, above=max(0.01, math.floor(100 * min(medians)) / 100))
+        return Target(criterion.metric, above=max(0.01, math.floor(100 * min(medians) + 1e-9) / 100))
     return Target(criterion.metric, below=_round_up(max(medians)))
 
 

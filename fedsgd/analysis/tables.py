@@ -142,7 +142,7 @@ def _format_break_even_speed(break_even: BreakEven) -> str:
     return f"{rate} [{format_rate(break_even.low)} {upper}]"
 
 
-def to_json(comparison: Comparison, **further_figures: Any) -> str:
+def to_json(comparison: Comparison, statistic: Statistic = "median", **further_figures: Any) -> str:
     """Return all figures as JSON, with null for a figure whose target is not reached. `further_figures` are added by key."""
     content = {
         "target": None if comparison.target is None else comparison.target.short_form,
@@ -153,7 +153,7 @@ def to_json(comparison: Comparison, **further_figures: Any) -> str:
         "break_evens": {name: [_to_plain(point) for point in points] for name, points in comparison.break_evens.items()},
         "mixture": comparison.other_differences,
         "measured_coding": comparison.measured_coding,
-        "notes": list(collect_notes(comparison)),
+        "notes": list(collect_notes(comparison, statistic)),
         **further_figures,
     }
     return json.dumps(_replace_non_finite(content), indent=2, allow_nan=False) + "\n"
@@ -244,7 +244,7 @@ def to_latex(comparison: Comparison, config: TableConfig = TableConfig(), label:
 
 FORMATTERS: Mapping[str, Callable[[Comparison, TableConfig, str], str]] = {
     ".csv": lambda comparison, config, label: to_csv(comparison),
-    ".json": lambda comparison, config, label: to_json(comparison),
+    ".json": lambda comparison, config, label: to_json(comparison, config.statistic),
     ".md": lambda comparison, config, label: to_markdown(comparison, config),
     ".tex": to_latex,
 }

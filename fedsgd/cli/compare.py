@@ -72,7 +72,7 @@ def compare_command(
     for out in outs:
         tables.save_table(comparison, out, config)
     if as_json:
-        echo_json(tables.to_json(comparison))
+        echo_json(tables.to_json(comparison, statistic))
     else:
         terminal.print_comparison(comparison, config)
     for out in outs:

@@ -66,7 +66,7 @@ def price_command(
     with terminal.spinner("reading ledgers", options.quiet):
         fleet_result = None if fleet is None else price_methods_in_fleet(methods, fleet)
     if as_json:
-        echo_json(tables.to_json(comparison, **({} if fleet_result is None else {"fleet": fleet_result.to_json()})))
+        echo_json(tables.to_json(comparison, statistic, **({} if fleet_result is None else {"fleet": fleet_result.to_json()})))
         return
     if fleet_result is None or pricing_models:
         terminal.print_price(comparison, TableConfig(statistic, columns))

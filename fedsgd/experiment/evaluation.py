@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fedsgd.data import ClientData, Dataset, Examples
 from fedsgd.errors import DataError, ScenarioError, suggest_name
+from fedsgd.models.set_metrics import SET_METRICS
 from fedsgd.numerics.arrays import F32, F64
 from fedsgd.scenario.scenario import Scenario
 from fedsgd.training import EvaluationResult, EvaluationSets
@@ -174,8 +175,12 @@ def check_targets(scenario: Scenario, plan: EvaluationPlan) -> None:
         target = config.resolved_target
         if target is not None and target.metric not in plan.metric_names:
             hint = suggest_name(target.metric, plan.metric_names)
-            for prefix, setting in zip(RESERVED_PREFIXES, ("clients", "training"), strict=True):
-                if target.metric.startswith(prefix) and not getattr(scenario.evaluation, setting):
+            name, column = target.metric.replace("_", "-"), target.metric.replace("-", "_")
+            if name in SET_METRICS and column not in plan.metric_names:
+                hint = f': set evaluation.metrics = ["{name}"], whose column is {column}'
+            for setting in ("clients", "training"):
+                metrics = CLIENT_METRICS if setting == "clients" else (f"train_{name}" for name in plan.metric_names)
+                if target.metric in metrics and not getattr(scenario.evaluation, setting):
                     hint = f": set evaluation.{setting} = true"
             raise ScenarioError(f"{section}.{config.target_key}: there is no metric named {target.metric}{hint}")
 

@@ -56,7 +56,8 @@ def find_first_reached(measurements: Iterable[tuple[int, float]], target: Target
     17.5
 
     Args:
-        measurements: (round, value of the target's metric) by ascending round; NaN counts as not measured.
+        measurements: (round, value of the target's metric) by ascending round; a value that is not finite counts as
+            not measured.
         target: target; a number is the threshold of a metric that is to rise.
     """
     sign, threshold = (target.criterion.sign, target.threshold) if isinstance(target, Target) else (1.0, target)
@@ -64,12 +65,13 @@ def find_first_reached(measurements: Iterable[tuple[int, float]], target: Target
     before, best = 0, -math.inf
     for round, value in measurements:
         signed_value = sign * value
+        if not math.isfinite(signed_value):
+            continue
         if signed_value >= signed_threshold:
             if not before:
                 return TargetReached(round, round, 0.0)
             return TargetReached(before, round, (signed_threshold - best) / (signed_value - best))
-        if not math.isnan(signed_value):
-            before, best = round, max(best, signed_value)
+        before, best = round, max(best, signed_value)
     return None
 
 

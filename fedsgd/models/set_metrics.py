@@ -145,6 +145,8 @@ def _compute_area(scores: Tensor, is_positive: Tensor) -> float | None:
 class Perplexity:
     """exp of the mean cross-entropy over all targets that are not ignored, from the reported loss; outputs are not needed.
 
+    The mean has the class weights of the loss, if there are any.
+
     Reference: Jelinek et al. 1977, "Perplexity, a measure of the difficulty of speech recognition tasks". Over clients, it is
     exp of the mean of all losses, not the mean of the clients' perplexities, which is larger.
 

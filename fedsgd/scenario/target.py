@@ -117,12 +117,13 @@ class Target(ValidatedConfig):
         return str(self) if self.accuracy is None else self.accuracy
 
     def is_reached_by(self, value: float) -> bool:
-        """Return True if a value of the metric reaches the target; NaN does not.
+        """Return True if a value of the metric reaches the target; a value that is not finite does not.
 
         Args:
             value: value of the target's metric.
         """
-        return value >= self.threshold if self.direction == "above" else value <= self.threshold
+        is_beyond = value >= self.threshold if self.direction == "above" else value <= self.threshold
+        return is_beyond and math.isfinite(value)
 
     def __str__(self) -> str:
         short = f"{self.threshold:g}"

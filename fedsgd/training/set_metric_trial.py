@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -67,6 +68,9 @@ class MetricTrial:
         name, options = name_and_options
         if name not in ENTROPY_LOSSES:
             raise ModelError(f"{definition} is {name}; remove the metric")
+        loss = self.task.loss
+        if loss.keywords.get("label_smoothing") if isinstance(loss, partial) else getattr(loss, "label_smoothing", 0):
+            raise ModelError(f"{definition} has label_smoothing, which adds to it; remove the metric or the smoothing")
         if options.get("reduction") == "sum" and name not in COUNTED_LOSSES:
             raise ModelError(f'{definition} is a sum over examples; set reduction="mean"')
         return Perplexity()

@@ -112,6 +112,11 @@ def test_sweep_cells_become_methods_with_failures(runs: Path, tmp_path: Path) ->
     assert (method.label, len(method.runs), method.best_variant.tuned) == ("A", 2, {"client.optimizer.lr": 0.05})
     assert [variant.n_failed for variant in method.variants] == [0, 1]
     assert method.grid_edge_keys == ("client.optimizer.lr",)
+    with pytest.raises(ReportError, match=r"there is no setting client\.optimizer\.lrr, did you mean"):
+        load_methods([tmp_path / "sweep"], tuned=["client.optimizer.lrr"])
+    (tmp_path / "sweep" / "sweep.json").write_text(json.dumps({"cells": [{**cells[0], "grid": {"client.epochs": 1}}]}))
+    with pytest.raises(ReportError, match=r"client\.epochs is a setting of its --grid, .* run the sweep with --tune"):
+        load_methods([tmp_path / "sweep"], tuned=["client.epochs"])
     failed_cells = [{**cell, "label": "B", "state": "failed"} for cell in cells[:2]]
     untuned_cells = [{**cell, "tuned": {}, "folder": cell["folder"], "label": "C"} for cell in cells[:1]]
     tuned_cells = [{**cell, "label": "C"} for cell in cells[1:2]]

@@ -14,7 +14,8 @@ from fedsgd.analysis import compare, load_methods
 from fedsgd.analysis.columns import TableConfig, build_text_columns, format_cell, format_rounds
 from fedsgd.analysis.comparison import Comparison
 from fedsgd.analysis.pricing import BreakEven
-from fedsgd.analysis.tables import describe_break_evens, save_table, to_csv, to_latex, to_markdown
+from fedsgd.analysis.tables import describe_break_evens, save_table, to_csv, to_json, to_latex, to_markdown
+from fedsgd.config.quantities import format_seconds
 from fedsgd.errors import OutputError, ScenarioError
 from fedsgd.experiment.time_to_target import summarize_seeds
 from fedsgd.scenario.target import parse_target
@@ -70,6 +71,13 @@ def test_cell_of_two_lines_has_a_common_unit_once() -> None:
     assert format_cell(summarize_seeds([1, 2, None]), "{:g} kB".format, "\n") == "2 kB\n1–∞"
 
 
+def test_durations_of_two_units_are_written_in_full() -> None:
+    summary = summarize_seeds([190, 250, 310])
+    assert format_cell(summary, format_seconds) == "4 min 10 s (3 min 10 s to 5 min 10 s)"
+    assert format_cell(summary, format_seconds, "\n") == "4 min 10 s\n3 min 10 s–5 min 10 s"
+    assert format_cell(summary, format_seconds, statistic="mean") == "4 min 10 s ± 1 min"
+
+
 def make_comparison(comparison: Comparison) -> Comparison:
     """Return two methods with two seeds each, of which the second method does not reach the target."""
     first = replace(
@@ -107,6 +115,21 @@ def test_latex_table_has_units_spread_seeds_and_caption(runs: Path) -> None:
     assert r"\caption{50 \% of\_it}" in median
     assert r"dense  & 3.00 & (2.00 to 4.00) \\" in median
     assert "textbf" not in median
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.000123456, "0.000123"), (0.25, "0.2500"), (12345.678, "12,346")])
+def test_latex_figures_of_a_metric_have_significant_decimals(runs: Path, value: float, text: str) -> None:
+    comparison = compare(load_methods([runs / "dense-0"]))
+    rows = (replace(comparison.rows[0], label="[a]", best_value=summarize_seeds([value])),)
+    lines = to_latex(replace(comparison, rows=rows), TableConfig(columns=("best",))).splitlines()
+    (row,) = (line for line in lines if "{[}a]" in line)
+    assert row.split("&")[1].strip() == text + r" \\"
+
+
+def test_json_names_the_statistic_of_its_table(runs: Path) -> None:
+    comparison = make_comparison(compare(load_methods([runs / "dense-0"])))
+    assert "medians over seeds" in to_json(comparison)
+    assert "means over seeds" in to_json(comparison, "mean")
 
 
 def test_markdown_marks_the_best_value_and_has_chosen_columns(runs: Path) -> None:

@@ -230,6 +230,8 @@ def test_target_loss_is_reported_or_ends_the_run(scenario: Make) -> None:
     [
         ("los<0.3", 'report.target: there is no metric named los, did you mean "loss"?'),
         ("train_loss<0.3", "report.target: there is no metric named train_loss: set evaluation.training = true"),
+        ("train_lost<0.3", "report.target: there is no metric named train_lost"),
+        ("macro-f1>0.8", 'no metric named macro-f1: set evaluation.metrics = ["macro-f1"], whose column is macro_f1'),
         ("client_accuracy_mean>0.3", "there is no metric named client_accuracy_mean: set evaluation.clients = true"),
     ],
 )

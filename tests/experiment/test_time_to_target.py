@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsgd.experiment.time_to_target import TargetReached, find_first_reached, list_best_so_far, summarize_seeds
-from fedsgd.scenario.target import Criterion
+from fedsgd.scenario.target import Criterion, Target
 
 
 def test_target_crossing_is_interpolated_on_the_list_best_so_far() -> None:
@@ -32,6 +32,17 @@ def test_target_reached_first_later_or_never_is_distinguished() -> None:
     assert find_first_reached([(1, math.nan), (2, 0.4), (3, math.nan), (4, 0.6)], 0.5) == TargetReached(
         2, 4, pytest.approx(0.5)
     )
+
+
+def test_infinite_value_counts_as_not_measured() -> None:
+    target = Target("perplexity", below=100.0)
+    measurements = [(1, math.inf), (2, 300.0), (3, math.inf), (4, 50.0)]
+    reached = find_first_reached(measurements, target)
+    assert reached is not None
+    assert reached.rounds == pytest.approx(2 + 2 * (300 - 100) / (300 - 50))
+    assert find_first_reached([(1, math.inf), (2, 50.0)], target) == TargetReached(2, 2, 0.0)
+    assert find_first_reached([(1, math.inf)], Target("gain", above=1.0)) is None
+    assert not Target("gain", above=1.0).is_reached_by(math.inf)
 
 
 def test_target_met_exactly_is_reached_in_that_round() -> None:

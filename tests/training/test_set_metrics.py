@@ -267,6 +267,12 @@ def test_perplexity_of_a_sum_over_class_probabilities_counts_examples() -> None:
 UNDEFINED: dict[str, tuple[Any, Any, str, str]] = {
     # name: loss, targets, metric, message
     "perplexity of squares": (nn.MSELoss(), "numbers", "perplexity", '"perplexity" is exp of .*, and the loss is mse_loss'),
+    "perplexity of smoothed labels": (
+        nn.CrossEntropyLoss(label_smoothing=0.1),
+        "labels",
+        "perplexity",
+        "the loss has label_smoothing, which adds to it; remove the metric or the smoothing",
+    ),
     "perplexity of an own sum": (
         lambda o, t: functional.cross_entropy(o, t, reduction="sum"),
         "labels",

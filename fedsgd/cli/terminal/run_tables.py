@@ -107,7 +107,7 @@ def _describe_metrics(final_metrics: Mapping[str, float | None], best_values: Ma
     lines: dict[str, list[str]] = {kind: [] for kind in ("", *RESERVED_PREFIXES)}
     for name, value in final_metrics.items():
         kind = next((prefix for prefix in RESERVED_PREFIXES if name.startswith(prefix)), "")
-        figure = "not finite" if value is None else f"{value:.4f}"
+        figure = "not finite" if value is None else format_metric(value)
         if name in best_values:
             figure += f" ({best_values[name]})"
         lines[kind].append(f"{name.removeprefix(kind).replace('_', ' ') if kind else name} {figure}")

@@ -37,7 +37,9 @@ def show_sweep_progress(quiet: bool) -> Iterator[SweepCallbacks]:
 
     def print_start(sweep: Sweep) -> None:
         n_finished = _count_finished(sweep)
-        text = f"{len(sweep.cells)} cells" + (f", {n_finished} of them finished before" if n_finished else "")
+        text = f"{len(sweep.cells)} cell{'s' * (len(sweep.cells) != 1)}" + (
+            f", {n_finished} of them finished before" if n_finished else ""
+        )
         console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     def print_cell(sweep: Sweep, cell: Cell, seconds: float) -> None:
