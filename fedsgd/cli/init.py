@@ -68,16 +68,18 @@ def init_command(file: Path, settings: Sequence[str], overwrite: bool, **options
     command asks questions if it runs in a terminal, and otherwise writes the default scenario: top-k at 1 % on scikit-learn's
     digits, which needs no download.
 
-    Settings that an option requires are set too: error feedback for a biased compressor, for example.
+    Settings that an option requires are set too: error feedback for a biased compressor, for example. --set replaces an
+    option for the same key.
     """
-    from fedsgd.scenario.overrides import parse_setting
+    from fedsgd.scenario.overrides import find_setting, parse_setting
     from fedsgd.scenario.template import build_scenario, render_template
     from fedsgd.storage.run_directory import write_atomically
 
     if file.exists() and not overwrite:
         raise OutputError(f"{file}: exists already; choose another file, or pass --overwrite")
-    chosen = {OPTION_KEYS[name]: value for name, value in options.items() if value is not None}
-    chosen |= dict(map(parse_setting, settings))
+    values = dict(map(parse_setting, settings))
+    given = {OPTION_KEYS[name]: value for name, value in options.items() if value is not None}
+    chosen = {key: value for key, value in given.items() if find_setting(values, key) is None} | values
     if not chosen and _is_terminal():
         chosen = _ask()
     scenario = build_scenario(file.stem, chosen)

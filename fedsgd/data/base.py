@@ -302,6 +302,11 @@ class DatasetSource(Component, ABC):
 
     instance_hint: ClassVar[str] = "; pass a dataset of your own to fedsgd.run(scenario, data=...)"
 
+    @property
+    def may_have_owners(self) -> bool:
+        """False if the examples are known to have no owners, which the partitioner "natural" needs."""
+        return True
+
     @abstractmethod
     def load(self, folder: Path | None) -> Dataset:
         """Load the dataset; raise DataError for a dataset that is missing or corrupt.

@@ -20,6 +20,7 @@ COMPANIONS: tuple[tuple[str, str], ...] = (
     ("downlink.policy", "unbiased"),
 )
 """Settings that other settings require: equal weights, an optimizer without or with velocity, policies for a compressor."""
+COMPANION_KEYS = {"uplink.compressor", *(key for key, _ in COMPANIONS)}
 MAX_COMPANIONS = 2
 
 

@@ -40,6 +40,30 @@ def check_settings(settings: object, label: str = "settings") -> None:
             raise ScenarioError(f"{label}: got the key {describe_value(key)}, {example}")
 
 
+def find_setting(settings: Mapping[str, Any], dotted_key: str, default: Any = None) -> Any:
+    """Return the value of a key that settings have under the key itself or within the table of an outer key.
+
+    A text in place of a component's table is its name.
+
+    >>> find_setting({"data.partition": {"name": "iid", "clients": 7}}, "data.partition.clients")
+    7
+
+    Args:
+        settings: values by dotted key.
+        dotted_key: key.
+        default: value for a key that no setting has.
+    """
+    parts = dotted_key.split(".")
+    for depth in range(len(parts), 0, -1):
+        value = settings.get(".".join(parts[:depth]))
+        for part in parts[depth:]:
+            inner = value.get(part) if isinstance(value, Mapping) else None
+            value = value if part == "name" and isinstance(value, str) else inner
+        if value is not None:
+            return value
+    return default
+
+
 def apply_settings(root: type, toml_table: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return nested tables of the class `root` with dotted keys set, to values or components; `toml_table` stays unchanged.
 

@@ -10,15 +10,17 @@ from types import MappingProxyType
 from typing import Any
 
 from fedsgd.compression import CompressionOperator
-from fedsgd.config.component import Component, field_defaults
+from fedsgd.config.component import Component, PositiveInt, component_type, field_defaults, field_types, validate_value
 from fedsgd.config.registry import Registry
 from fedsgd.data import DATASETS, PARTITIONERS, ClientGenerator
+from fedsgd.data.partitioners.natural import NaturalPartition
 from fedsgd.errors import ScenarioError
-from fedsgd.scenario.companions import find_companions
+from fedsgd.scenario.companions import COMPANION_KEYS, find_companions
 from fedsgd.scenario.key_reference import TOP_LEVEL, KeyReference, KeyTable, describe_section, shorten_value
-from fedsgd.scenario.overrides import apply_settings
+from fedsgd.scenario.overrides import apply_settings, find_setting
 from fedsgd.scenario.parsing import dump_value
 from fedsgd.scenario.scenario import Scenario, parse_scenario
+from fedsgd.scenario.sections import DataConfig
 from fedsgd.scenario.toml_text import format_toml_value
 
 DEFAULT_COHORT = 10
@@ -95,25 +97,44 @@ def build_scenario(name: str, settings: Mapping[str, Any]) -> Scenario:
 
     Args:
         name: name of the scenario.
-        settings: values by dotted key. "clients" is the number of clients, for any dataset.
+        settings: values by dotted key. "clients" is the number of clients, for any dataset; a key of the
+            dataset or partition replaces it.
 
     Raises:
         ScenarioError: a setting is wrong; the message begins with the dotted key.
     """
-    dataset = str(settings.get("data.name", "digits"))
+    dataset = str(find_setting(settings, "data.name", "digits"))
     chosen, defaults = dict(settings), find_defaults(dataset)
     clients_key = "data.clients" if issubclass(DATASETS[dataset], ClientGenerator) else "data.partition.clients"
     if clients_key == "data.partition.clients":
-        partition = str(chosen.get("data.partition.name", defaults["data.partition.name"]))
+        partition = str(find_setting(chosen, "data.partition.name", defaults["data.partition.name"]))
         if field_defaults(_find_member(PARTITIONERS, partition, "data.partition.name")).get("clients") is None:
             defaults.pop(clients_key, None)
-    if "clients" in chosen:
-        chosen[clients_key] = chosen.pop("clients")
+    clients = chosen.pop("clients", None)
+    if clients is not None and find_setting(chosen, clients_key) is None:
+        chosen[clients_key] = clients
     if clients_key in defaults:
-        defaults[clients_key] = max(defaults[clients_key], chosen.get("server.cohort", 1))
-    if "server.fraction" not in chosen:
-        defaults["server.cohort"] = min(DEFAULT_COHORT, chosen.get(clients_key, DEFAULT_COHORT))
-    return _complete(name, _drop_replaced(defaults, chosen), chosen)
+        defaults[clients_key] = max(defaults[clients_key], _find_count(chosen, "server.cohort", 1))
+    defaults["server.cohort"] = min(DEFAULT_COHORT, _find_count(chosen, clients_key, DEFAULT_COHORT))
+    scenario = _complete(name, _drop_replaced(defaults, chosen), chosen)
+    _check_owners(scenario.data)
+    return scenario
+
+
+def _find_count(settings: Mapping[str, Any], dotted_key: str, default: int) -> int:
+    """Return the number that settings have for a key; the default for no number or a wrong one, which parsing reports."""
+    try:
+        count: int = validate_value(find_setting(settings, dotted_key), PositiveInt)
+    except ValueError:
+        return default
+    return count
+
+
+def _check_owners(data: DataConfig) -> None:
+    """Raise a ScenarioError for a partition by owner of a dataset that is known to have no owners."""
+    if isinstance(data.partition, NaturalPartition) and not data.source.may_have_owners:
+        expected = 'expected another partition, or data with owners: "shakespeare", or "hugging-face" with data.owner'
+        raise ScenarioError(f'data.partition: got "natural", but {data.source.name} has no owners; {expected}')
 
 
 def _find_member(registry: Registry[Any], name: str, key: str) -> Any:
@@ -126,18 +147,28 @@ def _find_member(registry: Registry[Any], name: str, key: str) -> Any:
 
 def _drop_replaced(defaults: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
     """Return the defaults without those that a chosen key replaces or excludes."""
-    replaced = [f"{key}." for key in chosen]
-    replaced += ["client.optimizer."] * ("client.optimizer.name" in chosen) + ["client.epochs"] * ("client.steps" in chosen)
-    return {key: value for key, value in defaults.items() if not key.startswith(tuple(replaced))}
+    replaced = [f"{key}." for key in chosen] + ["client.optimizer."] * ("client.optimizer.name" in chosen)
+    excluded = {other for key in chosen for other in _list_exclusive_keys(key)}
+    return {key: value for key, value in defaults.items() if key not in excluded and not key.startswith(tuple(replaced))}
+
+
+def _list_exclusive_keys(dotted_key: str) -> list[str]:
+    """Return the dotted keys of the group of which a scenario has only one, for a key in such a group or below it."""
+    section, *keys = dotted_key.split(".")
+    group = getattr(component_type(field_types(Scenario).get(section)), "mutually_exclusive", ())
+    return [f"{section}.{key}" for key in group] if keys and keys[0] in group else []
 
 
 def _complete(name: str, defaults: Mapping[str, Any], chosen: Mapping[str, Any]) -> Scenario:
     """Return the scenario of all settings, with error feedback where it helps, and the settings that others require."""
     table = apply_settings(Scenario, {"name": name}, {**defaults, **chosen})
-    scenario = parse_scenario(apply_settings(Scenario, table, find_companions(table, fixed_keys=chosen) or {}))
+    fixed_keys = [key for key in COMPANION_KEYS if find_setting(chosen, f"{key}.name", find_setting(chosen, key)) is not None]
+    companions = find_companions(table, fixed_keys) or {}
+    settings = {**_drop_replaced(defaults, companions), **companions, **chosen}
+    scenario = parse_scenario(apply_settings(Scenario, {"name": name}, settings))
     compressor = scenario.uplink.compressor
     is_biased = isinstance(compressor, CompressionOperator) and compressor.kind == "contractive" and not compressor.lossless
-    needs_feedback = is_biased and "uplink.error_feedback" not in chosen
+    needs_feedback = is_biased and find_setting(chosen, "uplink.error_feedback") is None
     return scenario.with_settings({"uplink.error_feedback": "persist"}) if needs_feedback else scenario
 
 

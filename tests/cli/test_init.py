@@ -54,6 +54,17 @@ def test_options_are_settings_of_the_scenario() -> None:
     assert "shards_per_client = 4" in Path("my files.toml").read_text()
 
 
+def test_set_replaces_an_option_for_the_same_key() -> None:
+    options = ("--clients", "5", "--rounds", "3", "--compressor", "qsgd", "--partition", "iid", "--optimizer", "nesterov")
+    settings = ("data.partition.clients=6", "rounds=4", "uplink.compressor=sign", 'data.partition={name="shards"}')
+    settings = (*settings, "client={optimizer={lr=0.5},epochs=2}")
+    assert fedsgd("init", "a.toml", *options, *(text for setting in settings for text in ("--set", setting))).exit_code == 0
+    scenario = load("a.toml")
+    assert (scenario.data.n_clients, scenario.rounds, scenario.client.epochs) == (6, 4, 2)
+    names = (scenario.data.partition.name, scenario.uplink.compressor.name, scenario.client.optimizer.name)
+    assert names == ("shards", "sign", "nesterov"), "a table without the key leaves the option"
+
+
 def test_existing_file_is_replaced_only_with_overwrite() -> None:
     Path("a.toml").write_text("# mine")
     result = fedsgd("init", "a.toml")
@@ -72,6 +83,15 @@ def test_existing_file_is_replaced_only_with_overwrite() -> None:
         (("--compressor", "topk"), 'fedsgd: uplink.compressor.name: got "topk", did you mean "top-k"?\n'),
         (("--data", "npz"), 'fedsgd: data.path: missing, expected for example path = "my_arrays.npz"\n'),
         (("--set", "uplink.compressor.densty=1"), 'fedsgd: uplink.compressor.densty: unknown key, did you mean "density"?\n'),
+        (
+            ("--partition", "natural"),
+            'fedsgd: data.partition: got "natural", but digits has no owners; '
+            'expected another partition, or data with owners: "shakespeare", or "hugging-face" with data.owner\n',
+        ),
+        (
+            ("--set", "server.cohort=abc"),
+            'fedsgd: server.cohort: expected a whole number of at least 1, or the key left out, got "abc"\n',
+        ),
         (("--set", "rounds"), "fedsgd: --set rounds: expected KEY=VALUE, for example uplink.compressor.density=0.1\n"),
     ],
     ids=lambda value: value[1] if isinstance(value, tuple) else "",

@@ -13,7 +13,7 @@ from fedsgd.config.component import component_type, field_types
 from fedsgd.data import DATASETS, PARTITIONERS
 from fedsgd.errors import ScenarioError
 from fedsgd.models import MODELS
-from fedsgd.optim import OPTIMIZERS
+from fedsgd.optim import OPTIMIZERS, SGD
 from fedsgd.scenario.companions import find_companions
 from fedsgd.scenario.scenario import Scenario, parse_scenario
 from fedsgd.scenario.template import build_scenario, render_template
@@ -54,7 +54,7 @@ def build(key: str, name: str, **settings: Any) -> Scenario:
 )
 def test_every_component_gives_a_scenario_that_its_text_describes(key: str, names: list[str]) -> None:
     for name in names:
-        build(key, name)
+        build(key, name, **({"data.name": "shakespeare"} if name == "natural" else {}))
 
 
 @pytest.mark.parametrize(
@@ -84,6 +84,18 @@ def test_chosen_settings_are_kept() -> None:
     assert build("client.optimizer.name", "momentum", **{"client.steps": 4}).client.epochs is None
 
 
+def test_companions_leave_chosen_keys() -> None:
+    chosen = {"uplink.compressor.name": "scaffold", "client.optimizer.name": "momentum", "server.weighting": "uniform"}
+    with pytest.raises(ScenarioError, match=r"^client.optimizer: scaffold needs the mean gradient"):
+        build_scenario("x", chosen)
+    plain = build("uplink.compressor.name", "scaffold", **{"data.name": "shakespeare", "client.optimizer.lr": 0.5})
+    assert plain.client.optimizer == SGD(lr=0.5), "the default clip_norm is replaced, and the chosen lr is kept"
+    table = build_scenario("x", {"uplink": {"compressor": "top-k", "error_feedback": "none"}})
+    assert table.uplink.error_feedback == "none"
+    with pytest.raises(ScenarioError, match=r'^client.optimizer.name: got "adam", expected one of'):
+        build_scenario("x", {"client.optimizer.name": "adam"})
+
+
 def test_numbers_of_clients_fit_together() -> None:
     few = build_scenario("x", {"clients": 4})
     assert (few.data.n_clients, few.server.cohort) == (4, 4)
@@ -95,6 +107,30 @@ def test_numbers_of_clients_fit_together() -> None:
     assert (
         build_scenario("x", {"data.partition.name": "dirichlet", "data.name": "shakespeare", "clients": 9}).data.n_clients == 9
     )
+
+
+def test_tables_and_exclusive_keys_replace_defaults() -> None:
+    table = build_scenario("x", {"data.partition": {"name": "iid", "clients": 7}})
+    assert (table.data.n_clients, table.server.cohort) == (7, 7)
+    generated = build_scenario("x", {"data": {"name": "synthetic", "clients": 3}})
+    assert (generated.data.n_clients, generated.server.cohort) == (3, 3)
+    report = build_scenario("x", {"report.target": "loss<0.3"}).report
+    assert (report.target_accuracy, str(report.target)) == (None, "loss<0.3")
+    assert build_scenario("x", {"report.target": {"metric": "loss", "below": 0.2}}).report.target_accuracy is None
+    assert build_scenario("x", {"server": {"fraction": 0.5}}).server.cohort is None
+
+
+@pytest.mark.parametrize("table", [{"data.partition.clients": 6}, {"data.partition": {"name": "iid", "clients": 6}}])
+def test_key_of_the_partition_replaces_the_number_of_clients(table: dict[str, Any]) -> None:
+    assert build_scenario("x", {"clients": 5, **table}).data.n_clients == 6
+
+
+def test_natural_partition_is_left_to_data_that_may_have_owners() -> None:
+    natural = {"data.partition.name": "natural", "data.path": "a.csv"}
+    assert build_scenario("x", {**natural, "data.name": "npz"}).data.partition.name == "natural"
+    assert build_scenario("x", {**natural, "data.name": "hugging-face", "data.owner": "user"}).data.n_clients is None
+    with pytest.raises(ScenarioError, match=r'^data.partition: got "natural", but hugging-face has no owners; expected '):
+        build_scenario("x", {**natural, "data.name": "hugging-face"})
 
 
 def test_every_commented_line_is_a_valid_setting() -> None:
@@ -132,6 +168,13 @@ def test_text_has_keys_of_beginners_meanings_and_short_lines() -> None:
         ({"uplink.compressor.name": "topk"}, 'uplink.compressor.name: got "topk", did you mean "top-k"?'),
         ({"data.name": "npz"}, "data.path: missing, expected for example path ="),
         ({"clients": 5, "server.cohort": 6}, "server.cohort: got 6 clients a round, expected at most 5"),
+        ({"clients": "abc"}, 'data.partition.clients: expected a whole number of at least 1, got "abc"'),
+        ({"data.partition.clients": 10**12}, "data.partition.clients: expected a whole number from 1 to 2147483647"),
+        ({"server.cohort": "abc"}, "server.cohort: expected a whole number of at least 1, or the key left out, got "),
+        ({"server.cohort": 10**12}, "server.cohort: expected a whole number from 1 to 2147483647"),
+        ({"data.name": "synthetic", "data.clients": "x"}, 'data.clients: expected a whole number of at least 1, got "x"'),
+        ({"client": {"optimizer": 3}}, "client.optimizer: "),
+        ({"data.partition.name": "natural"}, 'data.partition: got "natural", but digits has no owners; expected another '),
         ({"rounds": 0}, "rounds: expected a whole number of at least 1, got 0"),
     ],
 )

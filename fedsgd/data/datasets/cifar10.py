@@ -38,6 +38,7 @@ class Cifar10(DatasetSource):
     """
 
     name: ClassVar[str] = "cifar10"
+    may_have_owners: ClassVar[bool] = False
 
     def load(self, folder: Path | None) -> Dataset:
         parts = []

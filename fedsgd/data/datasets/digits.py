@@ -27,6 +27,7 @@ class Digits(DatasetSource):
     """
 
     name: ClassVar[str] = "digits"
+    may_have_owners: ClassVar[bool] = False
 
     def load(self, folder: Path | None) -> Dataset:
         from sklearn.datasets import load_digits

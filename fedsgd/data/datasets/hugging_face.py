@@ -65,6 +65,10 @@ class HuggingFace(DatasetSource):
             if name in columns[:i]:
                 raise FieldError(self.name, "x", f'names "{name}" twice, expected each column once')
 
+    @property
+    def may_have_owners(self) -> bool:
+        return self.owner is not None
+
     def load(self, folder: Path | None) -> Dataset:
         return self.build_dataset(*self._load_parts(folder))
 

@@ -32,6 +32,7 @@ class Mnist(DatasetSource):
     """
 
     name: ClassVar[str] = "mnist"
+    may_have_owners: ClassVar[bool] = False
 
     def load(self, folder: Path | None) -> Dataset:
         parts = []
