@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from fedsgd.analysis.methods import Method, TunedVariant, collect_method_settings
+from fedsgd.analysis.methods import Method, MethodSettings, TunedVariant, collect_method_settings, describe_distinct_settings
 from fedsgd.analysis.runs import Run
+from fedsgd.sweeps.labels import name_objects
 
 Scale = Literal["linear", "logarithmic"]
+RunsByValue = dict[float, tuple[str, tuple[Run, ...]]]
+"""Label of the method and runs, by the value of a setting."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class SettingValues:
     """Runs that differ only in one numeric setting of a compressor and in their seeds.
 
     Attributes:
-        label: method, or compressor of several methods.
+        label: method, or compressor of several methods and the settings that distinguish it from the same compressor.
         setting: dotted key of the setting.
         values: at least two values that were tried, ascending.
         runs: runs of each value, one for each seed.
@@ -41,10 +44,10 @@ class CapLimit:
     """Value of a compressor's setting up to which, or from which, a client stays within a cap.
 
     Attributes:
-        label: method, or compressor of several methods.
+        label: as in `SettingValues`.
         setting: dotted key of the setting.
         outcome: "within": `value` is the limit. "all": all tried values stay within the cap. "none": no tried value does.
-            "unordered": the bytes neither rise nor fall with the setting, so there is no limit.
+            "unordered": the bytes do not change in one direction with the setting, so there is no limit.
         value: limit within the range that was tried; for "all" and "none", the value at the edge of the range; None for
             "unordered".
         is_largest: True if `value` is a maximum, because the bytes rise with the setting; False if it is a minimum.
@@ -141,20 +144,33 @@ def collect_setting_values(methods: Sequence[Method]) -> Iterator[SettingValues]
     """
     keys = sorted({key for method in methods for run in method.runs for key in run.settings if _is_compressor_key(key)})
     for key in keys:
-        groups: dict[tuple[tuple[str, str], ...], dict[float, tuple[str, tuple[Run, ...]]]] = {}
+        groups: dict[MethodSettings, RunsByValue] = {}
         for method in methods:
             for variant in _select_variants(method, key):
                 value = variant.runs[0].settings.get(key)
                 if isinstance(value, int | float) and not isinstance(value, bool):
                     group = collect_method_settings(variant.runs[0], [key, *variant.tuned])
                     groups.setdefault(group, {}).setdefault(value, (method.label, variant.runs))
-        for settings, runs_by_value in groups.items():
-            if len(runs_by_value) > 1:
-                labels = {label for label, _ in runs_by_value.values()}
-                compressor = str(json.loads(dict(settings).get("uplink.compressor.name", '"compressor"')))
-                label = labels.pop() if len(labels) == 1 else compressor
-                values = sorted(runs_by_value)
-                yield SettingValues(label, key, tuple(values), tuple(runs_by_value[value][1] for value in values))
+        groups = {settings: runs_by_value for settings, runs_by_value in groups.items() if len(runs_by_value) > 1}
+        for label, runs_by_value in zip(_label_groups(key, groups), groups.values(), strict=True):
+            values = sorted(runs_by_value)
+            yield SettingValues(label, key, tuple(values), tuple(runs_by_value[value][1] for value in values))
+
+
+def _label_groups(key: str, groups: Mapping[MethodSettings, RunsByValue]) -> list[str]:
+    """Return the label of each group: its method or its compressor, and for equal labels the settings that differ."""
+    compressor_key = f"{key.rpartition('.')[0]}.name"
+    all_settings = name_objects([dict(settings) for settings in groups])
+    labels = []
+    for settings, runs_by_value in zip(all_settings, groups.values(), strict=True):
+        method_labels = {label for label, _ in runs_by_value.values()}
+        compressor = str(json.loads(settings.get(compressor_key, '"compressor"')))
+        labels.append(method_labels.pop() if len(method_labels) == 1 else compressor)
+    for label in set(labels):
+        indices = [i for i, other in enumerate(labels) if other == label]
+        for i, words in zip(indices, describe_distinct_settings([all_settings[i] for i in indices]), strict=True):
+            labels[i] = ", ".join([label, *words])
+    return labels
 
 
 def _is_compressor_key(key: str) -> bool:

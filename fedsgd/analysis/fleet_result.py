@@ -104,7 +104,7 @@ def describe_cap_limit(limit: CapLimit, fleet: FleetConfig) -> str:
     """
     share, name = f"{format_share(fleet.share)} of the clients", limit.setting
     if limit.value is None:
-        return f"{limit.label}: the bytes neither rise nor fall with {name}, so {fleet.cap} gives no limit"
+        return f"{limit.label}: the bytes do not change in one direction with {name}, so {fleet.cap} gives no limit"
     value = format_limit(limit.value)
     if limit.outcome == "within":
         bound = f"up to {value}" if limit.is_largest else f"from {value} up"

@@ -288,10 +288,23 @@ def _distinguishing_labels(all_settings: Sequence[dict[str, str]]) -> Iterator[t
         options = [_format_setting(key, settings[key], names) for key in uplink if key in settings and key not in special]
         groups.setdefault((name, *options, *feedback_words), []).append(settings)
     for words, group in groups.items():
-        keys = [key for key in _find_differing_keys(group) if not key.startswith("uplink")]
-        names = shorten_keys(keys)
-        for settings in group:
-            yield settings, [*words, *(_format_setting(key, settings[key], names) for key in keys if key in settings)]
+        others = [{key: value for key, value in settings.items() if not key.startswith("uplink")} for settings in group]
+        for settings, other_words in zip(group, describe_distinct_settings(others), strict=True):
+            yield settings, [*words, *other_words]
+
+
+def describe_distinct_settings(all_settings: Sequence[Mapping[str, str]]) -> list[list[str]]:
+    """Return words for the settings that differ, for each method or group of methods.
+
+    >>> describe_distinct_settings([{"client.epochs": "1", "rounds": "5"}, {"client.epochs": "2", "rounds": "5"}])
+    [['epochs 1'], ['epochs 2']]
+
+    Args:
+        all_settings: settings of each method, JSON texts by dotted key.
+    """
+    keys = _find_differing_keys(all_settings)
+    names = shorten_keys(keys)
+    return [[_format_setting(key, settings[key], names) for key in keys if key in settings] for settings in all_settings]
 
 
 def _find_differing_keys(all_settings: Sequence[Mapping[str, str]]) -> list[str]:

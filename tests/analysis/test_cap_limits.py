@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 import fedsgd
-from fedsgd.analysis import load_methods
+from fedsgd.analysis import Run, load_methods
 from fedsgd.analysis.cap_limits import CapLimit, choose_scale, collect_setting_values, find_cap_limit
 from fedsgd.analysis.cap_limits import SettingValues as Values
 from fedsgd.analysis.fleet import FleetConfig
 from fedsgd.analysis.fleet_result import describe_cap_limit, price_fleet
+from fedsgd.analysis.methods import Method, TunedVariant
 from tests.analysis.helpers import TINY, invoke
 
 KEY = "uplink.compressor.density"
@@ -54,7 +55,7 @@ def find(values: Sequence[float], client_bytes: Sequence[float], cap: float = 1e
             "no {key} that was run keeps 95 % of the clients within 100 MB/month; 0.1, the smallest,",
         ),
         ([0.1, 0.2], [180, 101], 0.2, "0.2, the largest, needs 101 MB"),
-        ([0.1, 0.2, 0.3], [20, 180, 90], None, "the bytes neither rise nor fall with {key}"),
+        ([0.1, 0.2, 0.3], [20, 180, 90], None, "the bytes do not change in one direction with {key}"),
     ],
 )
 def test_limit_equals_hand_computed_value(
@@ -90,6 +91,26 @@ def test_settings_of_methods_and_tuned_settings_give_equal_limits(folder: Path) 
     assert [one.values for one in tuned] == [(0.01, 0.1, 0.5)]
     assert [[run.folder for run in runs] for runs in tuned[0].runs] == [[run.folder for run in runs] for runs in apart[0].runs]
     assert not list(collect_setting_values(load_methods([folder / "topk-0.1", folder / "dense"])))
+
+
+def make_method(settings: dict[str, Any]) -> Method:
+    """Return a method of one run, labeled by its settings."""
+    variant = TunedVariant({}, (Run(Path(), settings, "", {"parameters": 10}, {}),))
+    return Method(str(settings), variant, (variant,), ())
+
+
+def test_lines_name_the_compressor_of_the_direction_and_settings_that_differ() -> None:
+    down = {"uplink.compressor.name": "qsgd", "downlink.compressor.name": "top-k", "uplink.error_feedback": "none"}
+    methods = [make_method({**down, "downlink.compressor.density": density}) for density in (0.1, 0.2)]
+    assert [(one.label, one.setting) for one in collect_setting_values(methods)] == [("top-k", "downlink.compressor.density")]
+    up = {"uplink.compressor.name": "top-k"}
+    methods = [
+        make_method({**up, KEY: density, "uplink.error_feedback": feedback, "client.epochs": 2})
+        for feedback in ("none", "persist")
+        for density in (0.1, 0.2)
+    ]
+    labels = [one.label for one in collect_setting_values(methods)]
+    assert labels == ["top-k, error feedback none", "top-k, error feedback persist"]
 
 
 def test_command_gives_the_limit_between_two_runs(folder: Path) -> None:

@@ -137,7 +137,9 @@ const fedsgdFleet = (() => {
 
   function describeCapLimit({ label, setting, whole }, limit, fleet, state) {
     const [share, cap] = [`${formatShare(fleet.share)} of the clients`, formatCap(state.cap)];
-    if (limit.value === null) return `${label}: the bytes neither rise nor fall with ${setting}, so ${cap} gives no limit`;
+    if (limit.value === null) {
+      return `${label}: the bytes do not change in one direction with ${setting}, so ${cap} gives no limit`;
+    }
     const value = whole ? String(limit.value) : P.formatSignificant(limit.value);
     if (limit.outcome === "within") {
       const tried = limit.points.map(([one]) => one);
