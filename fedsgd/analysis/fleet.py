@@ -69,7 +69,8 @@ class FleetConfig(ValidatedConfig):
             problem = f"expected a whole number from 1 to {MAX_ROUNDS_PER_MONTH}, got {self.rounds_per_month}"
             raise FieldError(name, "rounds_per_month", problem)
         if self.cohort is not None and (self.clients is None or self.cohort > self.clients):
-            expected = "the number of clients too" if self.clients is None else f"at most {self.clients}, the number of clients"
+            example = f"the number of clients too, for example clients={max(1000, self.cohort)}"
+            expected = example if self.clients is None else f"at most {self.clients}, the number of clients"
             raise FieldError(name, "cohort", f"got {self.cohort}, expected {expected}")
         for field in ("cap_bytes", "overhead_up_bytes", "overhead_down_bytes"):
             try:

@@ -52,14 +52,17 @@ def build_fleet(options: AnalysisOptions, settings: dict[str, Any]) -> FleetConf
     from fedsgd.analysis.fleet import FleetConfig
     from fedsgd.config.component import FieldError
 
+    share_source = click.get_current_context().get_parameter_source("share")
+    if settings["cap"] is None and share_source is not click.core.ParameterSource.DEFAULT:
+        raise ScenarioError("--share: expected a cap too, for example --cap 200MB/month")
     if settings["rounds_per_month"] is None:
         option = next((name for name in ("clients", "cohort", "cap") if settings[name] is not None), None)
         if option is not None:
             raise ScenarioError(f"--{option}: expected the rounds of a month too, for example --rounds-per-month 30")
         return None
-    share_source = click.get_current_context().get_parameter_source("share")
-    if settings["cap"] is None and share_source is not click.core.ParameterSource.DEFAULT:
-        raise ScenarioError("--share: expected a cap too, for example --cap 200MB/month")
+    if settings["cohort"] is not None and settings["clients"] is None:
+        example = f"--clients {max(1000, settings['cohort'])}"
+        raise ScenarioError(f"--cohort: expected the number of clients too, for example {example}")
     if options.pricing_options["broadcast"]:
         raise ScenarioError("--broadcast: a fleet counts the bytes that each client receives; leave out --broadcast")
     overheads = {name: options.pricing_options[name] for name in ("overhead_up", "overhead_down")}

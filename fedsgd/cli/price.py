@@ -9,6 +9,7 @@ from fedsgd.cli.fleet_options import build_fleet, fleet_options
 from fedsgd.cli.option_groups import GroupedCommand, table_options
 from fedsgd.cli.options import LINK_OPTIONS, OTHER_OPTIONS, AnalysisOptions, analysis_options, refuse_options_without_network
 from fedsgd.cli.streams import echo_json
+from fedsgd.errors import ScenarioError
 
 if TYPE_CHECKING:
     from fedsgd.analysis.columns import Statistic
@@ -55,6 +56,10 @@ def price_command(
     from fedsgd.cli import terminal
 
     fleet = build_fleet(options, fleet_settings)
+    if fleet is not None and statistic == "mean":
+        problem = "figures of a fleet are medians over seeds; leave out --statistic or --rounds-per-month"
+        raise ScenarioError(f"--statistic mean: {problem}")
+    terminal.check_price_columns(columns, options.price_per_gigabyte)
     if fleet is not None:
         refuse_options_without_network(options, NETWORK_OPTIONS)
     pricing_models = options.build_pricing_models() if options.has_link or fleet is None else {}

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import click
 
 from fedsgd.cli.app import main
-from fedsgd.cli.fleet_options import build_fleet, fleet_options
+from fedsgd.cli.fleet_options import FLEET_OPTIONS, build_fleet, fleet_options
 from fedsgd.cli.option_groups import GroupedCommand, output_option
 from fedsgd.cli.options import AnalysisOptions, UserPath, analysis_options, print_note
 from fedsgd.cli.streams import echo
@@ -52,6 +52,10 @@ def report_command(
     from fedsgd.analysis.report import write_report
     from fedsgd.cli import terminal
 
+    source_of, default = click.get_current_context().get_parameter_source, click.core.ParameterSource.DEFAULT
+    fleet_option = next((name for name in FLEET_OPTIONS if source_of(name) is not default), None)
+    if file_format != "html" and fleet_option is not None:
+        raise click.UsageError(f"--{fleet_option.replace('_', '-')} needs --format html: only the page has a fleet")
     if out is None:
         out = Path("report.html" if file_format == "html" else "figures")
     if file_format == "html" and out.is_dir():

@@ -7,8 +7,10 @@ because pint's own registry reads "b" as barn and "m" as milli before every unit
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
+from contextlib import suppress
 from fractions import Fraction
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -59,9 +61,12 @@ def _unit_registry() -> pint.UnitRegistry[Any]:
     return registry
 
 
-def _parse_quantity(text: str, unit: str, example: str, positive: bool = False) -> float:
-    """Convert a text to a number in a unit, or raise a ScenarioError; `example` describes valid texts, `positive` rejects 0."""
-    problem = f"got {text[:50]!r}, expected {example}"
+def _parse_quantity(text: str, unit: str, example: str, positive: bool = False, whole_text: str | None = None) -> float:
+    """Convert a text to a number in a unit, or raise a ScenarioError.
+
+    `example` describes valid texts, and `positive` rejects 0. The message quotes `whole_text`, of which the text is a part.
+    """
+    problem = f"got {(text if whole_text is None else whole_text)[:50]!r}, expected {example}"
     for match in _AMBIGUOUS.finditer(text):
         prefix, name = match[1] or "", match[2] or match[3]
         if name in ("b", "Bps") or (prefix and prefix[0] in "mKgt" and prefix != "Ki"):
@@ -118,17 +123,20 @@ def parse_monthly_bytes(text: str) -> float:
     >>> parse_monthly_bytes("200 MB/month"), parse_monthly_bytes("1 GB/day")
     (200000000.0, 30000000000.0)
     """
-    amount, slash, period = (part.strip() for part in text.rpartition("/"))
+    amount, _, period = (part.strip() for part in (text if "/" in text else f"{text}/").rpartition("/"))
     days = {"month": DAYS_PER_MONTH, "day": 1, "d": 1}.get(period)
-    amount = amount if slash else period
-    example = 'a size per month or day, such as "200MB/month"'
-    unit = re.fullmatch(r"[0-9.]+\s*([A-Za-z]*)", amount)
-    if unit and (days is None or not unit[1]):
-        nearest = f"{amount}{'' if unit[1] else 'MB'}/{period if days else 'month'}"
-        raise ScenarioError(f'got {text[:50]!r}, did you mean "{nearest}"?')
-    if days is None:
-        raise ScenarioError(f"got {text[:50]!r}, expected {example}")
-    return _parse_quantity(amount, "byte", example, positive=True) * DAYS_PER_MONTH / days
+    example = 'SIZE/month or SIZE/day, for example "200MB/month"'
+    has_unit = not re.fullmatch(r"[0-9.]*", amount)
+    if days is not None and has_unit:
+        return _parse_quantity(amount, "byte", example, positive=True, whole_text=text) * DAYS_PER_MONTH / days
+    nearest_periods = [period] if days else difflib.get_close_matches(period.lower() or "month", ("month", "day"), 1, 0.75)
+    hint = ""
+    if nearest_periods:
+        nearest = f"{amount}{'' if has_unit else 'MB'}/{nearest_periods[0]}"
+        with suppress(ScenarioError):
+            parse_monthly_bytes(nearest)
+            hint = f', did you mean "{nearest}"?'
+    raise ScenarioError(f"got {text[:50]!r}, expected {example}{hint}")
 
 
 def format_rate(bits_per_second: float) -> str:

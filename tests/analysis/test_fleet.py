@@ -223,9 +223,11 @@ def test_command_prints_tables_of_eighty_columns(runs: Path) -> None:
     [
         (("--cap", "200MB/month"), "--cap: expected the rounds of a month too, for example --rounds-per-month 30"),
         (("--clients", "5"), "--clients: expected the rounds of a month too, for example --rounds-per-month 30"),
-        (("--rounds-per-month", "30", "--cap", "200"), "--cap: got '200', did you mean \"200MB/month\"?"),
-        (("--rounds-per-month", "30", "--cap", "200MB/s"), "--cap: got '200MB/s', did you mean \"200MB/month\"?"),
-        (("--rounds-per-month", "30", "--cohort", "5"), "--cohort: got 5, expected the number of clients too"),
+        (("--rounds-per-month", "30", "--cap", "200"), "--cap: got '200', expected SIZE/month or SIZE/day, for example"),
+        (
+            ("--rounds-per-month", "30", "--cohort", "5"),
+            "--cohort: expected the number of clients too, for example --clients 1000",
+        ),
         (
             ("--rounds-per-month", "30", "--clients", "4", "--cohort", "5"),
             "--cohort: got 5, expected at most 4, the number of clients",
@@ -237,6 +239,12 @@ def test_command_prints_tables_of_eighty_columns(runs: Path) -> None:
         (("--rounds-per-month", "30", "--broadcast"), "--broadcast: a fleet counts the bytes that each client receives"),
         (("--rounds-per-month", "30", "--overhead-up", "12"), "--overhead-up: got '12'"),
         (("--rounds-per-month", "30", "--share", "0.9"), "--share: expected a cap too, for example --cap 200MB/month"),
+        (("--network", "4g", "--share", "0.5"), "--share: expected a cap too, for example --cap 200MB/month"),
+        (("--network", "4g", "--json", "--columns", "tme"), '"tme"'),
+        (
+            ("--network", "4g", "--rounds-per-month", "30", "--statistic", "mean"),
+            "--statistic mean: figures of a fleet are medians over seeds; leave out --statistic or --rounds-per-month",
+        ),
     ],
 )
 def test_wrong_fleet_option_is_one_line(runs: Path, options: tuple[str, ...], problem: str) -> None:
@@ -253,10 +261,20 @@ def test_network_option_with_a_fleet_alone_is_refused(runs: Path) -> None:
     assert "--deadline needs a network" in refused.stderr
 
 
+@pytest.mark.parametrize("option", [("--cap", "200MB/month"), ("--rounds-per-month", "30"), ("--share", "0.5")])
+def test_figures_refuse_options_of_a_fleet(runs: Path, tmp_path: Path, option: tuple[str, str]) -> None:
+    result = invoke("report", runs / "topk-0", *option, "--format", "svg", "--out", tmp_path / "figures")
+    assert result.exit_code == 2
+    assert f"{option[0]} needs --format html: only the page has a fleet" in result.stderr
+    assert not (tmp_path / "figures").exists()
+
+
 def test_wrong_argument_is_refused_in_python(runs: Path) -> None:
     with pytest.raises(FedsgdError, match=r"^fleet: got 3, expected fedsgd\.FleetConfig"):
         price_fleet([runs], 3)  # type: ignore[arg-type]
     with pytest.raises(FedsgdError, match=r"^runs: got .*, expected a list of run directories"):
         price_fleet(str(runs), FleetConfig(30))
-    with pytest.raises(FedsgdError, match=r"FleetConfig\.cap: got '5 MB', did you mean"):
+    with pytest.raises(FedsgdError, match=r"FleetConfig\.cap: got '5 MB', expected SIZE/month .*, did you mean"):
         FleetConfig(30, cap="5 MB")
+    with pytest.raises(FedsgdError, match=r"FleetConfig\.cohort: got 5, expected .*, for example clients=1000$"):
+        FleetConfig(30, cohort=5)

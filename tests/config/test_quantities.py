@@ -216,21 +216,30 @@ def test_monthly_text_is_parsed_to_bytes(text: str, n_bytes: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "end"),
     [
-        ("200", 'did you mean "200MB/month"?'),
-        ("200MB", 'did you mean "200MB/month"?'),
-        ("200 MB/s", 'did you mean "200 MB/month"?'),
-        ("200/day", 'did you mean "200MB/day"?'),
-        ("200mb/month", "ambiguous"),
-        ("0 B/month", "above 0"),
-        ("-3MB/month", 'such as "200MB/month"'),
-        ("5 s/month", "of another quantity"),
-        ("/month", 'such as "200MB/month"'),
-        ("", 'such as "200MB/month"'),
+        ("200", ', did you mean "200MB/month"?'),
+        ("200MB", ', did you mean "200MB/month"?'),
+        ("200 MB/", ', did you mean "200 MB/month"?'),
+        ("200MB/Months", ', did you mean "200MB/month"?'),
+        ("1 GB/days", ', did you mean "1 GB/day"?'),
+        ("200/day", ', did you mean "200MB/day"?'),
+        ("200MB/s", ""),
+        ("200MB/week", ""),
+        ("200MB/s/month", ': the unit "MB/s" is unknown, or of another quantity'),
+        ("0MB", ""),
+        ("0", ""),
+        ("1.2.3MB", ""),
+        ("1.2.3/month", ""),
+        ("200mb/month", ': "mb" is ambiguous, write "Mbit" for bits or "MB" for bytes'),
+        ("0 B/month", ", above 0"),
+        ("-3MB/month", ""),
+        ("5 s/month", ': the unit "s" is unknown, or of another quantity'),
+        ("/month", ""),
+        ("", ""),
     ],
 )
-def test_monthly_text_without_unit_or_period_names_the_nearest_form(text: str, message: str) -> None:
+def test_wrong_monthly_text_names_only_a_valid_form_of_the_same_quantity(text: str, end: str) -> None:
     with pytest.raises(ScenarioError) as error:
         parse_monthly_bytes(text)
-    assert message in str(error.value)
+    assert str(error.value) == f'got {text!r}, expected SIZE/month or SIZE/day, for example "200MB/month"{end}'

@@ -1,7 +1,7 @@
 """Output in a terminal: progress of a run and tables of its results. Only this package imports rich."""
 
 from fedsgd.cli.terminal.certificate_tables import print_certificate, print_certificates
-from fedsgd.cli.terminal.comparison_tables import print_comparison, print_price
+from fedsgd.cli.terminal.comparison_tables import check_price_columns, print_comparison, print_price
 from fedsgd.cli.terminal.fleet_tables import print_fleet
 from fedsgd.cli.terminal.partition_tables import MAX_CLASSES, MAX_ROWS, print_partition
 from fedsgd.cli.terminal.progress import ProgressCallbacks, show_deployment_progress, show_progress, spinner
@@ -12,6 +12,7 @@ __all__ = [
     "MAX_CLASSES",
     "MAX_ROWS",
     "ProgressCallbacks",
+    "check_price_columns",
     "check_sweep_columns",
     "print_certificate",
     "print_certificates",

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fedsgd.cli.terminal.column_table import CHOOSE, ColumnTable, create_console, print_lines, print_tables
 from fedsgd.config.quantities import format_seconds, format_significant
-from fedsgd.config.text_columns import TextColumn, select_columns
+from fedsgd.config.text_columns import TextColumn, check_column_names, select_columns
 
 if TYPE_CHECKING:
     from fedsgd.analysis.columns import Statistic, TableConfig
@@ -18,6 +18,15 @@ if TYPE_CHECKING:
 
 MAX_METHODS_FOR_ALL_PAIRS = 5
 """Maximum number of methods for which all break-evens are printed; for more methods, only break-evens with the baseline."""
+PRICE_COLUMNS = {
+    "method": ("method", 0),
+    "time": ("time {end}", 0),
+    "ratio": ("×", 3),
+    "round": ("a round", 4),
+    "bytes": ("bytes {end}", 2),
+    "cost": ("cost {end}", 1),
+}
+"""Heading and importance of the columns of a network's table by name; "cost" needs a price."""
 
 
 def print_comparison(comparison: Comparison, config: TableConfig) -> None:
@@ -28,6 +37,15 @@ def print_comparison(comparison: Comparison, config: TableConfig) -> None:
     print_tables(console, [ColumnTable(columns.build_text_columns(comparison, config, "\n"), hint=CHOOSE)])
     print_lines(console, _describe_break_evens(comparison))
     print_lines(console, tables.collect_notes(comparison, config.statistic))
+
+
+def check_price_columns(names: Sequence[str], price_per_gigabyte: float | None) -> None:
+    """Raise ScenarioError unless all names are columns of the tables of networks; "cost" needs a price."""
+    check_column_names(names, _list_price_columns(price_per_gigabyte))
+
+
+def _list_price_columns(price_per_gigabyte: float | None) -> list[str]:
+    return [name for name in PRICE_COLUMNS if name != "cost" or price_per_gigabyte is not None]
 
 
 def print_price(comparison: Comparison, config: TableConfig) -> None:
@@ -53,15 +71,10 @@ def _build_price_table(comparison: Comparison, name: str, config: TableConfig) -
     costs.sort(key=lambda pair: get_center(pair[1].seconds, config.statistic))
     baseline_cost = comparison.baseline.network_costs.get(name)
     rows = [tuple(_format_price_row(row, cost, baseline_cost, config.statistic)) for row, cost in costs]
-    headings = (
-        *(("method", "method", 0), ("time", f"time {end}", 0), ("ratio", "×", 3), ("round", "a round", 4)),
-        *(("bytes", f"bytes {end}", 2), ("cost", f"cost {end}", 1)),
-    )
-    columns = [
-        TextColumn(column_name, heading, tuple(row[index] for row in rows), rank)
-        for index, (column_name, heading, rank) in enumerate(headings)
-        if column_name != "cost" or comparison.price_per_gigabyte is not None
-    ]
+    columns = []
+    for index, column_name in enumerate(_list_price_columns(comparison.price_per_gigabyte)):
+        heading, rank = PRICE_COLUMNS[column_name]
+        columns.append(TextColumn(column_name, heading.format(end=end), tuple(row[index] for row in rows), rank))
     columns[0] = replace(columns[0], align="left", shorten="distinct")
     title = f"{name}: {network.title or network}" if name != str(network) else name
     return ColumnTable(select_columns(columns, config.columns), title, hint=CHOOSE)
