@@ -60,6 +60,9 @@ def report_command(
         out = Path("report.html" if file_format == "html" else "figures")
     if file_format == "html" and out.is_dir():
         raise OutputError(f"{out}: is a folder, expected a file for the page")
+    figure_format = out.suffix.lower().removeprefix(".")
+    if file_format == "html" and figure_format in ("pdf", "svg", "png"):
+        raise OutputError(f"{out}: is the name of a figure, expected a page such as r.html, or --format {figure_format}")
     (name, pricing_model), *further_networks = options.build_pricing_models(None if options.has_link else "4g").items()
     if further_networks:
         raise click.BadParameter(

@@ -69,3 +69,9 @@ def test_report_command_mentions_runs_of_different_experiments(runs: Path, strag
     result = invoke("report", runs / "topk-0", stragglers, *options, tmp_path / "page.html")
     assert result.exit_code == 0, result.output
     assert "fedsgd: the runs differ in more than their method: " in result.stderr
+
+
+def test_page_with_the_name_of_a_figure_is_refused(runs: Path, tmp_path: Path) -> None:
+    result = invoke("report", runs / "topk-0", "--out", tmp_path / "r.pdf")
+    assert (result.exit_code, list(tmp_path.iterdir())) == (2, [])
+    assert "expected a page such as r.html, or --format pdf" in result.stderr
