@@ -226,7 +226,7 @@ def test_tracker_receives_the_events_of_a_deployment(
         return fedsgd.DeploymentResult({"name": "x"}, out)
 
     monkeypatch.setattr("fedsgd.flower.deployment.deploy", deploy)
-    monkeypatch.setattr("fedsgd.cli.tracking.create_tracker", lambda name: tracker)
+    monkeypatch.setattr("fedsgd.trackers.create_tracker", lambda name: tracker)
     monkeypatch.chdir(tmp_path)
     file = root / "scenarios" / "quickstart.toml"
     arguments = ["flower", str(file), "--nodes", "3", "--cold", "--track", "mlflow", "--json"]
