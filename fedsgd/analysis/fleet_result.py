@@ -165,11 +165,12 @@ def _collect_notes(methods: Sequence[Method], rows: Sequence[FleetRow], fleet: F
     yield from _join_labels({row.label: _describe_sampled_share(row, fleet) for row in rows}, len(rows))
     yield from _join_labels({row.label: _describe_sampler(row, fleet) for row in rows}, len(rows))
     yield "a participation has the mean bytes of the run's ledger, first downloads of the whole model included"
-    policies = [method.runs[0].settings.get("downlink.policy") for method in methods]
-    pairs = zip(rows, policies, strict=True)
-    rarer = [row.label for row, p in pairs if row.sampled_share.median < row.measured_share.median and p != "model"]
-    text = "clients miss more rounds than in the run; a downlink of differences may need more bytes"
-    yield from _join_labels(dict.fromkeys(rarer, text), len(rows))
+    underestimates = {
+        row.label: _describe_underestimate(method.runs[0])
+        for row, method in zip(rows, methods, strict=True)
+        if row.sampled_share.median < row.measured_share.median and method.runs[0].settings.get("downlink.policy") != "model"
+    }
+    yield from _join_labels(underestimates, len(rows))
     ends = "of the participations ended after the download and count with the download alone"
     unanswered = {row.label: row.unanswered_share.median for row in rows}
     yield from _join_labels({k: f"{format_share(share)} {ends}" for k, share in unanswered.items() if share}, len(rows))
@@ -178,6 +179,12 @@ def _collect_notes(methods: Sequence[Method], rows: Sequence[FleetRow], fleet: F
     yield from _join_labels({k: f"{format_share(share)} {ends}" for k, share in unused.items() if share}, len(rows))
     if fleet.cap is not None and not fleet.cap.endswith("month"):
         yield f"a month has {DAYS_PER_MONTH} days: {fleet.cap} is {format_bytes(round(fleet.cap_bytes or 0))}/month"
+
+
+def _describe_underestimate(run: Run) -> str:
+    """Return a note for clients that miss more rounds than in the run, with the size of the whole model."""
+    model_bytes = format_bytes(4 * int(run.summary["parameters"]))
+    return f"too few bytes: clients miss more rounds than in the run, and each download may need the whole model, {model_bytes}"
 
 
 def _join_labels(text_by_label: Mapping[str, str], n_methods: int) -> Iterator[str]:

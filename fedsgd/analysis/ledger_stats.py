@@ -211,6 +211,7 @@ def read_client_traffic(run: Run, batch_rows: int = SEGMENT_ROWS) -> Iterator[Cl
     distinct_bytes = np.diff(run.get_cumulative("downlink_broadcast_bytes"))
     first_round = 1
     for batch in read_batches(run.folder / "ledger.parquet", names, batch_rows):
+        _check_row_ranges(run, batch)
         columns = _extract_columns(batch)
         if remainder:
             columns = {name: np.concatenate([remainder[name], values]) for name, values in columns.items()}

@@ -138,7 +138,7 @@ def _summarize_evaluations(history: Sequence[RoundRecord], initial_metrics: Mapp
     norms = [record.residual_norm for record in history if record.residual_norm is not None]
     return {
         "final_accuracy": last.accuracy,
-        "best_accuracy": _find_best_accuracy(history),
+        "best_accuracy": Criterion().find_best(r.accuracy for r in history if r.accuracy is not None),
         "initial_metrics": initial_metrics and json_safe(initial_metrics),
         "final_metrics": json_safe(last.metrics or {}),
         "never_finite_metrics": [
@@ -146,11 +146,6 @@ def _summarize_evaluations(history: Sequence[RoundRecord], initial_metrics: Mapp
         ],
         "diverged": detect_divergence(evaluations, norms, initial_metrics),
     }
-
-
-def _find_best_accuracy(history: Sequence[RoundRecord]) -> float | None:
-    """Return the largest finite accuracy, None if there is none."""
-    return max((r.accuracy for r in history if r.accuracy is not None and math.isfinite(r.accuracy)), default=None)
 
 
 def _find_best(history: Sequence[RoundRecord], target: Target | None) -> dict[str, str | float | None]:

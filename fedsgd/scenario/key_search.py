@@ -57,8 +57,9 @@ def explain(name: str) -> Explanation:
     Raises:
         ScenarioError: the name is unknown; the message has the nearest names.
     """
-    plain_name = name.strip().removeprefix("[").removesuffix("]")
-    sections = [describe_section(plain_name)] if plain_name in list_sections() else []
+    section = find_section(name)
+    plain_name = _strip_brackets(name)
+    sections = [] if section is None else [describe_section(section)]
     components = _find_components(plain_name)
     explanation = Explanation(sections, components, [] if sections else find_keys(plain_name, bool(components)))
     if not (explanation.sections or explanation.components or explanation.keys):
@@ -72,8 +73,12 @@ def find_section(name: str) -> str | None:
     Args:
         name: name of the section.
     """
-    plain_name = name.removeprefix("[").removesuffix("]")
+    plain_name = _strip_brackets(name)
     return plain_name if plain_name in list_sections() else None
+
+
+def _strip_brackets(name: str) -> str:
+    return name.strip().removeprefix("[").removesuffix("]")
 
 
 def find_keys(name: str, only_last_part: bool = False) -> list[KeyReference]:

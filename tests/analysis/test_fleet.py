@@ -278,3 +278,10 @@ def test_wrong_argument_is_refused_in_python(runs: Path) -> None:
         FleetConfig(30, cap="5 MB")
     with pytest.raises(FedsgdError, match=r"FleetConfig\.cohort: got 5, expected .*, for example clients=1000$"):
         FleetConfig(30, cohort=5)
+
+
+def test_rarer_participation_than_in_the_run_is_noted_with_the_size_of_the_model(runs: Path) -> None:
+    size = format_bytes(4 * load_run(runs / "topk-0").summary["parameters"])
+    notes = price_fleet([runs / "topk-0"], FleetConfig(30, clients=1000, cohort=1)).notes
+    assert any(note.startswith("too few bytes: ") and note.endswith(f"the whole model, {size}") for note in notes)
+    assert not any("too few bytes" in note for note in price_fleet([runs / "topk-0"], FleetConfig(30)).notes)
