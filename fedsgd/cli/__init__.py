@@ -3,7 +3,7 @@
 Commands import large modules inside their functions, so that `--help` answers quickly.
 """
 
-from fedsgd.cli import certify, compare, completion, explain, flower, init, partition, price, report, run, sweep
+from fedsgd.cli import certify, compare, completion, docs, explain, flower, init, partition, price, report, run, sweep
 from fedsgd.cli.app import main
 from fedsgd.cli.list import list_command
 
@@ -11,6 +11,7 @@ __all__ = [
     "certify",
     "compare",
     "completion",
+    "docs",
     "explain",
     "flower",
     "init",

@@ -66,6 +66,15 @@ def complete_explained(_context: click.Context, start: str) -> Iterator[Completi
 
 
 @_completer
+def complete_page(_context: click.Context, start: str) -> Iterator[CompletionItem]:
+    """Complete the argument of `fedsgd docs`: the name of a page, or its last part."""
+    from fedsgd.cli.doc_pages import list_pages
+
+    names = [page.name for page in list_pages()]
+    yield from _select(names if "/" in start else dict.fromkeys(name.rpartition("/")[2] for name in names), start)
+
+
+@_completer
 def complete_key(_context: click.Context, start: str) -> Iterator[CompletionItem]:
     """Complete a dotted key."""
     return _find_keys(start, "")

@@ -1,0 +1,94 @@
+"""`fedsgd docs`: pages are listed, found by their names, searched, and formatted at a terminal."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner, Result
+
+from fedsgd.cli import main
+from fedsgd.cli.doc_pages import FOLDER, DocPage, find_page, list_pages, search_pages
+from fedsgd.cli.terminal.markdown import format_markdown
+from fedsgd.errors import ScenarioError
+
+PAGES = [
+    DocPage("index", "# Home\n\n[a](guides/first-run.md)\n"),
+    DocPage("tutorial/2-momentum", "# Momentum\n\nVelocity.\n"),
+    DocPage("guides/first-run", "# The `first` run\n\nInstall.\n"),
+    DocPage("reference/cli/index", "# Commands\n"),
+    DocPage("results/codec", "# Codec\n\nSpeed of `velocity`.\n"),
+    DocPage("reference/codec", "# Codec\n"),
+]
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner(env={"COLUMNS": "80"}).invoke(main, ["docs", *arguments])
+
+
+def test_all_pages_are_listed_once_within_the_width() -> None:
+    result = invoke()
+    assert result.exit_code == 0
+    lines = result.output.splitlines()
+    for page in list_pages():
+        assert sum(line.strip().startswith(f"{page.name}:") for line in lines) == 1
+    assert max(map(len, lines)) <= 80
+
+
+def test_list_has_every_file_once_and_the_home_page_first() -> None:
+    names = [page.name for page in list_pages()]
+    assert sorted(names) == sorted(path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*.md"))
+    assert names[0] == "index"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("guides/first-run", "guides/first-run"),
+        ("guides/first-run.md", "guides/first-run"),
+        ("first-run", "guides/first-run"),
+        ("2-momentum", "tutorial/2-momentum"),
+        ("momentum", "tutorial/2-momentum"),
+        ("reference/cli", "reference/cli/index"),
+        ("cli", "reference/cli/index"),
+        ("index", "index"),
+    ],
+)
+def test_page_is_found_by_its_name_or_the_last_part(name: str, expected: str) -> None:
+    assert find_page(name, PAGES).name == expected
+
+
+def test_unknown_page_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(ScenarioError, match='no page "first-rum", did you mean "first-run"'):
+        find_page("first-rum", PAGES)
+
+
+def test_name_of_several_pages_is_refused_with_their_names() -> None:
+    with pytest.raises(ScenarioError, match='several pages: "results/codec", "reference/codec"'):
+        find_page("codec", PAGES)
+
+
+def test_page_is_printed_as_markdown_without_a_terminal() -> None:
+    assert invoke("index").output.rstrip() == (FOLDER / "index.md").read_text().rstrip()
+
+
+def test_search_yields_lines_of_any_case() -> None:
+    matches = [(page.name, number) for page, number, _ in search_pages("VELOCITY", PAGES)]
+    assert matches == [("tutorial/2-momentum", 3), ("results/codec", 3)]
+
+
+def test_search_without_a_match_is_refused() -> None:
+    result = invoke("--search", "zzyzx")
+    assert (result.exit_code, result.output) == (2, 'fedsgd: docs: no page contains "zzyzx"\n')
+
+
+def test_json_has_names_titles_and_the_text_of_a_page() -> None:
+    entries = json.loads(invoke("--json").output)
+    assert {"name": "index", "title": "fedsgd's documentation"} in entries
+    assert json.loads(invoke("index", "--json").output)["text"].startswith("# fedsgd")
+
+
+def test_markdown_is_formatted_to_the_width() -> None:
+    text = format_markdown("# Title\n\n" + "word " * 40 + "\n\n| a | b |\n|---|---|\n| 1 | 2 |\n", 60)
+    assert "\x1b[" in text
+    assert "# Title" not in text

@@ -1,0 +1,80 @@
+"""The code of all pages runs, and prints what the pages show."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.docs.code_blocks import ROOT, Block, PageRunner, find_missing_line, list_pages, mask, read_blocks
+
+LANGUAGES = {"sh", "python", "toml", "text", "json", "html", "", "bibtex", "latex"}
+PAGES = [path for path in list_pages() if read_blocks(path) and path.name != "README.md"]
+
+
+@pytest.fixture
+def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PageRunner]:
+    """Return a runner in an empty folder with a link to the scenarios; remove the modules that its blocks import."""
+    (tmp_path / "scenarios").symlink_to(ROOT / "scenarios")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    monkeypatch.setenv("COLUMNS", "80")
+    data = Path(os.environ.get("FEDSGD_DATA") or ROOT.parent / "shared" / "data")
+    runner = PageRunner(tmp_path, data if (data / "mnist").is_dir() else None)
+    monkeypatch.setitem(sys.modules, "__main__", runner.namespace)
+    yield runner
+    for name, module in list(sys.modules.items()):
+        if Path(getattr(module, "__file__", None) or "/").is_relative_to(tmp_path):
+            del sys.modules[name]
+
+
+def needs_data(blocks: list[Block]) -> bool:
+    return any(
+        "DIR" in words for block in blocks if block.language == "sh" and not block.is_excluded for words in block.commands
+    )
+
+
+@pytest.mark.examples
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).with_suffix("").as_posix())
+def test_code_of_page_runs(path: Path, runner: PageRunner) -> None:
+    blocks = read_blocks(path)
+    if needs_data(blocks) and runner.data is None:
+        pytest.skip("no real data: set FEDSGD_DATA")
+    for block in blocks:
+        runner.run(block)
+    runner.finish()
+
+
+def test_languages_of_blocks_are_known() -> None:
+    blocks = [block for path in PAGES for block in read_blocks(path)]
+    assert [block.place for block in blocks if block.language not in LANGUAGES] == []
+
+
+def test_excluded_block_states_a_reason() -> None:
+    blocks = [block for path in PAGES for block in read_blocks(path)]
+    reasons = [(block.place, block.find_comment(start)) for block in blocks for start in ("not run", "output not compared")]
+    assert [place for place, reason in reasons if reason == ""] == []
+
+
+@pytest.mark.parametrize(
+    ("expected", "is_found"),
+    [
+        ("total 5 kB\nend", True),
+        ("total 1,234 MB\n...\nend", True),
+        ("end\ntotal 5 kB", False),
+        ("tot...", True),
+        ("t...l 5 kB", True),
+        ("sum 5 kB", False),
+    ],
+)
+def test_output_is_compared_without_numbers(expected: str, is_found: bool) -> None:
+    assert (find_missing_line(expected, "  total   17.5 GB\nmore\nend\n") is None) == is_found
+
+
+def test_mask_replaces_numbers_with_units_and_digests() -> None:
+    assert mask("to 0.95   2 min 56 s  583 kB  1a4b97e7d1f3f4bf") == "to #"
+    assert mask("4g: 7.6 Mbit/s up") == "#g: # up"
