@@ -16,6 +16,7 @@ from hypothesis import settings
 
 from fedsgd.data import Dataset, Examples
 from fedsgd.scenario.scenario import Scenario, load
+from tests.effort import EFFORT
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -35,8 +36,12 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     return True if is_helper else None
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests that open a browser with `browser`, and tests of each slow kind with `slow`."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark tests that open a browser with `browser`, and tests of each slow kind with `slow`; leave out nightly tests."""
+    nightly = [item for item in items if EFFORT == 1 and item.get_closest_marker("nightly")]
+    if nightly:
+        config.hook.pytest_deselected(items=nightly)
+        items[:] = [item for item in items if not item.get_closest_marker("nightly")]
     for item in items:
         if "browser" in getattr(item, "fixturenames", ()):
             item.add_marker("browser")

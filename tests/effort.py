@@ -1,4 +1,4 @@
-"""Effort of the tests: the number of random examples, and the parameters that the inner loop leaves out."""
+"""Effort of the tests: the number of random examples, and the tests that the inner loop and the full run leave out."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
+from _pytest.mark import ParameterSet
 from hypothesis import settings
 
 EFFORT = int(os.environ.get("FEDSGD_TEST_EFFORT", "1"))
-"""Factor of the numbers of examples; the nightly workflow sets the environment variable FEDSGD_TEST_EFFORT to 8."""
+"""Factor of the numbers of examples; the nightly workflow sets the environment variable FEDSGD_TEST_EFFORT to 8.
+
+With 1, tests with the marker `nightly` are left out.
+"""
 
 
 def examples(n: int) -> settings:
@@ -20,7 +24,24 @@ def examples(n: int) -> settings:
 
 def slow_unless(is_fast: Callable[[Any], bool], values: Iterable[Any]) -> list[Any]:
     """Return parameters of a test, of which those that are not fast have the marker `slow`."""
-    return [
-        value if is_fast(value) else pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=pytest.mark.slow)
-        for value in values
-    ]
+    return _mark_unless(is_fast, values, pytest.mark.slow)
+
+
+def nightly_unless(is_routine: Callable[[Any], bool], values: Iterable[Any]) -> list[Any]:
+    """Return parameters of a test, of which those that are not routine have the marker `nightly`."""
+    return _mark_unless(is_routine, values, pytest.mark.nightly)
+
+
+def _mark_unless(is_plain: Callable[[Any], bool], values: Iterable[Any], mark: pytest.MarkDecorator) -> list[Any]:
+    return [value if is_plain(_value_of(value)) else _with_mark(value, mark) for value in values]
+
+
+def _value_of(value: Any) -> Any:
+    """Return the value of a parameter that may have marks."""
+    return value.values[0] if isinstance(value, ParameterSet) else value
+
+
+def _with_mark(value: Any, mark: pytest.MarkDecorator) -> Any:
+    if isinstance(value, ParameterSet):
+        return pytest.param(*value.values, marks=[*value.marks, mark])
+    return pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=mark)

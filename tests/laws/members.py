@@ -97,6 +97,28 @@ def is_default(member: Compressor) -> bool:
     return member.name in COMPRESSORS and type(member) is COMPRESSORS[member.name] and member == type(member)()
 
 
+def is_routine(member: Compressor) -> bool:
+    """Return True unless another member has the same code paths. The nightly workflow alone tests the laws with the others.
+
+    Value formats are those of `Sparsifier`, which top-k tests. The median of 3 or 7 rows of a sketch is that of 5, and one row
+    has no median. A density of 0.001 keeps one coordinate of the vectors of the laws, as the defaults do. Error feedback does
+    not look into its operator: the defaults, and the pairs and compositions, are enough. Golden frames have all members.
+    """
+    if isinstance(member, ErrorFeedback):
+        return member.op in (*PAIRS, *COMPOSED) or is_default(member.op) or not _shared_settings(member.op)
+    return isinstance(member, TopK) or not _shared_settings(member)
+
+
+def _shared_settings(member: Compressor) -> set[tuple[str, object]]:
+    """Return the settings of a member that differ from its default alone, and have the code path of another member."""
+    if type(member) not in map(COMPRESSORS.__getitem__, COMPRESSORS) or member in (*PAIRS, *COMPOSED):
+        return set()
+    default = type(member)()
+    changed = {(f.name, getattr(member, f.name)) for f in fields(member) if getattr(member, f.name) != getattr(default, f.name)}
+    formats = {("values", name) for name in ("float16", "natural", "int8", "int4", "ternary")}
+    return changed & {*formats, ("rows", 3), ("rows", 7), ("density", 0.001)}
+
+
 def sections_of(compressor: Compressor, x: F32, ctx: CodecContext) -> Sections:
     """Return the sections of a client's first update."""
     if isinstance(compressor, CompressionOperator):

@@ -44,11 +44,11 @@ from fedsgd.numerics.arrays import F32
 from fedsgd.numerics.parameter_layout import ParameterLayout
 from fedsgd.testing import check_compressor
 from fedsgd.wire import Sections
-from tests.effort import examples, slow_unless
-from tests.laws.members import is_default, name_of, operators, schemes
+from tests.effort import examples, nightly_unless, slow_unless
+from tests.laws.members import is_default, is_routine, name_of, operators, schemes
 
-OPERATORS = slow_unless(is_default, operators())
-SCHEMES = slow_unless(is_default, schemes())
+OPERATORS = nightly_unless(is_routine, slow_unless(is_default, operators()))
+SCHEMES = nightly_unless(is_routine, slow_unless(is_default, schemes()))
 
 # From the smallest subnormal number to a number whose product with 300 is still a float32; ties and zeros are common.
 MAGNITUDES = st.one_of(
