@@ -22,6 +22,7 @@ import tomllib
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from textwrap import dedent
 
@@ -29,7 +30,8 @@ import click
 from click.testing import CliRunner
 
 from fedsgd.cli import main
-from fedsgd.scenario.scenario import parse_scenario
+from fedsgd.scenario.overrides import parse_setting
+from fedsgd.scenario.scenario import load, parse_scenario
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "fedsgd" / "docs"
@@ -244,7 +246,7 @@ def find_missing_line(expected: str, output: str) -> str | None:
 
 
 def check_options(block: Block, words: list[str]) -> None:
-    """Check that a command of fedsgd exists and has the options.
+    """Check that a command of fedsgd exists and has the options, and that its scenario has the settings.
 
     Args:
         block: block of the command.
@@ -256,6 +258,10 @@ def check_options(block: Block, words: list[str]) -> None:
     command = main.get_command(context, words[1])
     assert command is not None, f"{block.place}: no command {words[1]}"
     command.make_parser(click.Context(command, info_name=words[1], parent=context)).parse_args(words[2:])
+    settings = [parse_setting(value) for option, value in pairwise(words) if option == "--set"]
+    for path in (ROOT / word for word in words if re.fullmatch(r"scenarios/[\w/]+\.toml", word)):
+        if words[1] in ("run", "sweep", "partition", "flower") and path.name != "methods.toml":
+            load(path, dict(settings))
 
 
 def check_toml(block: Block) -> None:

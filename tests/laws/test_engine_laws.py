@@ -26,7 +26,7 @@ from fedsgd.optim.schedules import ExponentialSchedule, InverseSqrtSchedule
 from fedsgd.training import LastBatch, LocalTraining, TrainingJob, TrainingResult
 from fedsgd.training.base import batches
 from fedsgd.training.sequential import Sequential
-from tests.effort import examples, slow_unless
+from tests.effort import examples, nightly_unless, slow_unless
 from tests.laws.engines import ENGINES, EngineMaker, assert_agree, train_by_pytorch
 
 
@@ -39,7 +39,7 @@ def dropout_module() -> nn.Module:
 
 
 @pytest.mark.parametrize("name", ENGINES)
-@pytest.mark.parametrize("optimizer", slow_unless(lambda name: name == "momentum", OPTIMIZERS))
+@pytest.mark.parametrize("optimizer", nightly_unless(("sgd", "momentum").__contains__, slow_unless("momentum".__eq__, OPTIMIZERS)))
 def test_result_does_not_depend_on_other_clients_and_their_order(name: str, optimizer: str, blobs: Dataset) -> None:
     engine = functools.partial(ENGINES[name], data=blobs)
     task = build_task(Mlp(), blobs, 0, module=None if "stacked" in name else dropout_module())

@@ -19,12 +19,14 @@ from fedsgd.optim.schedules import ExponentialSchedule
 from fedsgd.training import LocalTraining, TrainingJob
 from fedsgd.training.base import batches
 from fedsgd.training.sequential import Sequential
-from tests.effort import slow_unless
+from tests.effort import nightly_unless, slow_unless
 from tests.laws.engines import ENGINES, EXACT, read_bits
 from tests.laws.test_engine_laws import dropout_module, make_job
 
 CLIENT_OPTIMIZERS = [name for name in OPTIMIZERS if not OPTIMIZERS[name].server_only]
-each_optimizer = pytest.mark.parametrize("optimizer_name", slow_unless(lambda name: name == "momentum", CLIENT_OPTIMIZERS))
+OPTIMIZER_NAMES = nightly_unless(("sgd", "momentum").__contains__, slow_unless("momentum".__eq__, CLIENT_OPTIMIZERS))
+"""One optimizer without a state and one with it. tests/testing/test_registry.py has the laws of all, in all engines."""
+each_optimizer = pytest.mark.parametrize("optimizer_name", OPTIMIZER_NAMES)
 
 
 def add_state(task: LearningTask, optimizer: Optimizer, job: TrainingJob, seed: int = 0) -> TrainingJob:
