@@ -1,4 +1,4 @@
-"""Two scripts that teach momentum: exact numbers, valid pictures, errors in one line."""
+"""Scripts of the tutorial: exact numbers, valid pictures, errors in one line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fedsgd.optim import SGD, Momentum
 
 pytestmark = pytest.mark.examples
 
-FOLDER = Path(__file__).parent.parent / "scenarios"
+FOLDER = Path(__file__).parent.parent / "scenarios" / "tutorial"
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -221,6 +221,41 @@ class TestValley:
         assert vanilla == f"vanilla SGD: learning rate η = 0.0475, momentum β = 0, ends {ends[0]:.2g} from the minimum"
         assert momentum == f"momentum: learning rate η = 0.0475, momentum β = 0.6, ends {ends[1]:.2g} from the minimum"
         assert figure.get_suptitle() == "Steps to a thousandth of the loss: vanilla SGD over 3, momentum over 3"
+
+
+class TestOtherFigures:
+    def test_distances_on_the_parabola_match_the_closed_form(self) -> None:
+        points = load_script("step_size").descend(0.4, [5.0], [2.0], 5)
+        np.testing.assert_allclose(points[:, 0], [5 * 0.2**t for t in range(6)])
+
+    def test_excess_loss_matches_the_formulas(self) -> None:
+        noise = load_script("mini_batch_noise")
+        full = noise.excess_loss(0.1, None, noise.ConstantSchedule(), 20, 1)
+        np.testing.assert_allclose(full, [50 * 0.81**t for t in range(21)])
+        floor = noise.excess_loss(0.4, 10, noise.ConstantSchedule(), 200, 200)[50:].mean()
+        assert floor == pytest.approx(0.4 / (2 * 10 * 1.6), rel=0.05)
+
+    def test_positions_of_random_coordinates_are_close_to_the_bound(self) -> None:
+        script = load_script("frame_bytes")
+        k, parts = script.encode(199_210, 0.01, "ternary")
+        assert (k, parts.side) == (1992, 4)
+        assert 1 < 8 * parts.index / k / script.bound(199_210, k) < 1.02
+
+    @pytest.mark.parametrize(
+        ("name", "options"),
+        [
+            ("step_size", []),
+            ("mini_batch_noise", ["--steps", "10", "--runs", "2"]),
+            ("parabola", []),
+            ("frame_bytes", []),
+        ],
+    )
+    def test_figure_is_reproducible(self, name: str, options: list[str], tmp_path: Path) -> None:
+        script, paths = load_script(name), [tmp_path / "a.svg", tmp_path / "b.svg"]
+        for path in paths:
+            script.main([*options, "--out", str(path)])
+        assert paths[0].read_bytes() == paths[1].read_bytes()
+        assert ElementTree.parse(paths[0]).getroot().tag == f"{SVG}svg"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Paths and losses of vanilla SGD and momentum in a narrow valley.
 
-python scenarios/valley.py [--lr η] [--momentum β] [--steps N] [--condition κ] [--start X Y] [--out PATH]... [--animate GIF]
+python scenarios/tutorial/valley.py [--lr η] [--momentum β] [--steps N] [--condition κ] [--start X Y]
+                                    [--out PATH]... [--animate GIF]
 
 The valley is f(x, y) = ½(x² + κy²). Its curvature across the floor is κ times that along it, and bounds the learning rate:
 vanilla SGD diverges above 2/κ, momentum above 2(1 + β)/κ (Polyak 1964). Just below the bound, vanilla SGD oscillates between
@@ -39,7 +40,7 @@ HALO = {"facecolor": "white", "alpha": 0.6, "edgecolor": "none", "pad": 1}  # be
 FOG = LinearSegmentedColormap.from_list("fog", ["#ffffff", "#d3dce4"])
 MAX_MARKERS = 250  # markers at more points would hide the path
 FRAMES, LAST_FRAMES = 100, 15  # frames of an animation at most, and repetitions of its last frame
-STYLE = {"font.size": 11, "svg.hashsalt": "valley"}  # without a salt the ids in an SVG are random
+STYLE = {"font.size": 10, "svg.hashsalt": "valley"}  # without a salt the ids in an SVG are random
 
 
 class Descent(NamedTuple):
@@ -111,7 +112,7 @@ def frame(ax: Axes, descents: Sequence[Descent]) -> None:
 def draw_valley(ax: Axes, descents: Sequence[Descent], condition: float) -> list[Line2D]:
     """Draw the paths over the valley's level lines."""
     frame(ax, descents)
-    x, y = np.meshgrid(np.linspace(*ax.get_xlim(), 400), np.linspace(*ax.get_ylim(), 400))
+    x, y = np.meshgrid(np.linspace(*ax.get_xlim(), 200), np.linspace(*ax.get_ylim(), 200))
     loss = (x**2 + condition * y**2) / 2
     levels = loss.max() * np.geomspace(1e-4, 1, 13)
     ax.contourf(x, y, loss, [0, *levels], colors=FOG(np.linspace(0, 1, len(levels))))
@@ -157,12 +158,12 @@ def draw_loss(ax: Axes, descents: Sequence[Descent]) -> list[Line2D]:
 
 def draw(descents: Sequence[Descent], condition: float) -> tuple[Figure, list[Line2D]]:
     """Return the figure and its curves: the paths, then the losses."""
-    figure = Figure(figsize=(10, 7.5))
-    valley, loss = figure.add_axes((0.08, 0.38, 0.89, 0.44)), figure.add_axes((0.08, 0.08, 0.89, 0.2))
+    figure = Figure(figsize=(8, 6.8))
+    valley, loss = figure.add_axes((0.1, 0.4, 0.87, 0.43)), figure.add_axes((0.1, 0.08, 0.87, 0.2))
     lines = [*draw_valley(valley, descents, condition), *draw_loss(loss, descents)]
     title = "Steps to a thousandth of the loss: " + ", ".join(f"{d.name} {d.time}" for d in descents)
-    figure.suptitle(title, x=0.08, y=0.975, ha="left", weight="bold", size=14)
-    figure.text(0.08, 0.912, f"f(x, y) = ½(x² + κy²), condition number κ = {condition:g}")
+    figure.suptitle(title, x=0.1, y=0.975, ha="left", weight="bold", size=14)
+    figure.text(0.1, 0.915, f"f(x, y) = ½(x² + κy²), condition number κ = {condition:g}")
     return figure, lines
 
 

@@ -1,11 +1,12 @@
 """SGD and momentum on L = x², step by step, with the closed form of each step.
 
-python scenarios/parabola.py [--lr η] [--momentum β] [--start x0] [--steps N]
+python scenarios/tutorial/parabola.py [--lr η] [--momentum β] [--start x0] [--steps N] [--out PATH]
 
 The gradient is 2x. Vanilla SGD, x ← x − 2ηx, gives x0 (1 − 2η)^t. Momentum, v ← βv − 2ηx and x ← x + v with v = 0 at first,
 gives x_(t+1) = (1 + β − 2η) x_t − β x_(t−1). The closed form follows from the roots of λ² − (1 + β − 2η)λ + β = 0.
 
-On one parabola, a good learning rate needs no momentum. scenarios/valley.py shows a loss for which momentum helps.
+--out draws both paths, and the factor per step against β. The path stays between ±c β^(t/2) if the roots are complex.
+On one parabola, a good learning rate needs no momentum. scenarios/tutorial/valley.py shows a loss for which momentum helps.
 """
 
 from __future__ import annotations
@@ -16,10 +17,14 @@ import math
 from collections.abc import Sequence
 
 import torch
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 
 from fedsgd.config.component import FieldError
 from fedsgd.optim import SGD, Momentum
 
+STYLE = {"font.size": 9.5, "svg.hashsalt": "parabola", "axes.spines.top": False, "axes.spines.right": False}
+BLUE, ORANGE = "#0072B2", "#D55E00"  # Okabe and Ito (2008)
 DOUBLE = 1e-13  # roots with a smaller discriminant are treated as one: as two they would lose more digits to cancellation
 
 
@@ -71,12 +76,55 @@ def cell(x: float) -> str:
     return f"{x:17.9f}" if x == 0 or 1e-4 <= abs(x) < 1e5 else f"{x:17.8e}"
 
 
+def draw(lr: float, momentum: float, start: float, steps: int) -> Figure:
+    """Draw the paths of both rules, and the larger modulus of the roots against β."""
+    figure = Figure(figsize=(7.2, 6.0), layout="constrained")
+    top, bottom = figure.subplots(2, 1, height_ratios=[1.15, 1])
+    first, second = roots(lr, momentum)
+    if first.imag:
+        amplitude = 2 * abs((start - 2 * lr * start - second * start) / (first - second))
+        envelope = [amplitude * momentum ** (t / 2) for t in range(steps + 1)]
+        top.fill_between(range(steps + 1), envelope, [-x for x in envelope], color=ORANGE, alpha=0.1, lw=0)
+        top.plot([], color=ORANGE, alpha=0.2, lw=8, label="± c β^(t/2)")
+    top.axhline(0, color="#5b6770", lw=0.8)
+    top.plot(iterates(SGD(lr=lr), start, steps), "o-", color=BLUE, ms=4, label="vanilla SGD")
+    top.plot(
+        iterates(Momentum(lr=lr, momentum=momentum), start, steps),
+        "o-",
+        color=ORANGE,
+        ms=4,
+        label=f"momentum, β = {momentum:g}",
+    )
+    top.set(xlabel="step t", ylabel="x", xlim=(0, steps))
+    top.set_title(f"f(x) = x² from x = {start:g}, learning rate η = {lr:g}", loc="left", size=10.5, weight="bold")
+    top.legend(frameon=False)
+
+    betas = [i / 1000 for i in range(1000)]
+    bottom.plot(betas, [abs(roots(lr, beta)[0]) for beta in betas], color=ORANGE)
+    best = (1 - math.sqrt(2 * lr)) ** 2  # below it the roots are real, above it they are complex
+    bottom.axvspan(best, 1, color=ORANGE, alpha=0.1, lw=0)
+    bottom.plot(best, math.sqrt(best), "o", color=ORANGE)
+    bottom.annotate(
+        f"fastest: β = {best:.3g},\nfactor {math.sqrt(best):.3g}",
+        (best, math.sqrt(best)),
+        (10, -14),
+        textcoords="offset points",
+    )
+    bottom.plot(0, abs(1 - 2 * lr), "s", color=BLUE)
+    bottom.annotate("vanilla SGD", (0, abs(1 - 2 * lr)), (9, 2), textcoords="offset points", color=BLUE)
+    bottom.annotate("complex roots: x oscillates", (0.98, 0.06), xycoords="axes fraction", ha="right")
+    bottom.set(xlabel="momentum β", ylabel="factor of |x| per step,\nin the long run", xlim=(-0.01, 1), ylim=(0.45, 1.02))
+    bottom.set_title("larger root in absolute value", loc="left", size=10.5, weight="bold")
+    return figure
+
+
 def parse(argv: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser = argparse.ArgumentParser(prog="parabola.py", description=__doc__.splitlines()[0])
     parser.add_argument("--lr", type=float, default=0.1, help="learning rate η")
     parser.add_argument("--momentum", type=float, default=0.9, help="momentum β")
     parser.add_argument("--start", type=float, default=5.0, help="x0")
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--out", help="picture, .svg or .png")
     args = parser.parse_args(argv)
     if args.steps < 1:
         parser.error(f"--steps: expected at least 1, got {args.steps}")
@@ -103,6 +151,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     for t, (a, b, c, d) in enumerate(zip(paths[0], vanilla, paths[1], momentum_form, strict=True)):
         print(f"{t:4}{cell(a)}{cell(b)}{a - b:12.1e}{cell(c)}{cell(d)}{c - d:12.1e}")
     print(describe_roots(args.lr, args.momentum))
+    if args.out:
+        with rc_context(STYLE):
+            figure = draw(args.lr, args.momentum, args.start, args.steps)
+            figure.savefig(args.out, dpi=100, metadata={"Date": None} if args.out.endswith(".svg") else None)
 
 
 if __name__ == "__main__":
