@@ -18,8 +18,16 @@ from fedsgd.cli.streams import echo, echo_json
 if TYPE_CHECKING:
     from fedsgd.certification import Certificate
 
+EXAMPLES = """Examples:
 
-@main.command("certify", short_help="Test a compressor against its laws and measure it.")
+\b
+    fedsgd certify top-k --set density=0.001 --set values=bfloat16
+    fedsgd certify my_module:MyCompressor --data gaussian --out folder
+    fedsgd certify --all
+"""
+
+
+@main.command("certify", epilog=EXAMPLES, short_help="Test a compressor against its laws and measure it.")
 @click.argument("compressor", required=False, shell_complete=complete_member("compressors"))
 @click.option(
     "--all", "all_compressors", is_flag=True, help="Certify all registered compressors at their defaults, in one table."
@@ -32,8 +40,20 @@ if TYPE_CHECKING:
     shell_complete=complete_field,
     help="Set a field of COMPRESSOR, e.g. density=0.1. Repeatable.",
 )
-@click.option("--error-feedback", type=click.Choice(("none", "persist", "decay", "reset")), default="none", show_default=True)
-@click.option("--data", type=click.Choice(("real", "gaussian", "laplace")), default="real", show_default=True)
+@click.option(
+    "--error-feedback",
+    type=click.Choice(("none", "persist", "decay", "reset")),
+    default="none",
+    show_default=True,
+    help="Certify COMPRESSOR under error feedback with this policy for residuals.",
+)
+@click.option(
+    "--data",
+    type=click.Choice(("real", "gaussian", "laplace")),
+    default="real",
+    show_default=True,
+    help="Vectors that are measured: updates of a small federation, or random vectors.",
+)
 @click.option("--size", type=int, help="Number of coordinates in a gaussian or laplace vector.  [default: 200000]")
 @click.option("--out", type=UserPath(), help="Folder for certificate.json and certificate.md.")
 @click.option("--no-laws", is_flag=True, help="With --all: only measure, do not test the laws.")

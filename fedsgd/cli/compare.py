@@ -23,8 +23,15 @@ from fedsgd.cli.streams import echo, echo_json
 if TYPE_CHECKING:
     from fedsgd.analysis.columns import Statistic
 
+EXAMPLES = """Examples:
 
-@main.command("compare", cls=GroupedCommand, short_help="Compare methods by bytes, time and cost to a target.")
+\b
+    fedsgd compare runs/dense-1 runs/quickstart-1 --target 0.9
+    fedsgd compare runs/my-sweep --target 0.9 --network 3g --out table.tex
+"""
+
+
+@main.command("compare", cls=GroupedCommand, epilog=EXAMPLES, short_help="Compare methods by bytes, time and cost to a target.")
 @analysis_options
 @table_options
 @output_option(

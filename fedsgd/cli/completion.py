@@ -145,7 +145,14 @@ class _FishCompletion(_QuietCompletion, FishComplete):
     source_template: ClassVar[str] = FISH_SCRIPT
 
 
-@main.command("completion", short_help="Print or install completion for a shell.")
+EXAMPLES = """Examples:
+
+\b
+    fedsgd completion bash --install
+"""
+
+
+@main.command("completion", epilog=EXAMPLES, short_help="Print or install completion for a shell.")
 @click.argument("shell", type=click.Choice(SHELLS))
 @click.option(
     "--install",

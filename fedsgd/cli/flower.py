@@ -25,8 +25,14 @@ if TYPE_CHECKING:
     from fedsgd.scenario.scenario import Scenario
     from fedsgd.trackers import Tracker
 
+EXAMPLES = """Examples:
 
-@main.command("flower", short_help="Run a scenario as a deployment of Flower.")
+\b
+    fedsgd flower scenarios/quickstart.toml --nodes 4 --measure-socket
+"""
+
+
+@main.command("flower", epilog=EXAMPLES, short_help="Run a scenario as a deployment of Flower.")
 @scenario_options
 @click.option(
     "--nodes", type=click.IntRange(min=1), required=True, metavar="N", help="Number of SuperNodes that share the clients."

@@ -41,7 +41,15 @@ def _component_option(*names: str, family: str, noun: str) -> Callable[[Callable
     return click.option(*names, metavar="NAME", shell_complete=complete_member(family), help=text)
 
 
-@main.command("init", short_help="Write a commented scenario.")
+EXAMPLES = """Examples:
+
+\b
+    fedsgd init
+    fedsgd init mine.toml --data mnist --partition shards --compressor dgc
+"""
+
+
+@main.command("init", epilog=EXAMPLES, short_help="Write a commented scenario.")
 @click.argument("file", type=UserPath(), default="scenario.toml", required=False)
 @_component_option("--data", "dataset", family="datasets", noun="Dataset")
 @_component_option("--partition", family="partitioners", noun="Partition of the examples over the clients")

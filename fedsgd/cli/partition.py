@@ -11,8 +11,15 @@ from fedsgd.cli.app import main
 from fedsgd.cli.options import ScenarioOptions, UserPath, scenario_options
 from fedsgd.cli.streams import echo, echo_json
 
+EXAMPLES = """Examples:
 
-@main.command("partition", short_help="Show the partition of the data over clients.")
+\b
+    fedsgd partition scenarios/skewed.toml
+    fedsgd partition scenarios/skewed.toml --picture split.png
+"""
+
+
+@main.command("partition", epilog=EXAMPLES, short_help="Show the partition of the data over clients.")
 @scenario_options
 @click.option("--picture", type=UserPath(), help="Also draw the partition to this file, .png or .svg.")
 def partition_command(options: ScenarioOptions, picture: Path | None) -> None:

@@ -20,8 +20,16 @@ NETWORK_OPTIONS = (
 )
 """Options that a fleet without a network does not use."""
 
+EXAMPLES = """Examples:
 
-@main.command("price", cls=GroupedCommand, short_help="Compute time and cost of finished runs on networks.")
+\b
+    fedsgd price dense=runs/dense-1 runs/quickstart-1 --network 4g,lora
+    fedsgd price runs/quickstart-1 --up 2Mbit/s --down 10Mbit/s --spread 0.5
+    fedsgd price runs/my-sweep --clients 1000000 --rounds-per-month 30
+"""
+
+
+@main.command("price", cls=GroupedCommand, epilog=EXAMPLES, short_help="Compute time and cost of finished runs on networks.")
 @analysis_options
 @fleet_options
 @table_options

@@ -14,8 +14,15 @@ from fedsgd.cli.options import AnalysisOptions, UserPath, analysis_options, prin
 from fedsgd.cli.streams import echo
 from fedsgd.errors import OutputError
 
+EXAMPLES = """Examples:
 
-@main.command("report", cls=GroupedCommand, short_help="Write a page, or figures, about finished runs.")
+\b
+    fedsgd report runs/my-sweep --network 4g --out report.html
+    fedsgd report runs/my-sweep --network 4g --format pdf --out figures
+"""
+
+
+@main.command("report", cls=GroupedCommand, epilog=EXAMPLES, short_help="Write a page, or figures, about finished runs.")
 @analysis_options
 @fleet_options
 @output_option(

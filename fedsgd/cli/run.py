@@ -26,8 +26,16 @@ if TYPE_CHECKING:
     from fedsgd.scenario.target import Target
     from fedsgd.trackers import Tracker
 
+EXAMPLES = """Examples:
 
-@main.command("run", short_help="Run a scenario, a TOML file.")
+\b
+    fedsgd run scenarios/quickstart.toml
+    fedsgd run scenarios/quickstart.toml --set uplink.compressor.density=0.001
+    fedsgd run scenarios/mnist_fedavg.toml --data DIR --workers 2
+"""
+
+
+@main.command("run", epilog=EXAMPLES, short_help="Run a scenario, a TOML file.")
 @scenario_options
 @click.option("--out", type=UserPath(), help="Run folder.  [default: runs/NAME-N, the next free N]")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier run in the folder.")

@@ -23,7 +23,13 @@ from fedsgd.system.forkserver import MAX_PROCESSES, MAX_SEEDS
 if TYPE_CHECKING:
     from fedsgd.scenario.target import Target
 
-METHODS_EXAMPLE = """Example of a methods file:
+EPILOG = """Examples:
+
+\b
+    fedsgd sweep scenarios/quickstart.toml --grid client.epochs=1,5
+    fedsgd sweep scenarios/quickstart.toml --methods methods.toml --seeds 3
+
+Example of a methods file:
 
 \b
     ["top-k 1 %"]
@@ -32,7 +38,7 @@ METHODS_EXAMPLE = """Example of a methods file:
 """
 
 
-@main.command("sweep", epilog=METHODS_EXAMPLE, short_help="Run a scenario with many methods, values and seeds.")
+@main.command("sweep", epilog=EPILOG, short_help="Run a scenario with many methods, values and seeds.")
 @scenario_options
 @click.option(
     "--methods",

@@ -1,9 +1,9 @@
 """Compressors: operators (without memory) and schemes (with memory), one file each.
 
-To add a compressor, write its file and add its line to COMPRESSORS, its codec's row to `wire/FORMAT.md` and its decoder to
-`tests/wire/second_decoder.py`. Then record its frames (`python -m tests.golden.frames`) and its cost
-(`tests/bench/codec_costs.py`).
-Codec ids are unique: FORMAT.md lists those that are taken.
+To add a compressor, write its file and add its line to COMPRESSORS, its codec's row to `docs/reference/wire-format-values.md`
+and its decoder to `tests/wire/second_decoder.py`. Then record its frames (`python -m tests.golden.frames`) and its cost
+(`tests/bench/codec_costs.py`). Its docstring says in "Use: ..." and "Avoid: ..." when it suits.
+Codec ids are unique: wire-format-values.md lists the ids that are taken.
 """
 
 from fedsgd.compression.base import (

@@ -1,4 +1,16 @@
-"""Evaluation of the model: on the test examples, by client, and on training examples."""
+"""Evaluation of the model: on the test examples, by client, and on training examples.
+
+Columns of rounds.parquet with the metrics, null in a round without an evaluation:
+
+| column | type | meaning |
+|---|---|---|
+| loss | float | mean loss of the test examples |
+| accuracy, other metrics | float | metrics of `[model] metrics` and `[evaluation] metrics` on the test examples |
+| client_accuracy_mean | float | mean of the accuracy by client, with `[evaluation] clients` |
+| client_accuracy_worst_tenth | float | mean over the tenth of the clients with the lowest accuracy |
+| client_accuracy_std | float | standard deviation over the clients |
+| train_loss, train_accuracy, ... | float | same metrics on the training examples, with `[evaluation] training` |
+"""
 
 from __future__ import annotations
 

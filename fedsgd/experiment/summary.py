@@ -1,4 +1,76 @@
-"""Summary of a run: the figures of summary.json, the rows of rounds.parquet and clients.parquet."""
+"""Summary of a run: the figures of summary.json, the rows of rounds.parquet and clients.parquet.
+
+Keys of summary.json. A dot separates the key of a table from its parent. null stands for numbers that are not finite, too.
+
+| key | type | meaning |
+|---|---|---|
+| name, seed | str, int | name and seed of the scenario |
+| rounds | int | rounds that were run |
+| parameters | int | P, parameters that are sent |
+| clients, cohort | int | registered clients, and clients that a round samples |
+| hostile | table | `clients`: number of hostile clients; `kind` and `factor`: their attack; null without any |
+| engine | table | `name`, `update` and `stack` of the engine that trained, and the `reason` for it |
+| final_accuracy | float | accuracy after the last round; null if it was not measured |
+| best_accuracy | float | largest accuracy of all rounds |
+| initial_metrics | table | metrics of the model before round 1, by name; null if they cannot be computed |
+| final_metrics | table | metrics after the last round, by name |
+| never_finite_metrics | list | metrics without a finite value in any round |
+| diverged | str | reason for which the run counts as diverged; null if it does not |
+| set_metrics | list | names of the metrics of a whole set |
+| target_accuracy | float | target of the accuracy; null without one |
+| target | str | target of any metric, such as "loss<0.3"; null without one |
+| best | table | `value`: best finite value of the target's `metric` in its `direction` |
+| stopped_by | str | "rounds", or the key of `[stop]` that ended the run |
+| rounds_to_target | float | rounds to the target, interpolated (McMahan et al. 2017); null if it was not reached |
+| uplink_bytes_to_target | float | uplink bytes to the target, in the same way |
+| downlink_bytes_to_target | float | downlink bytes to the target, in the same way |
+| failures, timeouts | int | clients that failed over all rounds, and how many of them by a timeout |
+| first_failure | str | error of the first client that failed; null without one |
+| batch_norm | str | policy of batch norm, "mean" or "local"; null if no buffers follow one |
+| buffers | table | numbers of buffer entries: `sent` in a message, `local` to each client; null without buffers |
+| uplink_bytes | int | bytes of all frames that clients sent |
+| uplink_received_bytes | int | bytes of the UPDATE frames that were aggregated |
+| downlink_bytes | int | bytes of all frames that the server sent, a shared frame once for each client |
+| downlink_broadcast_bytes | int | the same over a broadcast channel, a shared frame once |
+| dense_uplink_bytes | int | bytes of a dense float32 frame for each reply |
+| dense_downlink_bytes | int | bytes of a dense float32 frame for each message |
+| uplink_ratio | float | dense_uplink_bytes / uplink_bytes |
+| downlink_ratio | float | dense_downlink_bytes / downlink_bytes |
+| bidirectional_ratio | float | dense bytes of both directions / bytes of both directions |
+| states.clients, states.seen | int | registered clients, and the maximum number of them that take part |
+| states.bytes_per_client | int | bytes of the stored state of a client |
+| states.models | int | bytes of the models that clients hold |
+| states.place | str | "memory", "disk" or "nodes" |
+| states.budget | int | bytes of memory that states and models may use |
+| states.folder | str | folder of the states on disk; null for states in memory |
+| states.text | str | the same in one line, as it is printed |
+| residuals.clients | int | clients with a residual; `residuals` is null without any |
+| residuals.norm_median, residuals.norm_max | float | Euclidean norm of their residuals |
+| residuals.rounds_missed_median, residuals.rounds_missed_max | float | rounds between two replies of a client |
+| uplink.frames, downlink.frames | int | frames of the direction |
+| uplink.n_bytes, downlink.n_bytes | int | bytes of these frames: header + index + value + side |
+| uplink.received, downlink.received | int | bytes of the frames whose fate is "received" |
+| uplink.broadcast, downlink.broadcast | int | bytes over a broadcast channel |
+| uplink.header, downlink.header | int | bytes of frame headers, section headers and checksums |
+| uplink.index, downlink.index | int | bytes of positions |
+| uplink.value, downlink.value | int | bytes of values |
+| uplink.side, downlink.side | int | bytes of scales and all other sections |
+| uplink.kept, downlink.kept | int | coordinates in these frames |
+| params_sha256 | str | SHA-256 of the server's final parameters as little-endian float32 |
+| ledger_sha256 | str | SHA-256 of the deterministic columns of the ledger |
+| seconds | float | wall-clock seconds of the run, reading the data included |
+| peak_memory_bytes | int | peak memory of this process, without workers; null where the system does not report it |
+| work.flops_per_example | float | floating-point operations of an example, forward and backward pass |
+| work.flops_rule | str | rule by which they were counted |
+| work.copy_seconds | float | seconds to copy P float32 numbers on this machine |
+| versions | table | versions of `fedsgd`, `python`, `numpy` and `torch`, and the `machine` |
+| workers | int | worker processes |
+| profile | table | with `--profile`: mean seconds of a round by phase, of "server" and "workers" |
+| given_in_python | list | arguments of `fedsgd.run` that replaced components of the scenario |
+| reported_model | str | file of the model that was evaluated |
+| warnings | list | settings that do not suit a component, one line each |
+| flower | table | of a deployment: nodes, TLS, seconds of a round, and bytes by direction in messages and on sockets |
+"""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class HostileClients(ValidatedConfig):
         kind: update that is sent. "sign-flip": −factor · x, the opposite direction; "scaling": factor · x, as of a client that
             wants to replace the model (Bagdasaryan et al. 2020); "random": a Gaussian vector of norm factor · |x|.
         share: hostile clients as a share of all.
-        factor: unset, 1 for "sign-flip" and "random", and 10 for "scaling".
+        factor: multiple of the update; None: 1 for "sign-flip" and "random", and 10 for "scaling".
     """
 
     kind: Literal["sign-flip", "scaling", "random"]

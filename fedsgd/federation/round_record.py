@@ -26,7 +26,8 @@ class RoundRecord:
         uplink_received_bytes: bytes of the UPDATE frames that were aggregated.
         downlink_bytes: bytes of all frames that the server sent. A frame that clients share counts once for each client.
         downlink_broadcast_bytes: bytes of the downlink over a broadcast channel, where frames that clients share count once.
-        dense_uplink_bytes, dense_downlink_bytes: bytes of one dense float32 frame for each reply, and for each message.
+        dense_uplink_bytes: bytes of one dense float32 frame for each reply.
+        dense_downlink_bytes: bytes of one dense float32 frame for each message.
         residual_norm: mean Euclidean norm of residuals, over the clients that replied; None if there are no residuals.
         rounds_missed: mean number of rounds between a reply and the client's previous reply; None without a previous reply.
         metrics: "loss", the metrics of the task, and metrics that `[evaluation]` adds; None if the model was not evaluated.

@@ -16,6 +16,23 @@
 "reported_model" in summary.json names the file of the model that was evaluated. The compression ratios uplink_ratio,
 downlink_ratio and bidirectional_ratio divide the bytes of dense float32 frames by the bytes of the frames that were sent; a
 downlink frame counts for each client that it is sent to.
+
+Columns of rounds.parquet that differ from the attributes of `RoundRecord`, which describe all other columns:
+
+| column | type | meaning |
+|---|---|---|
+| clients | int | number of clients that were sent a message |
+| accepted | int | number of clients whose update was aggregated |
+| failures | int | number of clients that failed |
+
+Columns of clients.parquet, one row for each client:
+
+| column | type | meaning |
+|---|---|---|
+| client | int | number of the client, from 0 |
+| train_examples | int | training examples of the client |
+| test_examples | int | test examples of the client, which `data.held_out` keeps |
+| accuracy | float | accuracy of the final model on these test examples; null without any, and where it is not finite |
 """
 
 from __future__ import annotations
@@ -56,7 +73,7 @@ ROUND_COLUMNS: Mapping[str, type] = {
     "rounds_missed": float,
     "seconds": float,
 }
-"""Columns of rounds.parquet, as in `RoundRecord`; clients, accepted and failures are counts.
+"""Columns of rounds.parquet.
 
 lr is null with a schedule over steps. A float column for each metric follows, "loss" first, null without an evaluation.
 """
@@ -65,7 +82,7 @@ OVERWRITE_HINT = "pass --overwrite (in Python: overwrite=True)"
 """Option that replaces an earlier run, for messages."""
 
 CLIENT_COLUMNS: Mapping[str, type] = {"client": int, "train_examples": int, "test_examples": int, "accuracy": float}
-"""Columns of clients.parquet, one row for each client; accuracy is null without test examples and where it is not finite."""
+"""Columns of clients.parquet; the docstring of the module describes them."""
 
 
 def build_round_frame(columns: Mapping[str, F64 | Sequence[Any]]) -> pd.DataFrame:

@@ -1,9 +1,10 @@
 """Codecs of floating-point numbers: float32, bfloat16, float16 with a common scale, and powers of two with a sign.
 
-`FORMAT.md` describes the bytes: words(k) and natural values. The entropy code rotates each word left by one bit, which moves
-the sign to the lowest bit. The upper byte then holds the exponent (float32, bfloat16), or the exponent and three bits of the
-mantissa (float16). The exponents of selected values carry one or two bits of information, and `rans` codes them. Signs and
-mantissas are noise, so the other bytes are stored as they are.
+`docs/reference/wire-format-values.md` describes the bytes: words(k) and natural values.
+
+The entropy code rotates each word left by one bit, which moves the sign to the lowest bit. The upper byte then holds the
+exponent (float32, bfloat16), or the exponent and three bits of the mantissa (float16). The exponents of selected values carry
+one or two bits of information, and `rans` codes them. Signs and mantissas are noise, so the other bytes are stored as they are.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Frames: a fixed header of 26 bytes, typed sections and a CRC-32. All traffic between server and clients consists of frames.
 
-`FORMAT.md` describes the bytes. Integers are little-endian. Rounds count from 1, so that 0 can mean "none". The compressor
-defines the data of its sections.
+`docs/reference/wire-format.md` describes the bytes. Integers are little-endian. Rounds count from 1, so that 0 can mean "none".
+The compressor defines the data of its sections.
 """
 
 from __future__ import annotations

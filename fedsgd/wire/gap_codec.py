@@ -1,4 +1,4 @@
-"""Two codes of the gaps between the positions of an index set: rice(k) and classes(k) of `FORMAT.md`.
+"""Two codes of the gaps between the positions of an index set: rice(k) and classes(k) of `wire-format-values.md`.
 
 A gap is the number of positions skipped. Positions of sent coordinates are close to a Bernoulli process, whose gaps are
 geometric. Rice's code is optimal for a geometric source to within a few per cent (Golomb 1966; Rice 1979). Each block of 128

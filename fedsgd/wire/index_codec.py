@@ -1,4 +1,4 @@
-"""Codec of index sets: k ascending positions below P, in one of five forms that `FORMAT.md` describes.
+"""Codec of index sets: k ascending positions below P, in one of five forms that `wire-format-values.md` describes.
 
 The encoder uses the shortest form that it tries, of equal lengths the lowest tag. Decoders reject every section that is longer
 than the bitmap.

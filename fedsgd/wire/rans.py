@@ -1,6 +1,8 @@
 """Entropy code of 8-bit symbols: a static range asymmetric numeral system (rANS; Duda 2009, arXiv 0902.0271).
 
-`FORMAT.md` describes the bytes: symbols(n). Mode 0 is plain, mode 1 is rANS with T = 4096, mode 2 ("fine") with T = 32768.
+`docs/reference/wire-format.md` describes the bytes: symbols(n). Mode 0 is plain, mode 1 is rANS with T = 4096, mode 2 ("fine")
+with T = 32768.
+
 Symbol i belongs to state i mod 4 (interleaving: Giesen, arXiv 1402.3392). A decoder begins with the four encoded states. A
 state x decodes to the symbol whose cumulative-frequency range [c, c + f) contains x mod T. The new state is:
 

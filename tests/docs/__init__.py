@@ -1,0 +1,1 @@
+"""Tests of the documentation, and the generator of its reference."""

@@ -254,7 +254,7 @@ def check_options(block: Block, words: list[str]) -> None:
     """
     if words[0] != "fedsgd":
         return
-    context = click.Context(main)
+    context = click.Context(main, **main.context_settings)
     command = main.get_command(context, words[1])
     assert command is not None, f"{block.place}: no command {words[1]}"
     command.make_parser(click.Context(command, info_name=words[1], parent=context)).parse_args(words[2:])

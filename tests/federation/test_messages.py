@@ -1,4 +1,4 @@
-"""Messages decoded with `fedsgd/wire/FORMAT.md` alone.
+"""Messages decoded with `fedsgd/docs/reference/wire-format*.md` alone.
 
 Whatever model a client has stored, the second decoder and fedsgd decode its message to the same bits, or both reject it.
 """

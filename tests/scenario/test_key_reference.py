@@ -217,7 +217,7 @@ def test_description_has_paragraphs_entries_and_formulas() -> None:
     blocks = find_description(COMPRESSORS["dgc"])
     assert blocks[0].startswith("Lin, Han, Mao, Wang and Dally")
     assert blocks[1].startswith("    u ← βu + g;")
-    assert any(block.startswith("* 0.97 in the setting of the paper") for block in blocks)
+    assert any(block.startswith("* with a part of the clients in a round") for block in blocks)
     assert not any("Attributes" in block or ">>>" in block for block in blocks)
     assert find_description(Digits)[0].startswith("Source: ")
 

@@ -1,4 +1,4 @@
-"""Messages for the second decoder: the client's part, written from fedsgd/wire/FORMAT.md alone."""
+"""Messages for the second decoder: the client's part, written from fedsgd/docs/reference/wire-format*.md alone."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Second decoder, written from fedsgd/wire/FORMAT.md alone, to check that the page is complete.
+"""Second decoder, written from fedsgd/docs/reference/wire-format*.md alone, to check that the pages are complete.
 
 It is simple and slow, and uses only numpy and the standard library. Functions have the names of the page's forms. Bytes that the
-page does not allow raise ValueError.
+pages do not allow raise ValueError.
 """
 
 from __future__ import annotations

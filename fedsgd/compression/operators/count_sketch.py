@@ -39,6 +39,11 @@ class CountSketch(DenseOperator):
     Each client has its own hash and signs in each round. The table is linear in x, so tables can be added instead of vectors,
     as in `fetch-sgd` (with one shared key).
 
+    Use: where messages have to be added without decoding, and few coordinates hold most of the energy.
+
+    Avoid: for dense updates, whose coordinates are smaller than the noise of collisions. For training, `fetch-sgd` adds the
+    error feedback that a sketch needs.
+
     Attributes:
         density: cells of the table as a share of the parameters.
         rows: rows of the table.

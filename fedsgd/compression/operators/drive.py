@@ -21,6 +21,11 @@ class Drive(DenseOperator):
 
     DRIVE (Vargaftik et al. 2021): y = R x; decoded R⁻¹ S sign(y). 1 bit a coordinate, and a float32 for each block.
 
+    Use: at one bit a coordinate: with scale = "least-squares" under error feedback, with "unbiased" without it.
+
+    Avoid: for more than one bit, which `eden` has, and scale = "least-squares" without error feedback, which shrinks every
+    update.
+
     Attributes:
         scale: rule for S. "unbiased": S = |y|²/|y|₁ equals one-bit EDEN and is nearly unbiased (kind "neither"), with a squared
             error of π/2 − 1 = .571 of |x|² on Gaussian vectors. "least-squares": S = |y|₁/d has the least error, 1 − 2/π =

@@ -22,6 +22,11 @@ class Integer(DenseOperator):
 
     An integer n decodes to n · s/L, with s the largest magnitude of its bucket. The levels are symmetric: zero is a level.
 
+    Use: 8 bits as a nearly exact format that is fast to decode; 4 bits with rounding = "nearest" and error feedback for half of
+    these bytes.
+
+    Avoid: for fewer than four bits a coordinate (see `eden`, `qsgd`), and with a few very large coordinates in each bucket.
+
     Attributes:
         bits: 8 or 4 bits a coordinate, and 32 for each bucket.
         rounding: "stochastic" is unbiased with variance Σ(s/L)² f(1 − f). "nearest" has half the squared error, but is biased.

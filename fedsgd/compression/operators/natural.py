@@ -23,6 +23,10 @@ class NaturalCompression(DenseOperator):
     are as precise as large ones. 9 bits, a sign and an exponent; the exponents of a Gaussian vector take 2.6 of their 8 bits.
 
     Traps: from 2¹²⁷ on values are rounded down, and below 2⁻¹²⁶ to zero.
+
+    Use: as a safe first step: the variance is at most an eighth of the energy, and there is nothing to tune.
+
+    Avoid: where a coordinate has to cost less than about four bits.
     """
 
     name: ClassVar[str] = "natural"

@@ -67,6 +67,11 @@ class PerLayer(CompressionOperator):
     Traps: a rule that matches no tensor of the model is an error. Published figures rarely say whether a density is a share of
     each tensor or of all. The k largest coordinates of all tensors lie mostly in the layers that change most.
 
+    Use: where tensors need different operators, such as exact biases, or to reproduce a paper that compresses each layer by
+    itself.
+
+    Avoid: separate = true in models with many small tensors: each costs at least one coordinate or scale, and its own sections.
+
     Attributes:
         op: operator for all tensors without a rule, except those of `biases`.
         biases: operator for tensors with at most one dimension that no rule matches; if unset, `op` compresses them.
@@ -240,7 +245,7 @@ def _derive_group_context(ctx: CodecContext, number: int, group: TensorGroup) ->
 
 
 def _merge(sections: Sequence[Sections]) -> Sections:
-    """Return a MANIFEST and one section of each kind that occurs; `fedsgd/wire/FORMAT.md` describes the manifest."""
+    """Return a MANIFEST and one section of each kind that occurs; `wire-format-values.md` describes the manifest."""
     manifest = bytearray()
     bodies: dict[SectionKind, list[bytes | memoryview]] = {}
     for group in sections:

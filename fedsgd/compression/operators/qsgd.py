@@ -29,6 +29,10 @@ class QSGD(DenseOperator):
     Traps: a bucket of zeros has no norm to divide by; a norm rounded down to float32 puts a single coordinate above the last
     level. A count of bits must include the sign bits.
 
+    Use: for clients that return rarely: it is unbiased and needs no state. `levels` trades bits for variance.
+
+    Avoid: where the downlink limits the run: nearly every coordinate of the mean changes, so it stays large.
+
     Attributes:
         levels: s, the highest level.
         bucket: B, coordinates that share a norm.

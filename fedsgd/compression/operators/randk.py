@@ -40,6 +40,11 @@ class RandK(CompressionOperator):
     Cordonnier and Jaggi 2018). Zeros on the support are sent too, because the receiver cannot know them. For that reason there
     are no ternary values.
 
+    Use: as an unbiased baseline, or unscaled with error feedback; where positions have to be free, or independent of the data.
+
+    Avoid: at low densities with few clients in a round: the variance is P/k − 1 times the energy. Top-k keeps far more of the
+    energy for the same bytes.
+
     Attributes:
         density: k / P, share of the coordinates that is sent.
         values: format of the values.

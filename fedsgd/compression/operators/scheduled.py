@@ -28,6 +28,10 @@ class Scheduled(CompressionOperator):
     The default is the warm-up of Deep Gradient Compression (Lin et al. 2018): 25, 6.25, 1.5625, 0.4 %. Updates are denser while
     the model changes fast, and sparser later. Laws and bounds are those of the operator, δ and A at their worst density.
 
+    Use: as a warm-up of a sparsifier, where a low density costs accuracy in the first rounds.
+
+    Avoid: in short runs, whose bytes are then mostly those of the dense rounds.
+
     Attributes:
         op: operator with a field `density`.
         densities: densities of the first rounds.

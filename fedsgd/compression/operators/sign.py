@@ -28,6 +28,10 @@ class Sign(DenseOperator):
 
     Traps: zeros have a sign too, so they decode to plus or minus the scale. The scale is a mean over P, so a vector of mostly
     zeros loses most of its energy: signs suit dense updates.
+
+    Use: with error feedback, for dense updates at one bit a coordinate, where encoding and decoding have to be fast.
+
+    Avoid: without error feedback, and for updates that are mostly zeros.
     """
 
     name: ClassVar[str] = "sign"

@@ -31,6 +31,12 @@ class Threshold(Sparsifier):
 
     Bits for each coordinate: as for top-k. The number of coordinates follows the size of the updates, from almost none to all.
 
+    Use: with error feedback, where a limit holds for the bytes of a whole run, and a round may send more or less (Sahu et al.
+    2021).
+
+    Avoid: where each round has a limit of bytes, or where the scale of the updates is unknown: the number of coordinates
+    follows it.
+
     Attributes:
         threshold: smallest magnitude that is sent, in units of the update, which includes the learning rate.
         values: format of the values.

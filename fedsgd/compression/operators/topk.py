@@ -34,6 +34,12 @@ class TopK(Sparsifier):
     Bits: log₂C(P, k)/k for a position (8.1 at 1 %). For a value at 1 % of a real update, about 24 as float32, 8.5 as bfloat16
     and 1 as ternary. Ties go to the lowest position. Zeros are never sent, so there may be fewer than k coordinates.
 
+    Use: with error feedback, for an uplink of about a hundredth of the bytes. The dropped coordinates then arrive in later
+    rounds (Karimireddy et al. 2019).
+
+    Avoid: without error feedback, and where clients return after many rounds, because residuals are then stale. The
+    coordinate-wise median and trimmed mean drop the coordinates that few clients send.
+
     Attributes:
         density: k / P, share of the coordinates that is sent.
         values: format of the values.

@@ -27,6 +27,11 @@ class CAFe(ServerReferenceScheme):
     The paper's analysis averages over all clients in every round; here the mean is the cohort's. A round without replies
     changes neither the model nor r.
 
+    Use: where clients cannot store a state or return rarely, and the mean of one round predicts the updates of the next.
+
+    Avoid: where the downlink limits the run, since the reference is sent with every model, and with one or two clients in a
+    round.
+
     Attributes:
         op: contractive operator C.
     """

@@ -37,6 +37,12 @@ class EF21(OperatorScheme):
     The server stores one vector and each client one, all in float64: corrections add up over a whole run, and in float32 the
     two sums would diverge.
 
+    Use: with all or most clients in each round, on data that differ between clients: the analysis assumes no bound on their
+    difference.
+
+    Avoid: with small cohorts, because absent clients count with old estimates, and where a client cannot store a float64
+    vector.
+
     Attributes:
         op: contractive operator C.
     """

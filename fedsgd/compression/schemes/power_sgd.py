@@ -113,6 +113,11 @@ class PowerSGD(CompressionScheme):
     * The paper's first Q is Gaussian. The paper's momentum (algorithm 2) is applied after decompression; here the server's
       optimizer applies it.
 
+    Use: for models whose parameters are mostly large matrices, where updates have a low rank.
+
+    Avoid: for models of small or one-dimensional tensors, which are sent whole, and where clients return rarely. Encoding a
+    matrix costs two products and an orthonormalisation.
+
     Attributes:
         rank: r, columns of each factor.
         values: format of the factors and of all other values.

@@ -32,6 +32,11 @@ class Scaffold(ServerReferenceScheme):
     0 (no examples, or a schedule that ends at 0), c_i stays unchanged. If a reply is lost, c_i is restored. All clients have
     equal weights. The server and each client store one vector. A round without replies changes nothing: both sums are empty.
 
+    Use: for several local steps of plain SGD on data that differ between clients, where rounds cost more than bytes.
+
+    Avoid: where bytes limit the run: messages double in both directions. Clients that return rarely have old control variates,
+    and other optimizers than SGD are wrong here.
+
     Attributes:
         op: operator that encodes x; should be unbiased, because SCAFFOLD has no error feedback.
         values: format of the control variates.

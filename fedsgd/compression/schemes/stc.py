@@ -28,6 +28,10 @@ class STC(CompressionScheme):
     The paper's server compresses the mean of the decoded updates in the same way: [downlink] policy = "error-feedback" with
     compressor = { name = "top-k", values = "ternary" }.
 
+    Use: where both directions are slow and clients take part often, with the downlink policy above.
+
+    Avoid: where clients return after many rounds, above all with few classes a client: residuals are then stale on both sides.
+
     Attributes:
         density: k / P, share of the coordinates that is sent.
     """
