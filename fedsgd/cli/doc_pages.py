@@ -41,11 +41,12 @@ class DocPage:
 
     @property
     def links(self) -> list[str]:
-        """Names of the pages that this page links to, in their order."""
+        """Names of the pages that this page links to, in the order of the last links to them."""
         targets = re.findall(r"\]\((?!\w+:)([^)#\s]+)\.md(?:#[^)]*)?\)", self.text)
         folder = (FOLDER / self.name).parent
         paths = [(folder / target).resolve() for target in targets]
-        return [path.relative_to(FOLDER.resolve()).as_posix() for path in paths if path.is_relative_to(FOLDER.resolve())]
+        names = [path.relative_to(FOLDER.resolve()).as_posix() for path in paths if path.is_relative_to(FOLDER.resolve())]
+        return list(dict.fromkeys(reversed(names)))[::-1]
 
 
 def list_pages() -> list[DocPage]:

@@ -70,9 +70,9 @@ def format_meaning(key: KeyReference) -> str:
 
 def _build_section_pages(name: str) -> dict[str, str]:
     section = describe_section(name)
-    title = "Keys above all tables" if name == TOP_LEVEL else f"[{name}]"
+    title = "Keys above all tables" if name == TOP_LEVEL else f"Keys: [{name}]"
     intro = [paragraph(sentence(section.summary)), *_describe_use(name, section.family)]
-    return split_pages(f"keys/{name}.md", f"Keys: {title}", intro, [_format_key(key) for key in list_section_keys(name)])
+    return split_pages(f"keys/{name}.md", title, intro, [_format_key(key) for key in list_section_keys(name)])
 
 
 def _describe_use(name: str, family: str) -> list[str]:

@@ -10,9 +10,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from fedsgd.cli.doc_pages import list_pages
 
+TITLES = {"cli": "Commands"}
+"""Titles of folders that differ from their names."""
+
 
 def on_config(config: Any) -> Any:
-    """Set the navigation: sections are folders, and their titles are the names of the folders."""
+    """Set the navigation: sections are folders, and their titles are their names."""
     navigation: list[Any] = []
     groups: dict[str, list[Any]] = {"": navigation}
     for page in list_pages():
@@ -28,5 +31,5 @@ def _group(section: str, groups: dict[str, list[Any]]) -> list[Any]:
     if section not in groups:
         folder, _, name = section.rpartition("/")
         groups[section] = []
-        _group(folder, groups).append({name.replace("-", " ").capitalize(): groups[section]})
+        _group(folder, groups).append({TITLES.get(name, name.capitalize()): groups[section]})
     return groups[section]
