@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -82,6 +83,18 @@ def test_package_has_few_entries_and_floors() -> None:
     assert len(structure.top_entries()) <= MAX_TOP_ENTRIES
     assert len(FLOORS) <= MAX_FLOORS
     assert {module.entry for module in structure.modules()} == {name for floor in FLOORS for name in floor}
+
+
+def test_page_on_the_architecture_has_the_floors() -> None:
+    docs = structure.PACKAGE / "docs"
+    rows = re.findall(
+        r"^\| (\d+) \| ((?:`\w+`(?:, )?)+) \|", (docs / "design" / "architecture.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert [(int(number), re.findall(r"\w+", names)) for number, names in rows] == [
+        (number, [*names]) for number, names in enumerate(FLOORS, start=1)
+    ]
+    labels = re.findall(r">(\w+)</text>", (docs / "figures" / "layers.svg").read_text(encoding="utf-8"))
+    assert [label for label in labels if not label.isdecimal()] == [name for names in reversed(FLOORS) for name in names]
 
 
 def test_module_imports_only_its_package_and_lower_floors() -> None:

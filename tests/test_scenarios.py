@@ -30,9 +30,9 @@ from tests.data.datasets.test_mnist import encode_idx
 pytestmark = pytest.mark.examples
 
 FOLDER = Path(__file__).parent.parent / "scenarios"
-NO_SCENARIOS = ("pyproject.toml", "methods.toml", "plugin.toml")  # of packages; of a sweep; of a package, see test_plugins.py
-SCENARIOS = sorted(path for path in FOLDER.rglob("*.toml") if path.name not in NO_SCENARIOS)
-METHODS = sorted(FOLDER.rglob("methods.toml"))
+NO_SCENARIOS = ("pyproject.toml", "plugin.toml")  # of packages; of a package, see test_plugins.py
+METHODS = sorted(FOLDER.rglob("*methods.toml"))
+SCENARIOS = sorted(path for path in {*FOLDER.rglob("*.toml")} - {*METHODS} if path.name not in NO_SCENARIOS)
 TINY = {"rounds": 2, "evaluation.every": 1, "client.steps": 2, "server.cohort": 2}
 FILES_OF_THE_USER = {"mnist", "cifar10", "shakespeare", "hugging-face"}
 
@@ -101,9 +101,10 @@ def test_scenario_warnings_appear_only_where_its_comment_announces_them(
     assert bool(texts) == bool(re.search(r"^#.* warns\b", path.read_text(), flags=re.MULTILINE)), texts
 
 
-@pytest.mark.parametrize("path", METHODS, ids=lambda p: p.parent.stem)
+@pytest.mark.parametrize("path", METHODS, ids=lambda p: f"{p.parent.stem}-{p.stem}")
 def test_method_warnings_appear_only_where_its_comment_announces_them(path: Path, tiny_data: Path) -> None:
-    (base,) = (scenario for scenario in SCENARIOS if scenario.stem == path.parent.stem)
+    stem = path.parent.stem if path.stem == "methods" else path.stem.removesuffix("_methods")
+    (base,) = (scenario for scenario in SCENARIOS if scenario.stem == stem)
     tables = re.findall(r'((?:^#.*\n)*)^\["(.*)"\]$', path.read_text(), flags=re.MULTILINE)
     comments = {label: comment for comment, label in tables}
     for label, settings in normalize_methods(read_methods(path), "").items():

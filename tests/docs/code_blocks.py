@@ -260,7 +260,7 @@ def check_options(block: Block, words: list[str]) -> None:
     command.make_parser(click.Context(command, info_name=words[1], parent=context)).parse_args(words[2:])
     settings = [parse_setting(value) for option, value in pairwise(words) if option == "--set"]
     for path in (ROOT / word for word in words if re.fullmatch(r"scenarios/[\w/]+\.toml", word)):
-        if words[1] in ("run", "sweep", "partition", "flower") and path.name != "methods.toml":
+        if words[1] in ("run", "sweep", "partition", "flower") and not path.name.endswith("methods.toml"):
             load(path, dict(settings))
 
 

@@ -183,6 +183,13 @@ def test_warning_begins_with_its_key(uplink: dict[str, Any], settings: dict[str,
     assert [text.partition(":")[0] for text in texts] == ([] if key is None else [key])
 
 
+def test_warning_has_its_share_in_percent_without_an_exponent() -> None:
+    (text,) = warnings_of(with_feedback("persist", **RAND_K), rounds=20, **EVERYBODY)
+    assert "takes part 20 times on average and sends 18 % of its coordinates in the whole run" in text
+    (text,) = warnings_of({"name": "ef21"}, rounds=80, **ONE_OF_A_HUNDRED)
+    assert "over all 100 clients, but 33 % of them take part in the first half" in text
+
+
 def test_downlink_warnings_ignore_client_participation() -> None:
     rand_k = {"policy": "plain", "compressor": {"name": "rand-k", "density": 0.1}}
     (text,) = warnings_of({"name": "dense"}, rand_k)

@@ -108,7 +108,7 @@ class RandK(CompressionOperator):
             share_of_run = 1 - (1 - share) ** run.participations
             yield (
                 f"{run.key}.density = {self.density:g}: a client takes part {run.participations:.3g} times on average "
-                f"and sends {100 * share_of_run:.1g} % of its coordinates in the whole run; "
+                f"and sends {100 * share_of_run:.2g} % of its coordinates in the whole run; "
                 f'set a larger density, or {run.key}.name = "top-k"'
             )
 

@@ -76,7 +76,7 @@ class EF21(OperatorScheme):
         participating_share = 1.0 if run.rounds is None else 1 - (1 - run.cohort / run.clients) ** (run.rounds / 2)
         if participating_share < 0.5:
             yield (
-                f"{run.key}: EF21's mean is over all {run.clients:,} clients, but {100 * participating_share:.1g} % of them "
+                f"{run.key}: EF21's mean is over all {run.clients:,} clients, but {100 * participating_share:.2g} % of them "
                 "take part in the first half of the rounds, so its steps are too small; "
                 "set a larger server.cohort, or more rounds"
             )
