@@ -1,6 +1,6 @@
 """Blocks of code in the pages of the documentation, and a runner that executes those of a page in order.
 
-Comments in front of a block change its test:
+Commands of fedsgd and scripts of scenarios/ are run. Commands that install packages are not. Comments in front of a block change its test:
 
 * `<!-- not run: REASON -->`: a block is only checked for its syntax, and for valid options of fedsgd. Commands of pages of
   results take long and are never run.
@@ -187,6 +187,8 @@ class PageRunner:
         return [str(self.data) if word == "DIR" else word for word in words] + extra
 
     def _run_command(self, block: Block, words: list[str]) -> str:
+        if words[:4] == ["python", "-m", "pip", "install"]:
+            return ""
         if words[0] == "fedsgd":
             result = CliRunner(env={"COLUMNS": "80"}).invoke(main, words[1:], prog_name="fedsgd")
             if result.exception is not None and not isinstance(result.exception, SystemExit):

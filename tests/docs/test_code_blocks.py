@@ -12,7 +12,7 @@ import pytest
 from tests.docs.code_blocks import ROOT, Block, PageRunner, find_missing_line, list_pages, mask, read_blocks
 
 LANGUAGES = {"sh", "python", "toml", "text", "pycon", "json", "html", "", "bibtex", "latex"}
-PAGES = [path for path in list_pages() if read_blocks(path) and path.name != "README.md"]
+PAGES = [path for path in list_pages() if read_blocks(path)]
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -19,6 +20,10 @@ MAX_FIGURE_BYTES = 300_000
 PAGES = sorted(DOCS.rglob("*.md"))
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 IMAGE = re.compile(r"!\[([^\]]*)\]\(([^)\s]+)\)")
+RATIO = re.compile(
+    r"\bratios?\b(?! of downlink to uplink)|(?:st|nd|rd|th) of the bytes|\d (?:times|×) (?:smaller|fewer|less)\b"
+)
+DIRECTION = re.compile(r"\b(?:up|down|uplinks?|downlinks?|both ways|both directions)\b", re.IGNORECASE)
 WIDE = re.compile(r"^\s*\||https?://|^\s*!\[")
 """Lines that may be long: rows of tables, addresses and images."""
 
@@ -85,18 +90,39 @@ def test_figures_are_shown_described_and_small() -> None:
     assert [path for path in figures if path.stat().st_size > MAX_FIGURE_BYTES] == []
 
 
+def test_ratios_of_bytes_name_their_direction() -> None:
+    """Each sentence and table row with a number is checked, of the pages, of the scenarios' comments and of the scripts' docstrings."""
+    texts = {path.name: prose(path) for path in [ROOT / "README.md", *PAGES]}
+    for path in (ROOT / "scenarios").rglob("*.*"):
+        if path.suffix == ".toml":
+            texts[path.name] = re.sub(r"\n# ?", " ", "\n".join(re.findall(r"^#.*", path.read_text(), flags=re.MULTILINE)))
+        elif path.suffix == ".py":
+            texts[path.name] = ast.get_docstring(ast.parse(path.read_text())) or ""
+    parts = [(name, part) for name, text in texts.items() for part in re.split(r"(?<=[.])\s|\n(?=\||[*-] )|\n\n", text)]
+    claims = [(name, part) for name, part in parts if RATIO.search(part) and re.search(r"\b\d", part)]
+    assert len(claims) > 30
+    assert [claim for claim in claims if not DIRECTION.search(claim[1])] == []
+
+
+def test_guide_lists_every_scenario_with_its_time() -> None:
+    text = (DOCS / "guides" / "scenarios.md").read_text(encoding="utf-8")
+    packages = [path.parent for path in (ROOT / "scenarios").rglob("pyproject.toml")]
+    files = [path for path in (ROOT / "scenarios").rglob("*.*") if path.suffix in (".toml", ".py", ".ipynb")]
+    own_files = [path for path in files if not any(package in path.parents for package in packages)]
+    names = [path.relative_to(ROOT).as_posix() for path in [*packages, *own_files] if "__pycache__" not in path.parts]
+    assert [name for name in names if f"`{name}`" not in text] == []
+    rows = re.findall(r"^\| `scenarios/.*$", text, flags=re.MULTILINE)
+    assert len(rows) > 15
+    assert [row for row in rows if not re.search(r"\| \d+ s \|$", row)] == []
+
+
 @pytest.mark.examples
 def test_site_is_built_without_a_warning(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
         "mkdocs",
-        "build",
-        "--strict",
-        "--quiet",
-        "-f",
-        ".mkdocs.yml",
-        "-d",
+        *["build", "--strict", "--quiet", "-f", ".mkdocs.yml", "-d"],
         str(tmp_path / "site"),
     ]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}  # an advertisement
