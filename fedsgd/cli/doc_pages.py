@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -13,7 +13,9 @@ from fedsgd.errors import ScenarioError, suggest_name
 FOLDER = Path(str(files("fedsgd"))) / "docs"
 """Folder of the pages."""
 HOME = "index"
-"""Name of the first page, which links to the others in the order of reading."""
+"""Name of the first page, and of the first page of a folder; its links have the order of reading."""
+SECTIONS = ("", "tutorial", "guides", "reference", "results", "design")
+"""Folders in the order of reading."""
 
 
 @dataclass(frozen=True)
@@ -41,22 +43,21 @@ class DocPage:
 
     @property
     def links(self) -> list[str]:
-        """Names of the pages that this page links to, in the order of the last links to them."""
+        """Names of the pages that this page links to, in the order of the links."""
         targets = re.findall(r"\]\((?!\w+:)([^)#\s]+)\.md(?:#[^)]*)?\)", self.text)
         folder = (FOLDER / self.name).parent
         paths = [(folder / target).resolve() for target in targets]
         names = [path.relative_to(FOLDER.resolve()).as_posix() for path in paths if path.is_relative_to(FOLDER.resolve())]
-        return list(dict.fromkeys(reversed(names)))[::-1]
+        return list(dict.fromkeys(names))
 
 
 def list_pages() -> list[DocPage]:
-    """Return all pages: those of an index in the order of its links, and the others of the same folder after them."""
+    """Return all pages by section. In a section, the pages of an index come first, in the order of its links."""
     pages = {page.name: page for page in _read_pages()}
-    names = list(_follow_indexes(HOME, pages, set()))
-    sections = list(dict.fromkeys(pages[name].section for name in names))
-    rest = [name for name in sorted(pages) if name not in names]
-    sections += sorted({pages[name].section for name in rest} - set(sections))
-    return [pages[name] for section in sections for name in [*names, *rest] if pages[name].section == section]
+    order = list(dict.fromkeys([*_follow_indexes(HOME, pages, set()), *sorted(pages)]))
+    names = sorted(order, key=lambda name: order.index(_first_part(name, pages)))
+    sections = sorted(dict.fromkeys(pages[name].section for name in names), key=_section_rank)
+    return [pages[name] for section in sections for name in names if pages[name].section == section]
 
 
 def find_page(name: str, pages: Sequence[DocPage]) -> DocPage:
@@ -99,15 +100,28 @@ def _read_pages() -> Iterator[DocPage]:
         yield DocPage(path.relative_to(FOLDER).with_suffix("").as_posix(), path.read_text(encoding="utf-8"))
 
 
-def _follow_indexes(name: str, pages: dict[str, DocPage], visited: set[str]) -> Iterator[str]:
+def _follow_indexes(name: str, pages: Mapping[str, DocPage], visited: set[str]) -> Iterator[str]:
     """Yield the names of the pages that an index links to, and of those that their indexes link to."""
     visited.add(name)
     yield name
     if name.rpartition("/")[2] != HOME:
         return
-    for link in pages[name].links if name in pages else []:
-        if link in pages and link not in visited:
+    folder = pages[name].section
+    for link in pages[name].links:
+        if link in pages and link not in visited and link.startswith(folder):
             yield from _follow_indexes(link, pages, visited)
+
+
+def _first_part(name: str, pages: Mapping[str, DocPage]) -> str:
+    """Return the page that a page continues, "reference/python/run" for "reference/python/run-2"; else the page itself."""
+    first = re.sub(r"-\d+$", "", name)
+    return first if first in pages else name
+
+
+def _section_rank(section: str) -> int:
+    """Return the rank of a section; folders of one section keep their order, and follow the section's own pages."""
+    folder, _, below = section.partition("/")
+    return 2 * (SECTIONS.index(folder) if folder in SECTIONS else len(SECTIONS)) + bool(below)
 
 
 def _short_names(page: DocPage) -> list[str]:
