@@ -60,26 +60,24 @@ def list_pages() -> list[DocPage]:
     return [pages[name] for section in sections for name in names if pages[name].section == section]
 
 
-def find_page(name: str, pages: Sequence[DocPage]) -> DocPage:
-    """Return a page by its name, or by the last part of its name.
+def find_pages(name: str, pages: Sequence[DocPage]) -> list[DocPage]:
+    """Return the pages that a name can mean, the first in the order of reading first.
 
     Args:
-        name: name of a page; ".md" at its end, and the number of a tutorial's page may be present or not.
-        pages: all pages.
+        name: name of a page, or the last part of names; ".md" at its end, and the number of a tutorial's page, may be present
+            or not.
+        pages: all pages, in the order of reading.
 
     Raises:
-        ScenarioError: no page has the name, or several have it.
+        ScenarioError: no page has the name.
     """
-    wanted = name.removeprefix("./").removesuffix(".md").rstrip("/")
+    wanted = name.removeprefix("./").removesuffix(".md").rstrip("/").casefold()
     matches = [page for page in pages if page.name in (wanted, f"{wanted}/{HOME}")]
     matches = matches or [page for page in pages if wanted in _short_names(page)]
-    if len(matches) == 1:
-        return matches[0]
-    if matches:
-        listed = ", ".join(f'"{page.name}"' for page in matches)
-        raise ScenarioError(f'docs: "{name}" is the name of several pages: {listed}')
-    names = [alternative for page in pages for alternative in (page.name, *_short_names(page))]
-    raise ScenarioError(f'docs: no page "{name}"{suggest_name(wanted, names)}; `fedsgd docs` lists all pages')
+    if not matches:
+        names = [alternative for page in pages for alternative in (page.name, *_short_names(page))]
+        raise ScenarioError(f'docs: no page "{name}"{suggest_name(wanted, names)}; `fedsgd docs` lists all pages')
+    return matches
 
 
 def search_pages(text: str, pages: Sequence[DocPage]) -> Iterator[tuple[DocPage, int, str]]:

@@ -11,7 +11,7 @@ import click
 
 from fedsgd.cli.app import main
 from fedsgd.cli.completers import complete_page
-from fedsgd.cli.doc_pages import DocPage, find_page, list_pages, search_pages
+from fedsgd.cli.doc_pages import DocPage, find_pages, list_pages, search_pages
 from fedsgd.cli.key_text import echo_titled, get_width, wrap
 from fedsgd.cli.streams import echo, echo_json
 from fedsgd.errors import ScenarioError
@@ -32,11 +32,17 @@ EXAMPLES = """Examples:
 def docs_command(page: str | None, text: str | None, as_json: bool) -> None:
     """Read a PAGE of the documentation, or list all pages.
 
-    PAGE is a name of the list, such as guides/first-run, or its last part, first-run. At a terminal a page is formatted and
+    PAGE is a name of the list, such as guides/first-run, or its last part, first-run. Of several pages with this last part, the
+    first in the list is shown. At a terminal a page is formatted and
     shown in a pager; elsewhere it is printed as Markdown.
     """
     pages = list_pages()
-    selected = [find_page(page, pages)] if page is not None else pages
+    selected = pages
+    if page is not None:
+        first, *others = find_pages(page, pages)
+        selected = [first]
+        if others:
+            echo(f"fedsgd: {first.name}; also: {', '.join(other.name for other in others)}", err=True)
     if text is not None:
         _print_matches(text, selected, as_json)
     elif as_json:

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from fedsgd.cli import main
-from fedsgd.cli.doc_pages import FOLDER, DocPage, find_page, list_pages, search_pages
+from fedsgd.cli.doc_pages import FOLDER, DocPage, find_pages, list_pages, search_pages
 from fedsgd.cli.terminal.markdown import format_markdown
 from fedsgd.errors import ScenarioError
 
@@ -52,20 +52,23 @@ def test_list_has_every_file_once_and_the_home_page_first() -> None:
         ("reference/cli", "reference/cli/index"),
         ("cli", "reference/cli/index"),
         ("index", "index"),
+        ("First-Run", "guides/first-run"),
     ],
 )
 def test_page_is_found_by_its_name_or_the_last_part(name: str, expected: str) -> None:
-    assert find_page(name, PAGES).name == expected
+    assert [page.name for page in find_pages(name, PAGES)] == [expected]
 
 
 def test_unknown_page_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(ScenarioError, match='no page "first-rum", did you mean "first-run"'):
-        find_page("first-rum", PAGES)
+        find_pages("first-rum", PAGES)
 
 
-def test_name_of_several_pages_is_refused_with_their_names() -> None:
-    with pytest.raises(ScenarioError, match='several pages: "results/codec", "reference/codec"'):
-        find_page("codec", PAGES)
+def test_first_of_several_pages_is_shown_and_the_others_are_named() -> None:
+    assert [page.name for page in find_pages("codec", PAGES)] == ["results/codec", "reference/codec"]
+    result = invoke("participation")
+    assert result.stdout.startswith("# Participation")
+    assert result.stderr == "fedsgd: guides/participation; also: reference/keys/participation, results/participation\n"
 
 
 def test_page_is_printed_as_markdown_without_a_terminal() -> None:
