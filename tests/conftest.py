@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
+# One thread for each worker of pytest, in its child processes too. The threads of several torch processes on few cores spin while
+# they wait for one another: five times the processor time in tests/flower/app/test_example_apps.py.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import gc
 import importlib.util
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
