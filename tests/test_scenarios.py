@@ -148,7 +148,7 @@ def test_simulation_script_prints_both_cohorts() -> None:
 
 
 def test_comparison_interrupted_resumes_without_repeating_runs(tiny_data: Path, tmp_path: Path) -> None:
-    options = ["--rounds", "2", "--seeds", "2", "--rates", "0.4", "--splits", "IID", "--jobs", "1"]
+    options = ["--rounds", "2", "--seeds", "2", "--rates", "0.2", "0.4", "--splits", "IID", "--jobs", "2"]
     command = [sys.executable, FOLDER / "participation" / "compare.py", *options, "--data", tiny_data]
     results = tmp_path / "results.jsonl"
     processes = [
@@ -157,7 +157,7 @@ def test_comparison_interrupted_resumes_without_repeating_runs(tiny_data: Path, 
         )
         for methods in (["dense"], ["dense", "STC both ways"], ["dense", "STC both ways"])
     ]
-    assert [len(run.stderr.splitlines()) for run in processes] == [2, 2, 0], "each run is executed once"
+    assert [len(run.stderr.splitlines()) for run in processes] == [4, 4, 0], "each run is executed once"
     assert processes[1].stdout == processes[2].stdout
     rows = [line.split(" | ") for line in processes[1].stdout.splitlines()]
     assert [row[0] for row in rows[2:]] == ["| dense", "| STC both ways"]

@@ -42,6 +42,22 @@ class DocPage:
         return match[1].replace("`", "") if match else self.name
 
     @property
+    def readable_text(self) -> str:
+        """The page without comments, which are for the generator and the tests."""
+        return re.sub(r"^ *<!--.*?-->\n+", "", self.text, flags=re.MULTILINE | re.DOTALL)
+
+    @property
+    def text_with_names(self) -> str:
+        """The page without comments, in which links lead to names of pages, as `fedsgd docs` accepts them."""
+        folder = (FOLDER / self.name).parent
+
+        def name_target(match: re.Match[str]) -> str:
+            path = (folder / match[1]).resolve()
+            return f"]({path.relative_to(FOLDER.resolve()).as_posix()})" if path.is_relative_to(FOLDER.resolve()) else match[0]
+
+        return re.sub(r"\]\((?!\w+:)([^)#\s]+)\.md(?:#[^)]*)?\)", name_target, self.readable_text)
+
+    @property
     def links(self) -> list[str]:
         """Names of the pages that this page links to, in the order of the links."""
         targets = re.findall(r"\]\((?!\w+:)([^)#\s]+)\.md(?:#[^)]*)?\)", self.text)
@@ -64,20 +80,36 @@ def find_pages(name: str, pages: Sequence[DocPage]) -> list[DocPage]:
     """Return the pages that a name can mean, the first in the order of reading first.
 
     Args:
-        name: name of a page, or the last part of names; ".md" at its end, and the number of a tutorial's page, may be present
-            or not.
+        name: name of a page, its last part, or the beginning of the last part. ".md", an anchor and "../" as in links, and the
+            number of a tutorial's page, may be present or not.
         pages: all pages, in the order of reading.
 
     Raises:
         ScenarioError: no page has the name.
     """
-    wanted = name.removeprefix("./").removesuffix(".md").rstrip("/").casefold()
+    wanted = _normalize(name)
     matches = [page for page in pages if page.name in (wanted, f"{wanted}/{HOME}")]
     matches = matches or [page for page in pages if wanted in _short_names(page)]
+    matches = matches or [page for page in pages if wanted and any(short.startswith(wanted) for short in _short_names(page))]
     if not matches:
-        names = [alternative for page in pages for alternative in (page.name, *_short_names(page))]
-        raise ScenarioError(f'docs: no page "{name}"{suggest_name(wanted, names)}; `fedsgd docs` lists all pages')
+        names = {alternative for page in pages for alternative in (page.name, *_short_names(page))}
+        hint = suggest_name(wanted, names) if wanted else ""
+        hint = hint if hint.startswith(", did") else ""
+        raise ScenarioError(f'docs: no page "{name}"{hint}; `fedsgd docs` lists all pages')
     return matches
+
+
+def find_section(name: str, pages: Sequence[DocPage]) -> list[DocPage]:
+    """Return the pages of a section, and of the sections below it; none if no section has the name.
+
+    Args:
+        name: name of a section, such as "guides" or "reference/keys", or its last part.
+        pages: all pages.
+    """
+    wanted = _normalize(name)
+    sections = {page.section for page in pages if page.section}
+    named = {section for section in sections if wanted in (section, section.rpartition("/")[2])}
+    return [page for page in pages if any(f"{page.section}/".startswith(f"{section}/") for section in named)]
 
 
 def search_pages(text: str, pages: Sequence[DocPage]) -> Iterator[tuple[DocPage, int, str]]:
@@ -89,7 +121,7 @@ def search_pages(text: str, pages: Sequence[DocPage]) -> Iterator[tuple[DocPage,
     """
     for page in pages:
         for number, line in enumerate(page.text.splitlines(), 1):
-            if text.casefold() in line.casefold():
+            if text.casefold() in line.casefold() and not line.startswith("<!--"):
                 yield page, number, line.strip()
 
 
@@ -120,6 +152,11 @@ def _section_rank(section: str) -> int:
     """Return the rank of a section; folders of one section keep their order, and follow the section's own pages."""
     folder, _, below = section.partition("/")
     return 2 * (SECTIONS.index(folder) if folder in SECTIONS else len(SECTIONS)) + bool(below)
+
+
+def _normalize(name: str) -> str:
+    """Return a name of a page, or the target of a link, as a name in lower case."""
+    return re.sub(r"^(?:\.*/)+", "", name.strip().partition("#")[0]).removesuffix(".md").rstrip("/").casefold()
 
 
 def _short_names(page: DocPage) -> list[str]:

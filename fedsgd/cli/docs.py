@@ -11,7 +11,7 @@ import click
 
 from fedsgd.cli.app import main
 from fedsgd.cli.completers import complete_page
-from fedsgd.cli.doc_pages import DocPage, find_pages, list_pages, search_pages
+from fedsgd.cli.doc_pages import DocPage, find_pages, find_section, list_pages, search_pages
 from fedsgd.cli.key_text import echo_titled, get_width, wrap
 from fedsgd.cli.streams import echo, echo_json
 from fedsgd.errors import ScenarioError
@@ -21,6 +21,7 @@ EXAMPLES = """Examples:
 \b
     fedsgd docs                       all pages, by section
     fedsgd docs first-run             read a page
+    fedsgd docs guides                pages of a section
     fedsgd docs --search break-even   lines with a text
 """
 
@@ -32,26 +33,30 @@ EXAMPLES = """Examples:
 def docs_command(page: str | None, text: str | None, as_json: bool) -> None:
     """Read a PAGE of the documentation, or list all pages.
 
-    PAGE is a name of the list, such as guides/first-run, or its last part, first-run. Of several pages with this last part, the
-    first in the list is shown. At a terminal a page is formatted and
-    shown in a pager; elsewhere it is printed as Markdown.
+    PAGE is a name of the list, such as guides/first-run, its last part, first-run, or the beginning of the last part. Of
+    several such pages, the first in the list is shown. With the name of a section, such as guides, its pages are listed. At a
+    terminal a page is formatted and shown in a pager; elsewhere it is printed as Markdown.
     """
     pages = list_pages()
-    selected = pages
-    if page is not None:
-        first, *others = find_pages(page, pages)
-        selected = [first]
-        if others:
-            echo(f"fedsgd: {first.name}; also: {', '.join(other.name for other in others)}", err=True)
+    section = find_section(page, pages) if page is not None else pages
+    selected = section or [_select_page(str(page), pages)]
     if text is not None:
         _print_matches(text, selected, as_json)
     elif as_json:
-        entries = [{"name": p.name, "title": p.title, **({"text": p.text} if page is not None else {})} for p in selected]
-        echo_json(json.dumps(entries[0] if page is not None else entries, indent=2, ensure_ascii=False))
-    elif page is None:
-        _print_list(pages)
+        entries = [{"name": p.name, "title": p.title, **({} if section else {"text": p.readable_text})} for p in selected]
+        echo_json(json.dumps(entries if section else entries[0], indent=2, ensure_ascii=False))
+    elif section:
+        _print_list(section)
     else:
         _show(selected[0])
+
+
+def _select_page(name: str, pages: Sequence[DocPage]) -> DocPage:
+    """Return the first page with a name, after printing the names of the others."""
+    first, *others = find_pages(name, pages)
+    if others:
+        echo(f"fedsgd: {first.name}; also: {', '.join(other.name for other in others)}", err=True)
+    return first
 
 
 def _print_list(pages: Sequence[DocPage]) -> None:
@@ -66,12 +71,12 @@ def _print_matches(text: str, pages: Sequence[DocPage], as_json: bool) -> None:
     if not text.strip():
         raise ScenarioError("docs: --search needs a text")
     matches = list(search_pages(text, pages))
+    if not matches:
+        raise ScenarioError(f'docs: no page contains "{text}"')
     if as_json:
         entries = [{"page": page.name, "line": number, "text": line} for page, number, line in matches]
         echo_json(json.dumps(entries, indent=2, ensure_ascii=False))
         return
-    if not matches:
-        raise ScenarioError(f'docs: no page contains "{text}"')
     for name, lines in groupby(matches, key=lambda match: match[0].name):
         echo(name, bold=True)
         for _, number, line in lines:
@@ -81,8 +86,8 @@ def _print_matches(text: str, pages: Sequence[DocPage], as_json: bool) -> None:
 def _show(page: DocPage) -> None:
     """Print a page, at a terminal formatted and in a pager."""
     if not sys.stdout.isatty():
-        echo(page.text.rstrip("\n"))
+        echo(page.readable_text.rstrip("\n"))
         return
     from fedsgd.cli.terminal.markdown import format_markdown
 
-    click.echo_via_pager(format_markdown(page.text, get_width()))
+    click.echo_via_pager(format_markdown(page.text_with_names, get_width()))

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from fedsgd.cli import main
-from fedsgd.cli.doc_pages import FOLDER, DocPage, find_pages, list_pages, search_pages
+from fedsgd.cli.doc_pages import FOLDER, DocPage, find_pages, find_section, list_pages, search_pages
 from fedsgd.cli.terminal.markdown import format_markdown
 from fedsgd.errors import ScenarioError
 
@@ -53,6 +53,9 @@ def test_list_has_every_file_once_and_the_home_page_first() -> None:
         ("cli", "reference/cli/index"),
         ("index", "index"),
         ("First-Run", "guides/first-run"),
+        ("../guides/first-run.md#install", "guides/first-run"),
+        ("/guides/first-run", "guides/first-run"),
+        ("mom", "tutorial/2-momentum"),
     ],
 )
 def test_page_is_found_by_its_name_or_the_last_part(name: str, expected: str) -> None:
@@ -62,6 +65,25 @@ def test_page_is_found_by_its_name_or_the_last_part(name: str, expected: str) ->
 def test_unknown_page_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(ScenarioError, match='no page "first-rum", did you mean "first-run"'):
         find_pages("first-rum", PAGES)
+
+
+@pytest.mark.parametrize("name", ["", "..", "zzyzx"])
+def test_page_without_a_near_name_is_refused_in_a_short_line(name: str) -> None:
+    result = invoke(name)
+    assert result.exit_code == 2
+    assert result.output == f'fedsgd: docs: no page "{name}"; `fedsgd docs` lists all pages\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("guides", ["guides/first-run"]), ("cli", ["reference/cli/index"]), ("zzyzx", [])]
+)
+def test_section_has_the_pages_of_its_folder(name: str, expected: list[str]) -> None:
+    assert [page.name for page in find_section(name, PAGES)] == expected
+
+
+def test_name_of_a_section_lists_its_pages() -> None:
+    names = [line.split(":")[0].strip() for line in invoke("tutorial").output.splitlines()]
+    assert names == ["tutorial", *(page.name for page in list_pages() if page.section == "tutorial")]
 
 
 def test_first_of_several_pages_is_shown_and_the_others_are_named() -> None:
@@ -89,6 +111,21 @@ def test_json_has_names_titles_and_the_text_of_a_page() -> None:
     entries = json.loads(invoke("--json").output)
     assert {"name": "index", "title": "fedsgd's documentation"} in entries
     assert json.loads(invoke("index", "--json").output)["text"].startswith("# fedsgd")
+
+
+def test_comments_for_tests_are_not_shown() -> None:
+    assert "<!--" in (FOLDER / "guides" / "first-run.md").read_text()
+    assert "<!--" not in invoke("first-run").output
+
+
+def test_links_of_a_formatted_page_are_names_of_pages() -> None:
+    page = DocPage("guides/fleet", "[a](downlink.md#x) [b](../reference/keys/uplink.md) [c](https://x.org/y.md)")
+    assert page.text_with_names == "[a](guides/downlink) [b](reference/keys/uplink) [c](https://x.org/y.md)"
+
+
+def test_lines_of_code_are_not_wrapped() -> None:
+    line = "fedsgd " + "--set uplink.compressor.density=0.1 " * 5
+    assert line.strip() in format_markdown(f"Text.\n\n```sh\n{line}\n```\n\nMore.\n", 60)
 
 
 def test_markdown_is_formatted_to_the_width() -> None:

@@ -1,6 +1,7 @@
 """Blocks of code in the pages of the documentation, and a runner that executes those of a page in order.
 
-Commands of fedsgd and scripts of scenarios/ are run. Commands that install packages are not. Comments in front of a block change its test:
+Commands of fedsgd and scripts of scenarios/ are run. Commands that install packages are not. A text after a block is compared
+with its output: numbers too, but for times, memory and digests, and but for blocks that the tests shorten. Comments in front of a block change its test:
 
 * `<!-- not run: REASON -->`: a block is only checked for its syntax, and for valid options of fedsgd. Commands of pages of
   results take long and are never run.
@@ -22,6 +23,7 @@ import tomllib
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from textwrap import dedent
@@ -40,6 +42,7 @@ BLOCK = re.compile(
     flags=re.DOTALL | re.MULTILINE,
 )
 NUMBER = re.compile(r"[-+−]?\d[\d,_]*(?:\.\d+)?(?:e[-+]?\d+)?")
+TIME = re.compile(r"(?:\d[\d.]*\s?(?:d|h|min|s|ms|µs)\b\s?)+")
 UNIT = re.compile(r"#\s?(?:[kMGT]?i?B|[kM]bit/s|ms|min|[smhd×%])(?![\w])")
 
 
@@ -133,6 +136,8 @@ class PageRunner:
         data: folder of the real data, None if there is none.
         namespace: names that the blocks of Python share.
         output: output of the last block that ran; None if there is none to compare with.
+        is_exact: whether the numbers of the output are those of the page.
+        has_excluded: whether the last block was not run.
         failed_command: last command, if its exit status was not 0.
     """
 
@@ -140,6 +145,8 @@ class PageRunner:
     data: Path | None
     namespace: types.ModuleType = field(default_factory=lambda: types.ModuleType("__main__"))
     output: str | None = None
+    is_exact: bool = False
+    has_excluded: bool = False
     failed_command: str = ""
 
     def run(self, block: Block) -> None:
@@ -152,7 +159,8 @@ class PageRunner:
             self._compare(block)
             return
         assert not self.failed_command, f"{block.place}: the command before fails: {self.failed_command}\n{self.output}"
-        self.output = None
+        self.output, self.has_excluded = None, block.is_excluded
+        self.is_exact = block.find_comment("in tests") is None
         if block.file_name is not None:
             path = self.folder / block.file_name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -213,34 +221,45 @@ class PageRunner:
 
     def _compare(self, block: Block) -> None:
         skips = ("output not compared", "not output")
-        if self.output is None or any(block.find_comment(skip) is not None for skip in skips):
+        if self.has_excluded or any(block.find_comment(skip) is not None for skip in skips):
             return
-        missing = find_missing_line(block.text, self.output)
+        assert self.output is not None, f"{block.place}: a text without a block before it needs the comment 'not output'"
+        assert block.text.replace("...", "").strip(), f"{block.place}: the text has no line to compare"
+        missing = find_missing_line(block.text, self.output, self.is_exact)
         assert missing is None, f"{block.place}: the output has no line {missing!r} at its place:\n{self.output}"
         if re.search(r"^fedsgd: |^\w*Error\b", block.text, flags=re.MULTILINE):
             self.failed_command = ""
 
 
-def mask(line: str) -> str:
-    """Return a line in which numbers with their units are replaced, and spaces and rules are shortened."""
+def mask(line: str, is_exact: bool = False) -> str:
+    """Return a line with one space between words, and with equal marks for what differs between runs.
+
+    Args:
+        line: line of a page or of an output.
+        is_exact: whether numbers are kept; times, memory and digests are not.
+    """
     line = re.sub(r"\b(?=[0-9a-f]*\d)[0-9a-f]{8,}\b|\b[0-9a-f]{16,}\b", "#", line)
-    line = UNIT.sub("#", NUMBER.sub("#", line))
     line = re.sub(r"[─━═\-]{3,}", "───", line)
+    if is_exact:
+        line = TIME.sub("#", line)
+        return re.sub(r"^peak memory .*", "peak memory #", " ".join(line.split()))
+    line = UNIT.sub("#", NUMBER.sub("#", line))
     return re.sub(r"#(?:\s#)+", "#", " ".join(line.split()))
 
 
-def find_missing_line(expected: str, output: str) -> str | None:
+def find_missing_line(expected: str, output: str, is_exact: bool = False) -> str | None:
     """Return the first expected line that the output has not, or not after the line before; None if it has all.
 
     Args:
         expected: text of a page. "..." in a line stands for any characters, and as a line for any lines.
         output: output of a command.
+        is_exact: whether numbers are compared.
     """
-    lines, position = [mask(line) for line in output.splitlines()], 0
+    lines, position = [mask(line, is_exact) for line in output.splitlines()], 0
     for line in expected.splitlines():
         if line.strip() in ("", "..."):
             continue
-        pattern = ".*".join(re.escape(mask(part)) for part in line.replace("…", "...").split("..."))
+        pattern = ".*".join(re.escape(mask(part, is_exact)) for part in line.replace("…", "...").split("..."))
         position = next((i + 1 for i in range(position, len(lines)) if re.fullmatch(rf"\s*{pattern}\s*", lines[i])), 0)
         if not position:
             return line
@@ -248,22 +267,33 @@ def find_missing_line(expected: str, output: str) -> str | None:
 
 
 def check_options(block: Block, words: list[str]) -> None:
-    """Check that a command of fedsgd exists and has the options, and that its scenario has the settings.
+    """Check that a command exists and has the options, that its files exist, and that its scenario has the settings.
 
     Args:
         block: block of the command.
         words: command and its arguments.
     """
+    for path in (word for word in words if re.match(r"(?:scenarios|tests)/", word)):
+        assert (ROOT / path).exists(), f"{block.place}: no file {path}"
+    if words[:2] == ["python", "-m"]:
+        assert words[2] in ("pip", "mkdocs", "pytest", "http.server") or find_spec(words[2]), (
+            f"{block.place}: no module {words[2]}"
+        )
     if words[0] != "fedsgd":
         return
     context = click.Context(main, **main.context_settings)
     command = main.get_command(context, words[1])
     assert command is not None, f"{block.place}: no command {words[1]}"
     command.make_parser(click.Context(command, info_name=words[1], parent=context)).parse_args(words[2:])
-    settings = [parse_setting(value) for option, value in pairwise(words) if option == "--set"]
-    for path in (ROOT / word for word in words if re.fullmatch(r"scenarios/[\w/]+\.toml", word)):
-        if words[1] in ("run", "sweep", "partition", "flower") and not path.name.endswith("methods.toml"):
-            load(path, dict(settings))
+    settings = dict(parse_setting(value) for option, value in pairwise(words) if option == "--set")
+    varied = [value.partition("=") for option, value in pairwise(words) if option in ("--grid", "--tune") and "=" in value]
+    settings |= dict(parse_setting(f"{key}={values.split(',')[0]}") for key, _, values in varied)
+    paths = [ROOT / word for word in words if re.fullmatch(r"scenarios/[\w/]+\.toml", word)]
+    if words[1] in ("run", "sweep", "partition", "flower"):
+        scenario = load(paths[0], settings)
+        for methods in paths[1:]:
+            for table in tomllib.loads(methods.read_text(encoding="utf-8")).values():
+                scenario.with_settings(table)
 
 
 def check_toml(block: Block) -> None:
@@ -276,7 +306,8 @@ def check_toml(block: Block) -> None:
     if block.is_excluded or "project" in tables or "tool" in tables:
         return
     if block.find_comment("methods file") is not None:
-        assert all(isinstance(table, Mapping) for table in tables.values()), block.place
+        for table in tables.values():
+            load(ROOT / "scenarios" / "quickstart.toml").with_settings(table)
         return
     quickstart = tomllib.loads((ROOT / "scenarios" / "quickstart.toml").read_text())
     parse_scenario(_merge(quickstart, tables))

@@ -25,7 +25,9 @@ from fedsgd.compression.operators.scheduled import Scheduled
 from fedsgd.compression.operators.sign import Sign
 from fedsgd.compression.operators.terngrad import TernGrad
 from fedsgd.compression.operators.topk import TopK
+from fedsgd.compression.operators.sparsifier import Sparsifier
 from fedsgd.compression.schemes.cafe import CAFe
+from fedsgd.compression.schemes.dgc import DGC
 from fedsgd.compression.schemes.ef21 import EF21
 from fedsgd.config.component import field_types
 from fedsgd.numerics.arrays import F32
@@ -100,9 +102,10 @@ def is_default(member: Compressor) -> bool:
 def is_routine(member: Compressor) -> bool:
     """Return True unless another member has the same code paths. The nightly workflow alone tests the laws with the others.
 
-    Value formats are those of `Sparsifier`, which top-k tests. The median of 3 or 7 rows of a sketch is that of 5, and one row
-    has no median. A density of 0.001 keeps one coordinate of the vectors of the laws, as the defaults do. Error feedback does
-    not look into its operator: the defaults, and the pairs and compositions, are enough. Golden frames have all members.
+    Value formats of a `Sparsifier` and of DGC have the code of top-k, which has all formats. The median of 3 or 7 rows of a
+    sketch is that of 5, and one row has no median. A density of 0.001 keeps one coordinate of the vectors of the laws, as the
+    defaults do. Error feedback does not look into its operator: the defaults, and the pairs and compositions, are enough.
+    Golden frames have all members.
     """
     if isinstance(member, ErrorFeedback):
         return member.op in (*PAIRS, *COMPOSED) or is_default(member.op) or not _shared_settings(member.op)
@@ -116,7 +119,7 @@ def _shared_settings(member: Compressor) -> set[tuple[str, object]]:
     default = type(member)()
     changed = {(f.name, getattr(member, f.name)) for f in fields(member) if getattr(member, f.name) != getattr(default, f.name)}
     formats = {("values", name) for name in ("float16", "natural", "int8", "int4", "ternary")}
-    return changed & {*formats, ("rows", 3), ("rows", 7), ("density", 0.001)}
+    return changed & {*(formats if isinstance(member, Sparsifier | DGC) else ()), ("rows", 3), ("rows", 7), ("density", 0.001)}
 
 
 def sections_of(compressor: Compressor, x: F32, ctx: CodecContext) -> Sections:

@@ -39,9 +39,7 @@ def dropout_module() -> nn.Module:
 
 
 @pytest.mark.parametrize("name", ENGINES)
-@pytest.mark.parametrize(
-    "optimizer", nightly_unless(("sgd", "momentum").__contains__, slow_unless("momentum".__eq__, OPTIMIZERS))
-)
+@pytest.mark.parametrize("optimizer", nightly_unless("nesterov".__ne__, slow_unless("momentum".__eq__, OPTIMIZERS)))
 def test_result_does_not_depend_on_other_clients_and_their_order(name: str, optimizer: str, blobs: Dataset) -> None:
     engine = functools.partial(ENGINES[name], data=blobs)
     task = build_task(Mlp(), blobs, 0, module=None if "stacked" in name else dropout_module())

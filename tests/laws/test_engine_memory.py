@@ -24,8 +24,8 @@ from tests.laws.engines import ENGINES, EXACT, read_bits
 from tests.laws.test_engine_laws import dropout_module, make_job
 
 CLIENT_OPTIMIZERS = [name for name in OPTIMIZERS if not OPTIMIZERS[name].server_only]
-OPTIMIZER_NAMES = nightly_unless(("sgd", "momentum").__contains__, slow_unless("momentum".__eq__, CLIENT_OPTIMIZERS))
-"""One optimizer without a state and one with it. tests/testing/test_registry.py has the laws of all, in all engines."""
+OPTIMIZER_NAMES = nightly_unless("nesterov".__ne__, slow_unless("momentum".__eq__, CLIENT_OPTIMIZERS))
+"""Nesterov momentum has the state of "momentum-pytorch"; its rule is tested in tests/laws/test_engine_laws.py."""
 each_optimizer = pytest.mark.parametrize("optimizer_name", OPTIMIZER_NAMES)
 
 
