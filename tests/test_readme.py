@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from tests.docs.code_blocks import ROOT, read_blocks
+from tests.docs.blocks import ROOT, read_blocks
 from tests.docs.test_pages import IMAGE, LINK
 from tests.flower import run
 

@@ -1,7 +1,9 @@
-"""Blocks of code in the pages of the documentation, and a runner that executes those of a page in order.
+"""Runner of the blocks of code in a page of the documentation, in their order.
 
 Commands of fedsgd and scripts of scenarios/ are run. Commands that install packages are not. A text after a block is compared
-with its output: numbers too, but for times, memory and digests, and but for blocks that the tests shorten. Comments in front of a block change its test:
+with its output: numbers too, but for times, memory and digests, and but for what follows a block that the tests shorten.
+
+Comments in front of a block change its test:
 
 * `<!-- not run: REASON -->`: a block is only checked for its syntax, and for valid options of fedsgd. Commands of pages of
   results take long and are never run.
@@ -19,112 +21,19 @@ import re
 import shlex
 import subprocess
 import sys
-import tomllib
 import types
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib.util import find_spec
-from itertools import pairwise
 from pathlib import Path
-from textwrap import dedent
 
-import click
 from click.testing import CliRunner
 
 from fedsgd.cli import main
-from fedsgd.scenario.overrides import parse_setting
-from fedsgd.scenario.scenario import load, parse_scenario
+from tests.docs.block_checks import check_options, check_toml
+from tests.docs.blocks import ROOT, Block
 
-ROOT = Path(__file__).resolve().parents[2]
-DOCS = ROOT / "fedsgd" / "docs"
-BLOCK = re.compile(
-    r"^(?P<comments>(?:[ ]*<!--[^\n]*-->\n+)*)(?P<indent>[ ]*)```(?P<language>[\w-]*)[^\n]*\n(?P<text>.*?)^(?P=indent)```[ ]*$",
-    flags=re.DOTALL | re.MULTILINE,
-)
 NUMBER = re.compile(r"[-+−]?\d[\d,_]*(?:\.\d+)?(?:e[-+]?\d+)?")
 TIME = re.compile(r"(?:\d[\d.]*\s?(?:d|h|min|s|ms|µs)\b\s?)+")
 UNIT = re.compile(r"#\s?(?:[kMGT]?i?B|[kM]bit/s|ms|min|[smhd×%])(?![\w])")
-
-
-@dataclass(frozen=True)
-class Block:
-    """Fenced block of a page.
-
-    Attributes:
-        page: path of the page below the project's root.
-        line: number of its first line of text in the page.
-        language: word after the fence, "" for none.
-        text: text between the fences.
-        comments: texts of the HTML comments in front of the block.
-    """
-
-    page: str
-    line: int
-    language: str
-    text: str
-    comments: tuple[str, ...] = ()
-
-    @property
-    def place(self) -> str:
-        """Page and line, for messages."""
-        return f"{self.page}:{self.line}"
-
-    @property
-    def file_name(self) -> str | None:
-        """Name of the file that the block is written to, stated by its first line: `# my_module.py`."""
-        match = re.match(r"# ([\w./-]+\.(?:py|toml))$", self.text.partition("\n")[0].strip())
-        return match[1] if match else None
-
-    @property
-    def is_excluded(self) -> bool:
-        """True if the block is only checked, and not run."""
-        return self.find_comment("not run") is not None or self.page.startswith("fedsgd/docs/results/")
-
-    def find_comment(self, start: str) -> str | None:
-        """Return the rest of the comment that begins with a text; None if there is no such comment.
-
-        Args:
-            start: first words of the comment.
-        """
-        return next((comment[len(start) :].strip(" :") for comment in self.comments if comment.startswith(start)), None)
-
-    @property
-    def commands(self) -> list[list[str]]:
-        """Commands of a block of shell lines, as lists of arguments."""
-        lines = self.text.replace("\\\n", " ").splitlines()
-        return [words for line in lines for words in _split_commands(line)]
-
-
-def _split_commands(line: str) -> Iterator[list[str]]:
-    words = shlex.split(line, comments=True)
-    while words:
-        end = words.index("&&") if "&&" in words else len(words)
-        yield words[:end]
-        words = words[end + 1 :]
-
-
-def read_blocks(path: Path) -> list[Block]:
-    """Return the fenced blocks of a page.
-
-    Args:
-        path: file of the page.
-    """
-    text = path.read_text(encoding="utf-8")
-    return [
-        Block(
-            path.relative_to(ROOT).as_posix(),
-            text.count("\n", 0, match.start("text")) + 1,
-            match["language"],
-            dedent(match["text"]),
-            tuple(re.findall(r"<!--\s*(.*?)\s*-->", match["comments"])),
-        )
-        for match in BLOCK.finditer(text)
-    ]
-
-
-def list_pages() -> list[Path]:
-    """Return the README and all pages of the documentation."""
-    return [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 
 
 @dataclass
@@ -136,7 +45,7 @@ class PageRunner:
         data: folder of the real data, None if there is none.
         namespace: names that the blocks of Python share.
         output: output of the last block that ran; None if there is none to compare with.
-        is_exact: whether the numbers of the output are those of the page.
+        is_exact: whether the numbers of the output are those of the page: no block so far was shortened.
         has_excluded: whether the last block was not run.
         failed_command: last command, if its exit status was not 0.
     """
@@ -145,7 +54,7 @@ class PageRunner:
     data: Path | None
     namespace: types.ModuleType = field(default_factory=lambda: types.ModuleType("__main__"))
     output: str | None = None
-    is_exact: bool = False
+    is_exact: bool = True
     has_excluded: bool = False
     failed_command: str = ""
 
@@ -160,7 +69,7 @@ class PageRunner:
             return
         assert not self.failed_command, f"{block.place}: the command before fails: {self.failed_command}\n{self.output}"
         self.output, self.has_excluded = None, block.is_excluded
-        self.is_exact = block.find_comment("in tests") is None
+        self.is_exact = self.is_exact and block.find_comment("in tests") is None
         if block.file_name is not None:
             path = self.folder / block.file_name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -264,69 +173,3 @@ def find_missing_line(expected: str, output: str, is_exact: bool = False) -> str
         if not position:
             return line
     return None
-
-
-def check_options(block: Block, words: list[str]) -> None:
-    """Check that a command exists and has the options, that its files exist, and that its scenario has the settings.
-
-    Args:
-        block: block of the command.
-        words: command and its arguments.
-    """
-    for path in (word for word in words if re.match(r"(?:scenarios|tests)/", word)):
-        assert (ROOT / path).exists(), f"{block.place}: no file {path}"
-    if words[:2] == ["python", "-m"]:
-        assert words[2] in ("pip", "mkdocs", "pytest", "http.server") or find_spec(words[2]), (
-            f"{block.place}: no module {words[2]}"
-        )
-    if words[0] != "fedsgd":
-        return
-    context = click.Context(main, **main.context_settings)
-    command = main.get_command(context, words[1])
-    assert command is not None, f"{block.place}: no command {words[1]}"
-    command.make_parser(click.Context(command, info_name=words[1], parent=context)).parse_args(words[2:])
-    settings = dict(parse_setting(value) for option, value in pairwise(words) if option == "--set")
-    varied = [value.partition("=") for option, value in pairwise(words) if option in ("--grid", "--tune") and "=" in value]
-    settings |= dict(parse_setting(f"{key}={values.split(',')[0]}") for key, _, values in varied)
-    paths = [ROOT / word for word in words if re.fullmatch(r"scenarios/[\w/]+\.toml", word)]
-    if words[1] in ("run", "sweep", "partition", "flower"):
-        scenario = load(paths[0], settings)
-        for methods in paths[1:]:
-            for table in tomllib.loads(methods.read_text(encoding="utf-8")).values():
-                scenario.with_settings(table)
-
-
-def check_toml(block: Block) -> None:
-    """Check that a block of TOML is valid: a scenario, tables of a scenario, or the methods of a sweep.
-
-    Args:
-        block: block of the page.
-    """
-    tables = tomllib.loads(block.text)
-    if block.is_excluded or "project" in tables or "tool" in tables:
-        return
-    if block.find_comment("methods file") is not None:
-        for table in tables.values():
-            load(ROOT / "scenarios" / "quickstart.toml").with_settings(table)
-        return
-    quickstart = tomllib.loads((ROOT / "scenarios" / "quickstart.toml").read_text())
-    parse_scenario(_merge(quickstart, tables))
-
-
-def _merge(base: Mapping[str, object], tables: Mapping[str, object]) -> dict[str, object]:
-    """Return tables over those of a base. A table with another `name`, or a key that excludes one, replaces the table."""
-    merged = dict(base)
-    for key, value in tables.items():
-        old = base.get(key)
-        is_same_component = (
-            isinstance(old, Mapping) and isinstance(value, Mapping) and value.get("name") in (None, old.get("name"))
-        )
-        merged[key] = (
-            _merge(old, value) if is_same_component and isinstance(old, Mapping) and isinstance(value, Mapping) else value
-        )
-    for section, pair in (("client", ("steps", "epochs")), ("server", ("fraction", "cohort"))):
-        new, table = tables.get(section), merged.get(section)
-        for key, other in (pair, pair[::-1]):
-            if isinstance(new, Mapping) and isinstance(table, dict) and key in new and other not in new:
-                table.pop(other, None)
-    return merged

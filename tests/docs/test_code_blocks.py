@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.code_blocks import ROOT, Block, PageRunner, find_missing_line, list_pages, mask, read_blocks
+from tests.docs.blocks import ROOT, Block, list_pages, read_blocks
+from tests.docs.code_blocks import PageRunner, find_missing_line, mask
 
 LANGUAGES = {"sh", "python", "toml", "text", "pycon", "json", "html", "", "bibtex", "latex"}
 PAGES = [path for path in list_pages() if read_blocks(path)]
@@ -73,6 +74,12 @@ def test_excluded_block_states_a_reason() -> None:
 )
 def test_output_is_compared_without_numbers(expected: str, is_found: bool) -> None:
     assert (find_missing_line(expected, "  total   17.5 GB\nmore\nend\n") is None) == is_found
+
+
+def test_numbers_of_an_exact_output_are_compared_but_for_times() -> None:
+    output = "[4.0, 2.3]  total 5 kB after 1.5 s"
+    assert find_missing_line("[4.0, 2.3] total 5 kB after 2 min 3 s", output, is_exact=True) is None
+    assert find_missing_line("[4.0, 2.4] total 5 kB after 1.5 s", output, is_exact=True) is not None
 
 
 def test_mask_replaces_numbers_with_units_and_digests() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fedsgd.cli.doc_pages import list_pages
-from tests.docs.code_blocks import BLOCK, DOCS, ROOT
+from tests.docs.blocks import BLOCK, DOCS, ROOT
 from tests.structure import FIELD_TERMS, METAPHORS
 
 MAX_LINES, MAX_LINE_LENGTH = 200, 140

@@ -23,9 +23,9 @@ from fedsgd.compression.operators.qsgd import QSGD
 from fedsgd.compression.operators.randk import RandK
 from fedsgd.compression.operators.scheduled import Scheduled
 from fedsgd.compression.operators.sign import Sign
+from fedsgd.compression.operators.sparsifier import Sparsifier
 from fedsgd.compression.operators.terngrad import TernGrad
 from fedsgd.compression.operators.topk import TopK
-from fedsgd.compression.operators.sparsifier import Sparsifier
 from fedsgd.compression.schemes.cafe import CAFe
 from fedsgd.compression.schemes.dgc import DGC
 from fedsgd.compression.schemes.ef21 import EF21
