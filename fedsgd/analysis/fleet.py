@@ -164,6 +164,11 @@ def measure_traffic(run: Run, overhead_up_bytes: float = 0.0, overhead_down_byte
     )
 
 
+def get_whole_model_bytes(run: Run) -> int | None:
+    """Return the bytes of the whole model, the largest download; None if each download of the run has the whole model."""
+    return None if run.settings.get("downlink.policy") == "model" else 4 * int(run.summary["parameters"])
+
+
 def _reduce_to_quantiles(values: F64) -> F64:
     """Return the sorted values, or MAX_CLIENT_QUANTILES quantiles of more values."""
     values = np.sort(values)

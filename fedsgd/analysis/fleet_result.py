@@ -8,7 +8,15 @@ from typing import Any
 
 from fedsgd.analysis.cap_limits import CapLimit, collect_setting_values, find_cap_limit
 from fedsgd.analysis.differences import describe_other_differences
-from fedsgd.analysis.fleet import FleetConfig, FleetRow, MeasuredTraffic, build_fleet_row, compute_client_bytes, measure_traffic
+from fedsgd.analysis.fleet import (
+    FleetConfig,
+    FleetRow,
+    MeasuredTraffic,
+    build_fleet_row,
+    compute_client_bytes,
+    get_whole_model_bytes,
+    measure_traffic,
+)
 from fedsgd.analysis.methods import Method, RunSpec, load_methods
 from fedsgd.analysis.runs import Run
 from fedsgd.config.component import describe_value
@@ -25,12 +33,14 @@ class FleetResult:
         fleet: fleet that runs the methods.
         rows: figures of each method.
         cap_limits: limits of compressor settings under the fleet's cap, for settings with runs at several values.
-        notes: remarks on the figures and their assumptions, each one line.
+        lower_bounds: methods whose bytes are lower bounds, with the largest download and the remedies, each one line.
+        notes: further remarks on the figures and their assumptions, each one line.
     """
 
     fleet: FleetConfig
     rows: tuple[FleetRow, ...]
     cap_limits: tuple[CapLimit, ...]
+    lower_bounds: tuple[str, ...]
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -40,6 +50,7 @@ class FleetResult:
             "cap_bytes_per_month": self.fleet.cap_bytes,
             "methods": [asdict(row) for row in self.rows],
             "cap_limits": [asdict(limit) for limit in self.cap_limits],
+            "lower_bounds": list(self.lower_bounds),
             "notes": list(self.notes),
         }
 
@@ -92,7 +103,7 @@ def price_methods_in_fleet(methods: Sequence[Method], fleet: FleetConfig) -> Fle
         client_bytes = [compute_client_bytes(read_traffic(runs), fleet) for runs in setting_values.runs]
         limits.append(find_cap_limit(setting_values, client_bytes, fleet.cap_bytes or 0.0))
     notes = tuple(dict.fromkeys([*_collect_method_notes(methods), *_collect_notes(methods, rows, fleet)]))
-    return FleetResult(fleet, rows, tuple(limits), notes)
+    return FleetResult(fleet, rows, tuple(limits), tuple(_describe_lower_bounds(methods, rows)), notes)
 
 
 def describe_cap_limit(limit: CapLimit, fleet: FleetConfig) -> str:
@@ -165,12 +176,6 @@ def _collect_notes(methods: Sequence[Method], rows: Sequence[FleetRow], fleet: F
     yield from _join_labels({row.label: _describe_sampled_share(row, fleet) for row in rows}, len(rows))
     yield from _join_labels({row.label: _describe_sampler(row, fleet) for row in rows}, len(rows))
     yield "a participation has the mean bytes of the run's ledger, first downloads of the whole model included"
-    underestimates = {
-        row.label: _describe_underestimate(method.runs[0])
-        for row, method in zip(rows, methods, strict=True)
-        if row.sampled_share.median < row.measured_share.median and method.runs[0].settings.get("downlink.policy") != "model"
-    }
-    yield from _join_labels(underestimates, len(rows))
     ends = "of the participations ended after the download and count with the download alone"
     unanswered = {row.label: row.unanswered_share.median for row in rows}
     yield from _join_labels({k: f"{format_share(share)} {ends}" for k, share in unanswered.items() if share}, len(rows))
@@ -181,10 +186,26 @@ def _collect_notes(methods: Sequence[Method], rows: Sequence[FleetRow], fleet: F
         yield f"a month has {DAYS_PER_MONTH} days: {fleet.cap} is {format_bytes(round(fleet.cap_bytes or 0))}/month"
 
 
-def _describe_underestimate(run: Run) -> str:
-    """Return a note for clients that miss more rounds than in the run, with the size of the whole model."""
-    model_bytes = format_bytes(4 * int(run.summary["parameters"]))
-    return f"too few bytes: clients miss more rounds than in the run, and each download may need the whole model, {model_bytes}"
+def _describe_lower_bounds(methods: Sequence[Method], rows: Sequence[FleetRow]) -> Iterator[str]:
+    """Yield lines about methods whose clients miss more rounds in the fleet than in the run: the bounds, then the remedies."""
+    labels_by_text: dict[str, list[str]] = {}
+    fractions: dict[str, None] = {}
+    for method, row in zip(methods, rows, strict=True):
+        measured, sampled, model_bytes = (
+            row.measured_share.median,
+            row.sampled_share.median,
+            get_whole_model_bytes(method.runs[0]),
+        )
+        if sampled < measured and model_bytes is not None:
+            shares = f"a round samples {format_share(sampled)} of the clients, in the run {format_share(measured)}"
+            text = f"{shares}; a download may have up to {format_bytes(model_bytes)}, the whole model"
+            labels_by_text.setdefault(text, []).append(row.label)
+            fractions[f"{sampled:.3g}"] = None
+    for text, labels in labels_by_text.items():
+        yield f"lower bound for {', '.join(labels)}: {text}"
+    if fractions:
+        fraction = " or ".join(fractions)
+        yield f"for an upper bound, price runs with downlink.policy=model; for an estimate, with server.fraction={fraction}"
 
 
 def _join_labels(text_by_label: Mapping[str, str], n_methods: int) -> Iterator[str]:

@@ -46,7 +46,8 @@ def price(
         network: name of a network, such as "4g", or an object of `fedsgd.networks`.
         device: device of the clients, by name or as an object.
         server: device of the server, by name or as an object.
-        deadline: time that the server waits for a lost reply, such as "30 s"; None: lost replies cause no wait.
+        deadline: time that the server waits for a lost reply, such as "30 s"; None: the round lasts as if the reply had
+            arrived.
         measured_coding: True for coding times that the run's machine measured, False for those of the table of codec costs.
 
     Raises:

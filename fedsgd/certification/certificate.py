@@ -184,9 +184,10 @@ class Certificate:
     throughput: Throughput | None
 
     def __repr__(self) -> str:
-        n_held = sum(result.passed is True for result in self.laws)
+        n_held, n_untried = (sum(result.passed is passed for result in self.laws) for passed in (True, None))
+        untried = f", {n_untried} not tried: their details have the reason" if n_untried else ""
         ratio = "" if self.traffic is None else f", uplink {self.traffic.uplink_ratio:.1f}× below dense"
-        return f"Certificate({self.compressor}: {n_held} of {len(self.laws)} laws hold{ratio})"
+        return f"Certificate({self.compressor}: {n_held} of {len(self.laws)} laws hold{untried}{ratio})"
 
     @property
     def passed(self) -> bool:

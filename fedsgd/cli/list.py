@@ -154,7 +154,7 @@ def _print_member(member: Mapping[str, Any], shared_keys: Mapping[str, str] = Ma
 def _list_trackers(as_json: bool) -> None:
     from fedsgd.trackers import TRACKERS
 
-    members = [{"name": name, "origin": TRACKERS.describe_origin(name) or f"fedsgd[{name}]"} for name in TRACKERS.list_names()]
+    members = [{"name": name, "origin": TRACKERS.describe_origin(name) or f"extra {name}"} for name in TRACKERS.list_names()]
     if as_json:
         echo_json(json.dumps(members, indent=2))
         return

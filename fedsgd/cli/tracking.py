@@ -30,7 +30,8 @@ _track_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option
     help="Also record the run with this tracker, over rounds, bytes and the time on networks. Repeatable. tensorboard: event "
     "files in tensorboard/RUN, next to the run folder; `tensorboard --logdir runs/tensorboard` shows runs in `runs`. mlflow: "
     "the store of MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME, by default mlflow.db next to the run folder. These two are "
-    "extras: install 'fedsgd[tensorboard]' or 'fedsgd[mlflow]'. NAME can also be a plugin's, or my_module:MyTracker.",
+    "extras: in fedsgd's checkout, pip install '.[tensorboard]' or '.[mlflow]'. NAME can also be a plugin's, or "
+    "my_module:MyTracker.",
 )
 _network_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
     "--network",

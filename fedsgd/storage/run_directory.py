@@ -93,7 +93,7 @@ def build_round_frame(columns: Mapping[str, F64 | Sequence[Any]]) -> pd.DataFram
     try:
         pandas = importlib.import_module("pandas")
     except ModuleNotFoundError:
-        raise ReportError('pandas is not installed: python -m pip install "fedsgd[pandas]"') from None
+        raise ReportError('pandas is not installed: in the checkout of fedsgd, python -m pip install ".[pandas]"') from None
     types = {name: np.int64 if ROUND_COLUMNS.get(name) is int else np.float64 for name in columns}
     arrays = {name: np.asarray(values, dtype=types[name]) for name, values in columns.items()}
     frame: pd.DataFrame = pandas.DataFrame(arrays).set_index("round")

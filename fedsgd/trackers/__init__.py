@@ -47,7 +47,9 @@ def create_tracker(name: str) -> Tracker:
         cls = TRACKERS[name]
     except ScenarioError as error:
         if name in [*TRACKERS] and isinstance(error.__cause__, ModuleNotFoundError):
-            raise ScenarioError(f"--track {name} needs pip install 'fedsgd[{name}]' ({error.__cause__})") from error
+            raise ScenarioError(
+                f"--track {name} needs, in the checkout of fedsgd, pip install '.[{name}]' ({error.__cause__})"
+            ) from error
         raise ScenarioError(f"--track: {error}") from error
     try:
         return cls()

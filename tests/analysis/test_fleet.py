@@ -209,7 +209,7 @@ def test_command_prints_tables_of_eighty_columns(runs: Path) -> None:
     assert "cost a month, at 0.02 per gigabyte" in text
     for row in price_fleet([runs], FleetConfig(30)).rows:
         assert format_bytes(round(row.client_median_bytes_per_month.median)) in text
-    tables = text.split("95 %: the 95th percentile")[0]
+    tables = text.split("95 %: not exceeded")[0]
     assert max(len(line) for line in tables.splitlines()) <= 80
     assert "…" not in re.sub(r"^  (dense|top-k|stc).*?…", "", tables, flags=re.MULTILINE), "only labels are cut"
     alone = invoke("price", runs, "--rounds-per-month", "30", "--network", "4g").stdout
@@ -280,8 +280,20 @@ def test_wrong_argument_is_refused_in_python(runs: Path) -> None:
         FleetConfig(30, cohort=5)
 
 
-def test_rarer_participation_than_in_the_run_is_noted_with_the_size_of_the_model(runs: Path) -> None:
+def test_rarer_participation_than_in_the_run_is_a_lower_bound_with_method_size_and_remedies(runs: Path) -> None:
     size = format_bytes(4 * load_run(runs / "topk-0").summary["parameters"])
-    notes = price_fleet([runs / "topk-0"], FleetConfig(30, clients=1000, cohort=1)).notes
-    assert any(note.startswith("too few bytes: ") and note.endswith(f"the whole model, {size}") for note in notes)
-    assert not any("too few bytes" in note for note in price_fleet([runs / "topk-0"], FleetConfig(30)).notes)
+    priced = price_fleet([("top-k", runs / "topk-0")], FleetConfig(30, clients=1000, cohort=1))
+    line, remedies = priced.lower_bounds
+    assert line.startswith("lower bound for top-k: a round samples 0.1 % of the clients, in the run ")
+    assert line.endswith(f"up to {size}, the whole model")
+    assert "downlink.policy=model" in remedies
+    assert remedies.endswith("server.fraction=0.001")
+    assert priced.to_json()["lower_bounds"] == [line, remedies]
+    assert not price_fleet([runs / "topk-0"], FleetConfig(30)).lower_bounds
+
+
+def test_lower_bounds_are_printed_before_the_tables(runs: Path) -> None:
+    fleet = ("--rounds-per-month", "30", "--clients", "1000", "--cohort", "1", "--price-per-gigabyte", "0.05")
+    result = invoke("price", runs / "topk-0", *fleet)
+    assert result.stdout.startswith("lower bound for ")
+    assert not re.search(r"\de-\d", result.stdout)

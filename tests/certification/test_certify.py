@@ -424,6 +424,7 @@ def test_class_in_main_within_a_scheme_is_not_tried_in_a_fresh_interpreter(monke
     assert all("put it into a module" in reason for reason in not_tried.values())
     unbroken = replace(certificate, laws=tuple(result for result in certificate.laws if result.passed is not False))
     assert report.format_title(unbroken).endswith(f": {len(unbroken.laws) - 2} of {len(unbroken.laws)} laws hold, 2 not tried")
+    assert f"{len(unbroken.laws) - 2} of {len(unbroken.laws)} laws hold, 2 not tried: " in repr(unbroken)
 
 
 @pytest.mark.slow

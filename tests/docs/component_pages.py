@@ -131,9 +131,9 @@ def _format_key(key: KeyReference) -> str:
 
 
 def _build_tracker_page() -> str:
-    rows = [(code(name), code(f"pip install 'fedsgd[{name}]'"), code(f"--track {name}")) for name in TRACKERS]
+    rows = [(code(name), code(f"pip install '.[{name}]'"), code(f"--track {name}")) for name in TRACKERS]
     guide = link("Track a run", "../../guides/track.md")
-    text = f"Trackers send the metrics of a run to a tool, while it runs. {guide} shows them."
+    text = f"Trackers send the metrics of a run to a tool, while it runs. {guide} shows them. Install one from the checkout of fedsgd."
     own = (
         "A tracker of your own is a class with the methods of `fedsgd.Tracker`: `--track my_module:MyTracker`, or an entry "
         "point in `fedsgd.trackers`."
@@ -161,7 +161,8 @@ def _build_catalogue() -> str:
     intro = (
         "A compressor encodes the update of a client for the uplink. An operator has no memory: it is unbiased, contractive, or "
         "neither. A scheme has a memory at the client, at the server, or at both. Contractive operators need error feedback "
-        "(`uplink.error_feedback`), which adds a residual at the client. [Own compressor](../../guides/own-compressor.md) shows "
+        "(`uplink.error_feedback`), which adds a residual at the client. [Choose a compressor](../../guides/choose-compressor.md) "
+        "has a decision for common situations. [Own compressor](../../guides/own-compressor.md) shows "
         "how to add one, and [Certify](../../guides/certify.md) how to test it."
     )
     return make_page(

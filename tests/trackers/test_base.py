@@ -183,7 +183,7 @@ def test_missing_extra_is_an_error_of_one_line_before_the_run(
         monkeypatch.setitem(sys.modules, module, None)
     result = run_command("run", str(root / "scenarios" / "quickstart.toml"), "--track", name)
     assert result.exit_code == 2
-    assert result.stderr.startswith(f"fedsgd: --track {name} needs pip install 'fedsgd[{name}]'")
+    assert result.stderr.startswith(f"fedsgd: --track {name} needs, in the checkout of fedsgd, pip install '.[{name}]'")
     assert result.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
 

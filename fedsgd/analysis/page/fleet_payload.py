@@ -8,7 +8,7 @@ from typing import Any
 from numpy.typing import ArrayLike
 
 from fedsgd.analysis.cap_limits import collect_setting_values
-from fedsgd.analysis.fleet import FleetConfig, measure_traffic
+from fedsgd.analysis.fleet import FleetConfig, get_whole_model_bytes, measure_traffic
 from fedsgd.analysis.methods import Method
 from fedsgd.analysis.runs import Run
 from fedsgd.network import Network
@@ -46,6 +46,7 @@ def build_fleet_payload(
             "up": traffic.up_bytes,
             "down": traffic.down_bytes,
             "sampler": traffic.sampler,
+            "whole_model_bytes": get_whole_model_bytes(run),
             "client_bytes": None if traffic.sampler in MODELLED_SAMPLERS else encode_array(traffic.client_bytes),
         }
 

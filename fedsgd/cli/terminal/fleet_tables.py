@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -13,9 +14,12 @@ if TYPE_CHECKING:
     from fedsgd.analysis.fleet_result import FleetResult
     from fedsgd.experiment.time_to_target import SeedSummary
 
+SMALL_COST = 1e-3
+"""Cost below which `format_significant` writes an exponent."""
+
 
 def print_fleet(result: FleetResult) -> None:
-    """Print tables of all clients, of one client and of costs, limits of settings, and notes."""
+    """Print lower bounds, tables of all clients, of one client and of costs, limits of settings, and notes."""
     from fedsgd.analysis.fleet_result import describe_cap_limit
 
     rows, fleet, tables = result.rows, result.fleet, list[ColumnTable]()
@@ -46,9 +50,12 @@ def print_fleet(result: FleetResult) -> None:
         title = f"cost a month, at {format_significant(fleet.price_per_gigabyte)} per gigabyte"
         tables.append(_make_table(title, labels, cost_columns))
     console = create_console()
+    if result.lower_bounds:
+        print_lines(console, result.lower_bounds, "yellow")
+        console.print()
     print_tables(console, tables)
     limits = (describe_cap_limit(limit, fleet) for limit in result.cap_limits)
-    print_lines(console, (*limits, "95 %: the 95th percentile over the clients", *result.notes))
+    print_lines(console, (*limits, "95 %: not exceeded by 95 % of the clients (95th percentile)", *result.notes))
 
 
 def _make_table(title: str, labels: Sequence[str], columns: Mapping[str, Sequence[str]]) -> ColumnTable:
@@ -63,7 +70,11 @@ def _format_bytes(*summaries: SeedSummary | None) -> str:
 
 
 def _format_cost(summary: SeedSummary | None) -> str:
-    return "" if summary is None else format_significant(summary.median)
+    """Return the median over seeds with three significant figures, without an exponent."""
+    if summary is None:
+        return ""
+    cost = summary.median
+    return format_significant(cost) if cost >= SMALL_COST or cost == 0 else f"{cost:.{2 - math.floor(math.log10(cost))}f}"
 
 
 def _format_share(summary: SeedSummary | None) -> str:

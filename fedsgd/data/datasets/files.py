@@ -17,7 +17,8 @@ def require_extra(module: str, extra: str) -> ModuleType:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         library = module.partition(".")[0]
-        raise DataError(f'{library} is not installed: python -m pip install "fedsgd[{extra}]" ({error})') from error
+        command = f'in the checkout of fedsgd, python -m pip install ".[{extra}]"'
+        raise DataError(f"{library} is not installed: {command} ({error})") from error
 
 
 def search_paths(folder: Path | None, path: str) -> list[Path]:

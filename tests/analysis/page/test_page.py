@@ -424,9 +424,10 @@ def test_fleet_of_other_samplers_has_the_figures_of_the_command(
     start = {"rounds_per_month": 31, "clients": 1000, "cohort": 37, "cap_bytes": 2e5, "price_per_gigabyte": 0}
     page = open_page({**payload, "fleet": {**payload["fleet"], **start, "traffic": plain}}).page
     assert read_fleet(page) == expected_fleet(traffic, fleet)
-    assert "sampler weighted: the clients' shares of the bytes are those of the run's clients" in page.inner_text(
-        "#fleet-notes"
-    )
+    notes = page.inner_text("#fleet-notes")
+    assert "sampler weighted: the clients' shares of the bytes are those of the run's clients" in notes
+    n_bounded = sum(seeds[0]["whole_model_bytes"] is not None for seeds in payload["fleet"]["traffic"])
+    assert notes.count("lower bound for ") == n_bounded > 0
     assert open_page({**payload, "fleet": None}).page.locator("#fleet:visible").count() == 0, "a broadcast downlink"
 
 

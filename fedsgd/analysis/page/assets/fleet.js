@@ -166,6 +166,17 @@ const fedsgdFleet = (() => {
     return [...groups].map(([text, names]) => (groups.size > 1 ? `${names.join(", ")}: ${text}` : text));
   }
 
+  /* Lower bounds: methods whose clients miss more rounds than in the run, as in analysis/fleet_result.py. */
+  function describeLowerBounds(model, rows) {
+    const texts = rows.map(({ method, share }) => {
+      const { sampled_share: measured, whole_model_bytes: size } = model.fleet.traffic[method.index][0];
+      if (size === null || !(share.median < measured)) return null;
+      const bound = `clients miss more rounds than in the run, and a download may have up to ${formatByteCount(size)}, the whole model`;
+      return `lower bound for ${method.short}: ${bound}; for an upper bound, add a run with downlink.policy = "model"`;
+    });
+    return texts.filter((text) => text !== null);
+  }
+
   function describeSampling(model, rows, state) {
     const { fleet } = model;
     const modelled = {
@@ -234,7 +245,7 @@ const fedsgdFleet = (() => {
       return describeCapLimit(setting, findCapLimit(setting, bytes, state.cap), fleet, state);
     });
     const assumption = "a participation has the mean bytes of the run's ledger, first downloads of the whole model included";
-    const notes = [...describeSampling(model, rows, state), assumption];
+    const notes = [...describeLowerBounds(model, rows), ...describeSampling(model, rows, state), assumption];
     $("cap-limits").replaceChildren(...limits.map((text) => h("li", {}, `${text}.`)));
     $("fleet-notes").replaceChildren(...notes.map((text) => h("li", {}, `${text}.`)));
   }
