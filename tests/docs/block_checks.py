@@ -13,6 +13,8 @@ import click
 from fedsgd.cli import main
 from fedsgd.scenario.overrides import parse_setting
 from fedsgd.scenario.scenario import load, parse_scenario
+from fedsgd.sweeps.runner import _plan_sweep
+from fedsgd.sweeps.settings import parse_grids
 from tests.docs.blocks import ROOT, Block
 
 
@@ -36,14 +38,15 @@ def check_options(block: Block, words: list[str]) -> None:
     assert command is not None, f"{block.place}: no command {words[1]}"
     command.make_parser(click.Context(command, info_name=words[1], parent=context)).parse_args(words[2:])
     settings = dict(parse_setting(value) for option, value in pairwise(words) if option == "--set")
-    varied = [value.partition("=") for option, value in pairwise(words) if option in ("--grid", "--tune") and "=" in value]
-    settings |= dict(parse_setting(f"{key}={values.split(',')[0]}") for key, _, values in varied)
-    paths = [ROOT / word for word in words if re.fullmatch(r"scenarios/[\w/]+\.toml", word)]
-    if words[1] in ("run", "sweep", "partition", "flower"):
-        scenario = load(paths[0], settings)
-        for methods in paths[1:]:
-            for table in tomllib.loads(methods.read_text(encoding="utf-8")).values():
-                scenario.with_settings(table)
+    paths = [word for word in words if re.fullmatch(r"scenarios/[\w/]+\.toml", word)]
+    if words[1] in ("run", "partition", "flower"):
+        load(ROOT / paths[0], settings)
+    elif words[1] == "sweep":
+        grids = [
+            parse_grids([value for option, value in pairwise(words) if option == name], name) for name in ("--grid", "--tune")
+        ]
+        methods = ROOT / paths[1] if len(paths) > 1 else None
+        _plan_sweep(load(ROOT / paths[0], settings), methods, *grids, 1)
 
 
 def check_toml(block: Block) -> None:
