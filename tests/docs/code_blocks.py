@@ -147,7 +147,7 @@ def mask(line: str, is_exact: bool = False) -> str:
         line: line of a page or of an output.
         is_exact: whether numbers are kept; times, memory and digests are not.
     """
-    line = re.sub(r"\b(?=[0-9a-f]*\d)[0-9a-f]{8,}\b|\b[0-9a-f]{16,}\b", "#", line)
+    line = re.sub(r"\b(?=\d*[a-f])(?=[a-f]*\d)[0-9a-f]{8,}\b", "#", line)
     line = re.sub(r"[─━═\-]{3,}", "───", line)
     if is_exact:
         line = TIME.sub("#", line)
