@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import gc
 import importlib.util
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,6 +68,19 @@ def data_folder() -> Path:
     if not (folder / "mnist").is_dir():
         pytest.skip(f"no real data in {folder}: set FEDSGD_DATA")
     return folder
+
+
+@pytest.fixture
+def user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Folder of a user's modules, on the path of this process only. The modules that a test imports are removed at the end."""
+    folder = tmp_path / "user"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(folder)
+    modules = set(sys.modules)
+    yield folder
+    for name in set(sys.modules) - modules:
+        if str(folder) in str(getattr(sys.modules[name], "__file__", None) or getattr(sys.modules[name], "__path__", "")):
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="module")

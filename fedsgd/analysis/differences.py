@@ -21,7 +21,7 @@ def find_differing_settings(methods: Sequence[Method]) -> list[str]:
 
 
 def describe_other_differences(methods: Sequence[Method]) -> str | None:
-    """Return a sentence about differences in dataset, partition, model, rounds and clients, or None if there are none."""
+    """Return a sentence about differences in data, model, rounds, clients and the user's code, or None if there are none."""
     tables = name_objects([_serialize_settings(method.runs[0]) for method in methods])
     topics = [_group_settings_by_topic(settings, method.runs[0]) for settings, method in zip(tables, methods, strict=True)]
     differences = []
@@ -37,6 +37,10 @@ def describe_other_differences(methods: Sequence[Method]) -> str | None:
         remainder = [f"{len(distinct_values) - MAX_LISTED_VALUES} more"] * (len(distinct_values) > MAX_LISTED_VALUES)
         if keys:
             differences.append(f"{topic} ({'; '.join([*distinct_values[:MAX_LISTED_VALUES], *remainder])})")
+    for name in sorted({name for method in methods for name in method.runs[0].user_code}):
+        digests = dict.fromkeys(code[name] for method in methods if name in (code := method.runs[0].user_code))
+        if len(digests) > 1:
+            differences.append(f"source of {name} (sha256 {'; '.join([*digests][:MAX_LISTED_VALUES])})")
     return f"the runs differ in more than their method: {', '.join(differences)}" if differences else None
 
 

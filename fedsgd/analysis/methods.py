@@ -127,19 +127,21 @@ def load_methods(
         on_notice: called with a line for each run or method that is ignored.
 
     Raises:
-        ReportError: a path has no run, runs of one label have different settings, no run is finished, or a run does not measure
-            the target's metric.
+        ReportError: a path has no run, runs of one label have different settings, runs of one method have different sources of
+            a user's class, no run is finished, or a run does not measure the target's metric.
         ScenarioError: the target has no such form.
     """
     target = resolve_target(target)
     groups: dict[Any, dict[Any, dict[int, Run | None]]] = {}
     labels: dict[Any, str | None] = {}
     first_runs: dict[Any, Run] = {}
+    first_sources: dict[Any, dict[str, Run]] = {}
     for entry in _read_entries(run_specs, tuned, on_notice):
         keys = [name for name, _ in entry.tuned]
         key = entry.label or collect_method_settings(entry.run, keys)
         labels[key] = entry.label
         if entry.run is not None:
+            _require_same_code(first_sources.setdefault(key, {}), entry.run)
             _require_same_settings(str(entry.label), first_runs.setdefault(key, entry.run), entry.run, keys)
         seeds = groups.setdefault(key, {}).setdefault(entry.tuned, {})
         if seeds.get(entry.seed) is None:
@@ -174,6 +176,20 @@ def _require_same_settings(label: str, first: Run, second: Run, tuned: Sequence[
     if key is not None:
         differ = f"{first.folder} has {key} = {a.get(key, 'none')}, {second.folder} has {b.get(key, 'none')}"
         raise ReportError(f"{label}: the label has runs that differ in more than their seed: {differ}")
+
+
+def _require_same_code(first_sources: dict[str, Run], run: Run) -> None:
+    """Raise ReportError if a class or function of a run has another source than in the method's first run that has its digest.
+
+    `first_sources` has these first runs by import path, and receives the run. Runs of earlier releases have no digests.
+    """
+    for name, digest in run.user_code.items():
+        first = first_sources.setdefault(name, run)
+        if first.user_code[name] != digest:
+            runs = f"{first.folder} and {run.folder} have the same method"
+            sources = f"sha256 {first.user_code[name]} and {digest}"
+            remedy = "compare them as LABEL=RUN, or run the older one again"
+            raise ReportError(f"{runs}, but different sources of {name} ({sources}): {remedy}")
 
 
 def _require_same_digests(first: Run | None, second: Run) -> None:

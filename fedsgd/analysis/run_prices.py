@@ -89,8 +89,8 @@ def compare(
 
     Raises:
         ScenarioError: a network or device has no such name, or an argument is wrong.
-        ReportError: a path has no run, runs of one label have different settings, no run is finished, or a run does not measure
-            the target's metric.
+        ReportError: a path has no run, runs of one label have different settings, runs of one method have different sources of
+            a user's class, no run is finished, or a run does not measure the target's metric.
     """
     if not isinstance(runs, list | tuple):
         raise ScenarioError(f"runs: got {describe_value(runs)}, expected a list of run directories")

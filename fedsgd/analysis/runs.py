@@ -71,6 +71,11 @@ class Run:
         return {"up": self.summary["uplink"], "down": self.summary["downlink"]}
 
     @property
+    def user_code(self) -> Mapping[str, str]:
+        """Digest of the source of each class or function outside fedsgd, by import path; empty for earlier releases."""
+        return self.summary.get("user_code") or {}
+
+    @property
     def name(self) -> str:
         """Name of the scenario."""
         return str(self.settings["name"])

@@ -80,7 +80,7 @@ Example of a methods file:
 )
 @report_target_option
 @click.option("--out", type=UserPath(), help="Folder of the sweep.  [default: runs/NAME-sweep]")
-@click.option("--overwrite", is_flag=True, help="Run cells again that were finished with another scenario.")
+@click.option("--overwrite", is_flag=True, help="Run cells again that were finished with another scenario or edited code.")
 @click.option("--retry-failed", is_flag=True, help="Run cells again that diverged or failed in a round.")
 @columns_option
 def sweep_command(
@@ -102,8 +102,9 @@ def sweep_command(
     the method's label, and its keys override settings of the scenario. An example is below.
 
     The same command resumes a sweep and runs only unfinished cells. More seeds, values or methods add cells. Finished cells
-    that a command no longer includes stay in sweep.json. A cell that was finished with another scenario is refused, unless
-    --overwrite is set. A run that diverges is a result and is repeated only with --retry-failed.
+    that a command no longer includes stay in sweep.json. A cell that was finished with another scenario, or with another source
+    of your own class or function, is refused, unless --overwrite is set. A run that diverges is a result and is repeated only
+    with --retry-failed.
 
     Exit status 1 if a cell failed for another reason than divergence.
     """

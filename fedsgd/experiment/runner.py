@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedsgd.config.argument_checks import resolve_config
+from fedsgd.config.user_classes import digest_user_code
 from fedsgd.data import Dataset
 from fedsgd.errors import ModelWarning, OutputError, ScenarioWarning, warn_once
 from fedsgd.experiment.builder import Experiment, build_experiment
@@ -221,7 +222,7 @@ def execute_run(
     data = data or os.environ.get("FEDSGD_DATA") or None
     with located_errors:
         experiment = build_experiment(scenario, data, **python_objects, share_data=workers > 1)
-    scenario = experiment.scenario
+    scenario, user_code = experiment.scenario, digest_user_code(experiment.scenario, as_loaded=True)
     _notify_start(experiment, callbacks)
     round_profile = RoundProfile() if profile else None
     with TrackerGroup(callbacks.trackers) as tracker_group, ExitStack() as files:
@@ -236,7 +237,7 @@ def execute_run(
             history, server = _record_rounds(federation, rounds_table, (on_round, tracker_group.round), round_profile)
             model = build_final_model(execution, server)
         summary = build_summary(federation, history, server.weights, time.perf_counter() - start)
-        summary |= _call_metadata(workers, round_profile, python_objects)
+        summary |= _call_metadata(workers, round_profile, python_objects) | ({"user_code": user_code} if user_code else {})
         summary |= {"reported_model": model.reported_file, "warnings": [*experiment.warnings]}
         layout, state = experiment.plan.layout, model.evaluated_model or model.server_model
         result = Result(scenario, history, ledger, server.weights, layout, federation.client_accuracy, summary, folder, state)

@@ -23,8 +23,8 @@ from flwr.app import ConfigRecord, Context, RecordDict
 
 from fedsgd.config.quantities import format_binary_bytes, format_bytes, parse_memory_size
 from fedsgd.errors import ModelError, OutputError, ScenarioError
+from fedsgd.flower.deployment.app_bundle import MODULE_FOLDER
 from fedsgd.flower.records import RECORD_KEY
-from fedsgd.flower.source_files import MODULE_FOLDER
 from fedsgd.numerics.kernels import set_fallback_cache
 from fedsgd.runtime.stores.directory import CLIENT_PREFIX, FolderStore
 from fedsgd.system.user_files import expand_user_path

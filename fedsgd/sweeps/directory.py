@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fedsgd.config.user_classes import digest_user_code
 from fedsgd.errors import OutputError, ReportError, ScenarioError
 from fedsgd.scenario.parsing import dump_table, flatten_settings
 from fedsgd.scenario.scenario import Scenario, load
@@ -59,8 +60,9 @@ def save(sweep: Sweep) -> None:
 def resume(out: Path, plan: Sequence[PlannedCell], overwrite: bool, retry_failed: bool) -> Sweep:
     """Return the planned cells with their present states, then finished cells of earlier calls that are not planned.
 
-    Without `overwrite`, a cell that is finished with another scenario raises an OutputError, and no file changes; with
-    `overwrite` the cell runs again. With `retry_failed`, cells that failed with a deterministic error run again.
+    Without `overwrite`, a cell that is finished with another scenario, or with another source of a user's class, raises an
+    OutputError, and no file changes; with `overwrite` the cell runs again. With `retry_failed`, cells that failed with a
+    deterministic error run again.
     """
     previous_cells = {cell.folder: cell for cell in Sweep.read(out).cells} if (out / SWEEP_FILE).exists() else {}
     cells = [
@@ -100,13 +102,14 @@ def _resume_cell(out: Path, planned_cell: PlannedCell, previous_cell: Cell | Non
     find_files_to_remove(folder, overwrite=True)
     difference = _find_difference(folder / "scenario.toml", planned_cell.scenario)
     if _is_finished(folder):
-        if not difference:
+        code_difference = "" if difference else _find_code_difference(folder / "summary.json", planned_cell.scenario)
+        if not difference and not code_difference:
             return replace(cell, state="finished")
         if overwrite:
             return cell
+        problem = f"another scenario: {difference}" if difference else code_difference
         raise OutputError(
-            f'{folder}: cell "{cell}" is finished with another scenario: {difference}; choose another folder with --out, '
-            f"or {OVERWRITE_HINT}"
+            f'{folder}: cell "{cell}" is finished with {problem}; choose another folder with --out, or {OVERWRITE_HINT}'
         )
     if (
         previous_cell is not None
@@ -133,6 +136,21 @@ def _find_difference(path: Path, scenario: Scenario) -> str:
         if stored_settings.get(key) != planned_settings.get(key):
             texts = _format_setting(stored_settings, key), _format_setting(planned_settings, key)
             return f"{key} is {texts[0]} there, but {texts[1]} in this sweep"
+    return ""
+
+
+def _find_code_difference(path: Path, scenario: Scenario) -> str:
+    """Return the first class or function whose source has changed since the run of a summary, as text; "" if none has.
+
+    Summaries of earlier releases have no digests, which differ from no source.
+    """
+    try:
+        recorded_digests = json.loads(path.read_text(encoding="utf-8")).get("user_code") or {}
+    except (OSError, ValueError, AttributeError):
+        return ""
+    for name, digest in (digest_user_code(scenario) if recorded_digests else {}).items():
+        if recorded_digests.get(name, digest) != digest:
+            return f"another source of {name}: its sha256 is {recorded_digests[name]} there, but {digest} now"
     return ""
 
 

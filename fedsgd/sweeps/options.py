@@ -19,7 +19,7 @@ class SweepConfig:
     Attributes:
         jobs: number of processes; with more than one, a script must start the sweep under `if __name__ == "__main__":`.
         data: folder of the data files; None for the folder that FEDSGD_DATA names.
-        overwrite: run cells again that are finished with another scenario.
+        overwrite: run cells again that are finished with another scenario, or with another source of a user's class.
         retry_failed: run cells again that failed with a RunError.
     """
 

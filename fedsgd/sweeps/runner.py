@@ -57,7 +57,8 @@ def sweep(
 
     Raises:
         ScenarioError: a setting or an argument is wrong, or the script starts the sweep without `if __name__ == "__main__":`.
-        OutputError: the folder is not a sweep's, is in use or cannot be written; or a cell is finished with another scenario.
+        OutputError: the folder is not a sweep's, is in use or cannot be written; or a cell is finished with another scenario or
+            with another source of a user's class.
         FedsgdError: the first cell that ended raised an error other than a RunError, or a process was killed.
     """
     if getattr(mp.current_process(), "_inheriting", False):

@@ -13,10 +13,11 @@ import torch
 
 import fedsgd
 from fedsgd.analysis import load_methods
+from fedsgd.analysis.differences import describe_other_differences
 from fedsgd.errors import ReportError
 from fedsgd.scenario.scenario import Scenario
 from fedsgd.scenario.target import Criterion
-from tests.analysis.helpers import copy_run, invoke
+from tests.analysis.helpers import copy_run, edit_summary, invoke
 
 
 def test_runs_that_differ_in_seed_are_one_method(runs: Path) -> None:
@@ -66,6 +67,35 @@ def test_engine_and_seed_do_not_separate_methods(runs: Path, tmp_path: Path) -> 
     (tmp_path / "a" / "scenario.toml").write_text(text.replace("lr = 0.05", "lr = 0.07"))
     first, second = load_methods([runs / "topk-0", tmp_path / "a"])
     assert (first.label, second.label) == ("top-k, error feedback, lr 0.05", "top-k, error feedback, lr 0.07")
+
+
+def test_runs_with_different_sources_of_a_class_are_refused(runs: Path, tmp_path: Path) -> None:
+    first, second = (copy_run(runs / f"topk-{seed}", tmp_path / str(seed), "[", "[") for seed in (0, 1))
+    edit_summary(first, user_code={"mine:Loss": "12", "mine:Rule": "34"})
+    assert [len(method.runs) for method in load_methods([first, second])] == [2], "an earlier release recorded no digests"
+    edit_summary(second, user_code={"mine:Loss": "12"})
+    assert [len(method.runs) for method in load_methods([first, second])] == [2]
+    edit_summary(second, user_code={"mine:Loss": "12", "mine:Rule": "56"})
+    message = (
+        f"{first} and {second} have the same method, but different sources of mine:Rule (sha256 34 and 56): "
+        "compare them as LABEL=RUN, or run the older one again"
+    )
+    with pytest.raises(ReportError) as caught:
+        load_methods([first, second])
+    assert str(caught.value) == message
+    with pytest.raises(ReportError, match="different sources of mine:Rule"):
+        load_methods([("x", first), ("x", second)])
+    with pytest.raises(ReportError, match="different sources of mine:Rule"):
+        load_methods([first, runs / "topk-0", second])
+    for arguments in (["compare"], ["price", "--network", "4g"], ["report", "--out", tmp_path / "page.html"]):
+        result = invoke(*arguments, first, second)
+        assert result.exit_code != 0
+        assert "different sources of mine:Rule" in result.output
+    old, new = load_methods([("old", first), ("new", second)])
+    assert describe_other_differences([old, new]) == (
+        "the runs differ in more than their method: source of mine:Rule (sha256 34; 56)"
+    )
+    assert describe_other_differences([old, old]) is None
 
 
 def test_tuned_method_has_its_best_value(runs: Path, tmp_path: Path) -> None:

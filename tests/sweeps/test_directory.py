@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,13 @@ from typing import Any
 import pytest
 
 import fedsgd
+from fedsgd.analysis import load_methods
 from fedsgd.errors import FedsgdError, OutputError
 from fedsgd.scenario.scenario import Scenario
+from fedsgd.storage.run_directory import OVERWRITE_HINT
 from fedsgd.sweeps import Cell, Sweep
-from tests.sweeps.helpers import states, summary_stamps
+from tests.flower.user_source import write_rules
+from tests.sweeps.helpers import Make, states, summary_stamps
 
 
 def test_finished_cells_do_not_run_again_when_the_sweep_grows(
@@ -85,6 +90,50 @@ def test_finished_cell_with_another_scenario_is_an_error_before_any_run(
     run_folders.clear()
     fedsgd.sweep(other_scenario, out=tmp_path, seeds=3, execution=fedsgd.SweepConfig(overwrite=True))
     assert not run_folders, "a cell that is finished with the same scenario does not run again"
+
+
+def test_finished_cell_with_an_edited_class_is_an_error(scenario: Make, tmp_path: Path, user_folder: Path) -> None:
+    compressor = write_rules(user_folder, "swept_rules")["uplink.compressor"]
+    out, settings = tmp_path / "o", {"rounds": 1, "uplink.compressor": compressor}
+
+    def run_sweep(seeds: int, **options: Any) -> Sweep:
+        for name in [name for name in sys.modules if name.startswith("swept_rules")]:
+            del sys.modules[name]
+        importlib.invalidate_caches()
+        return fedsgd.sweep(scenario(settings), seeds=seeds, out=out, execution=fedsgd.SweepConfig(**options))
+
+    sweep = run_sweep(1)
+    summary = sweep.read_summary(sweep.cells[0])
+    assert summary is not None
+    assert [*summary["user_code"]] == [compressor]
+    stamps = summary_stamps(out)
+    assert states(run_sweep(2)) == ["finished"] * 2
+    assert stamps.items() <= summary_stamps(out).items(), "the class is unchanged, so the first seed does not run again"
+    assert len(load_methods([out])[0].runs) == 2
+    with (user_folder / "swept_rules_helper.py").open("a") as file:
+        file.write("FACTOR = 4\n")
+    stamps = summary_stamps(out)
+    with pytest.raises(OutputError) as caught:
+        run_sweep(3)
+    digest = summary["user_code"][compressor]
+    start = (
+        f'seed-0: cell "{sweep.cells[0]}" is finished with another source of {compressor}: its sha256 is {digest} there, but '
+    )
+    assert start in str(caught.value)
+    assert str(caught.value).endswith(f"; choose another folder with --out, or {OVERWRITE_HINT}")
+    assert summary_stamps(out) == stamps
+    assert states(run_sweep(2, overwrite=True)) == ["finished"] * 2
+    assert not stamps.items() & summary_stamps(out).items()
+    assert states(run_sweep(2)) == ["finished"] * 2
+
+
+def test_finished_cell_without_digests_is_kept(
+    short_scenario: Scenario, tmp_path: Path, run_folders: list[Path], user_folder: Path
+) -> None:
+    other_scenario = short_scenario.with_settings(write_rules(user_folder, "earlier_rules"))
+    fedsgd.sweep(other_scenario, out=tmp_path / "o")  # the fixture writes the summary of an earlier release
+    assert states(fedsgd.sweep(other_scenario, out=tmp_path / "o")) == ["finished"]
+    assert len(run_folders) == 1
 
 
 def test_new_key_is_another_scenario(short_scenario: Scenario, tmp_path: Path, run_folders: list[Path]) -> None:

@@ -13,16 +13,10 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedsgd.config.component import ValidatedConfig
+from fedsgd.config.user_classes import ClassIdentity, find_import_paths, identify_classes
 from fedsgd.errors import ScenarioError
 from fedsgd.flower.app.failures import ERROR_MARK, explain_error
-from fedsgd.flower.user_classes import (
-    ClassIdentity,
-    decode_identities,
-    encode_identities,
-    find_import_paths,
-    find_mismatch,
-    identify_classes,
-)
+from fedsgd.flower.user_classes import decode_identities, encode_identities, find_mismatch
 
 CLASS_CHECK_KEY = "fedsgd-classes"
 """Name of the record with the identities of the server's classes, and of the reply's record."""

@@ -8,8 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
 
-from fedsgd.flower.source_files import MODULE_FOLDER
-
+MODULE_FOLDER = "fedsgd_modules"
+"""Folder of the user's modules in the app that a deployment submits."""
 AppConfigValue = str | int | float | bool
 
 PYPROJECT_TEMPLATE = """\

@@ -18,12 +18,11 @@ from pathlib import Path
 from fedsgd.errors import DeploymentError, OutputError, make_write_error
 from fedsgd.flower.deployment import launchers, processes, tls
 from fedsgd.flower.deployment.addresses import ProcessAddresses
-from fedsgd.flower.deployment.app_bundle import write_modules
+from fedsgd.flower.deployment.app_bundle import MODULE_FOLDER, write_modules
 from fedsgd.flower.deployment.counting_proxy import CountingProxy
 from fedsgd.flower.deployment.guard import Guard
 from fedsgd.flower.deployment.launch_folder import SOCKET_NAME, find_launch_folder
 from fedsgd.flower.deployment.tls import TlsCertificates
-from fedsgd.flower.source_files import MODULE_FOLDER
 from fedsgd.numerics.kernels import FALLBACK_CACHE_VARIABLE
 
 CONNECTION_NAME = "here"

@@ -14,9 +14,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from fedsgd.config.source_files import find_root, is_on_every_path, list_source_files
+from fedsgd.config.user_classes import find_import_paths
 from fedsgd.errors import ScenarioError
-from fedsgd.flower.source_files import find_root, is_on_every_path, list_source_files
-from fedsgd.flower.user_classes import find_import_paths
 from fedsgd.scenario.scenario import Scenario
 from fedsgd.system.user_files import search_scenario_folder
 

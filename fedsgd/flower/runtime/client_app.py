@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedsgd.config.user_classes import ClassIdentity
 from fedsgd.errors import FedsgdError, ScenarioError
 from fedsgd.flower.records import RECORD_KEY, read_payload, write_payload
 from fedsgd.flower.runtime import message_content, node
 from fedsgd.flower.runtime.message_content import CLASSES_KEY, SCENARIO_ERROR_KEY
 from fedsgd.flower.runtime.settings import read_client_config
 from fedsgd.flower.state_directory import commit_state, open_state_store
-from fedsgd.flower.user_classes import ClassIdentity, decode_identities
+from fedsgd.flower.user_classes import decode_identities
 from fedsgd.runtime.stores.directory import FolderStore
 from fedsgd.system.torch_determinism import isolate_global_state
 from fedsgd.system.torch_threads import pin_single_thread

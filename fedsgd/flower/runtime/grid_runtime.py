@@ -16,13 +16,14 @@ from flwr.app import Message as FlowerMessage
 from flwr.serverapp import Grid
 
 from fedsgd.compression import ClientId
+from fedsgd.config.user_classes import ClassIdentity
 from fedsgd.errors import RunError, ScenarioError, WireError
 from fedsgd.federation import Message
 from fedsgd.federation.round_loop import ClientFailure, ClientOutcome
 from fedsgd.flower.records import RECORD_KEY, count_message_bytes, read_payload, write_payload
 from fedsgd.flower.runtime import message_content
 from fedsgd.flower.runtime.message_content import CLASSES_KEY, SCENARIO_ERROR_KEY
-from fedsgd.flower.user_classes import ClassIdentity, encode_identities
+from fedsgd.flower.user_classes import encode_identities
 from fedsgd.wire import decode_frame, frame_overhead
 
 POLL_SECONDS = 0.02, 0.25

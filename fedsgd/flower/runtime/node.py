@@ -13,13 +13,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedsgd.config.user_classes import ClassIdentity, find_import_paths, identify_classes
 from fedsgd.data import ClientData, Examples
 from fedsgd.data.partitioned import PartitionedData
 from fedsgd.experiment.builder import build_experiment
 from fedsgd.federation import FederationPlan
 from fedsgd.flower.runtime.settings import read_scenario
 from fedsgd.flower.state_directory import add_user_folders_to_path
-from fedsgd.flower.user_classes import ClassIdentity, find_import_paths, find_mismatch, identify_classes
+from fedsgd.flower.user_classes import find_mismatch
 from fedsgd.models.task import LearningTask
 from fedsgd.runtime.in_process import InProcessRuntime
 from fedsgd.runtime.stores.directory import FolderModelCache, FolderStore

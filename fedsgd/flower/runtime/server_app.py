@@ -18,6 +18,7 @@ from typing import IO, Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedsgd.config.user_classes import find_import_paths, identify_classes
 from fedsgd.errors import FedsgdError, make_write_error
 from fedsgd.experiment.builder import Experiment
 from fedsgd.experiment.options import RunCallbacks
@@ -26,7 +27,6 @@ from fedsgd.flower.runtime.execution import FlowerExecution
 from fedsgd.flower.runtime.grid_runtime import FlowerRuntime, MessageEvent
 from fedsgd.flower.runtime.settings import ServerAppConfig, read_scenario, read_server_config
 from fedsgd.flower.state_directory import add_user_folders_to_path
-from fedsgd.flower.user_classes import find_import_paths, identify_classes
 from fedsgd.system.torch_determinism import isolate_global_state
 
 app = ServerApp()

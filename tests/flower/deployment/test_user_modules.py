@@ -16,8 +16,8 @@ import pytest
 
 from fedsgd.errors import ScenarioError
 from fedsgd.flower.deployment import app_bundle
+from fedsgd.flower.deployment.app_bundle import MODULE_FOLDER
 from fedsgd.flower.deployment.user_modules import read_user_modules
-from fedsgd.flower.source_files import MODULE_FOLDER
 from fedsgd.scenario.scenario import Scenario
 from tests.flower.user_source import write_rules
 

@@ -21,6 +21,7 @@ from torch import nn
 
 import fedsgd
 from fedsgd.compression import COMPRESSORS
+from fedsgd.config.user_classes import ClassIdentity, find_import_paths, identify_classes
 from fedsgd.errors import NonFiniteError, OutputError, RunError, ScenarioError, WireError
 from fedsgd.experiment.builder import build_experiment
 from fedsgd.experiment.runner import execute_run
@@ -33,7 +34,6 @@ from fedsgd.flower.runtime.client_app import app
 from fedsgd.flower.runtime.execution import FlowerExecution
 from fedsgd.flower.runtime.grid_runtime import FlowerRuntime, MessageEvent
 from fedsgd.flower.runtime.settings import read_scenario
-from fedsgd.flower.user_classes import ClassIdentity, find_import_paths, identify_classes
 from fedsgd.runtime.workers import protocol
 from fedsgd.scenario.scenario import PythonObjects, Scenario
 from fedsgd.system.torch_determinism import isolate_global_state

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fedsgd.flower.source_files import find_root, is_on_every_path, list_source_files
+from fedsgd.config.source_files import find_root, is_on_every_path, list_source_files
 from fedsgd.system.user_files import search_scenario_folder
 
 

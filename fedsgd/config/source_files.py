@@ -13,8 +13,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-MODULE_FOLDER = "fedsgd_modules"
-"""Folder of the user's modules in the app that a deployment submits."""
 _PACKAGE_FOLDERS = ("site-packages", "dist-packages")
 
 
