@@ -289,7 +289,8 @@ def describe_section(name: str) -> SectionReference:
     """
     if name == TOP_LEVEL:
         keys = [key for key in list_direct_keys(Scenario) if key not in list_sections()]
-        return SectionReference(name, "Keys above all tables.", "", [d for key in keys for d in KeyTable().describe(key)])
+        summary = f"Keys above all tables: {', '.join(f'`{key}`' for key in keys)}."
+        return SectionReference(name, summary, "", [d for key in keys for d in KeyTable().describe(key)])
     base: Any = component_type(field_types(Scenario)[name])
     table = next(t for t in KeyTable().find_children(name) if getattr(t.cls, "name", None) == t.default_name or t.cls is base)
     if base in REGISTRIES:

@@ -141,8 +141,9 @@ class ServerConfig(SettingsSection):
     """[server]: cohort, aggregation weights and the server's step.
 
     Attributes:
-        cohort: clients that are sent a message in a round, in place of `fraction`.
-        fraction: clients in a cohort as a share of all, in place of `cohort`; at least one client.
+        cohort: clients that are sent a message in a round, in place of `fraction`. All clients, if neither key is set.
+        fraction: clients in a cohort as a share of all, in place of `cohort`; at least one client. All clients, if neither key
+            is set.
         optimizer: optimizer that steps with the aggregate; SGD with learning rate 1 is FedAvg.
         weighting: aggregation weights: the clients' numbers of examples ("examples") or equal weights ("uniform").
         sampler: rule that draws the cohort.

@@ -2,7 +2,7 @@
 
     python scenarios/dgc/ratios.py
 
-Lin et al. 2018, tables 2 to 4: ResNet-50 0.35 MB and 277×, AlexNet 0.39 MB and 597×, the PTB language model 0.42 MB and 462×.
+Lin et al. 2018, tables 3 and 4: ResNet-50 0.35 MB and 277×, AlexNet 0.39 MB and 597×, the PTB language model 0.42 MB and 462×.
 The paper's format sends the largest 0.1 % of each tensor with more than one dimension, each value as a float32 after a 16-bit
 run of zeros; it sends other tensors whole. The table adds the bytes of the same coordinates in fedsgd's frames. The values are
 Gaussian, with another standard deviation in each tensor. Positions are then uniform, the worst case for the run-length code.

@@ -8,7 +8,9 @@ from functools import cache
 from typing import Any
 
 from fedsgd.compression import COMPRESSORS, CompressionOperator
+from fedsgd.config.component import add_article
 from fedsgd.scenario.key_reference import ComponentReference, KeyReference, describe_component
+from fedsgd.scenario.key_search import find_keys
 from fedsgd.scenario.toml_text import format_tables
 from fedsgd.trackers import TRACKERS
 from tests.docs import compressor_facts
@@ -63,7 +65,7 @@ def _build_family_pages(family: str) -> dict[str, str]:
     shared = _find_shared_keys(members)
     places = ", ".join(dict.fromkeys(key_link(place) for member in members for place in member.places))
     intro = [
-        paragraph(f"{len(members)} {family}, for {places}. {_describe_own(family)}", is_markdown=True),
+        paragraph(f"{_count_members(family)}, for {places}. {_describe_own(family)}", is_markdown=True),
         table(("name", "summary"), [(link(m.name, f"#{m.name}"), escape(m.summary)) for m in members]),
     ]
     parts = [_format_component(member, family, shared) for member in members]
@@ -75,7 +77,14 @@ def _build_family_pages(family: str) -> dict[str, str]:
 
 def _describe_own(family: str) -> str:
     text = link("Own components", "../../guides/own-components.md")
-    return f"`fedsgd explain NAME` prints an entry of this page. {text} shows how to add a member of the {family}."
+    return (
+        f"`fedsgd explain NAME` prints an entry of this page. {text} shows how to add {add_article(FAMILIES[family].family)}."
+    )
+
+
+def _count_members(family: str) -> str:
+    registry = FAMILIES[family]
+    return f"{len([*registry])} {family if len([*registry]) > 1 else registry.family}"
 
 
 def _find_shared_keys(members: Sequence[ComponentReference]) -> list[KeyReference]:
@@ -103,7 +112,7 @@ def _format_component(member: ComponentReference, family: str, shared: Sequence[
                 paragraph(member.summary),
                 *render_blocks(member.description),
                 paragraph("; ".join(_list_facts(member, family)) + ".", is_markdown=True),
-                _format_keys(own_keys),
+                _format_keys(own_keys, member.places),
             ],
         )
     )
@@ -118,16 +127,30 @@ def _list_facts(member: ComponentReference, family: str) -> list[str]:
     return facts
 
 
-def _format_keys(keys: Sequence[KeyReference]) -> str:
-    return bullets(map(_format_key, keys))
+def _format_keys(keys: Sequence[KeyReference], places: Sequence[str] = ()) -> str:
+    return bullets(_format_key(key, places) for key in keys)
 
 
-def _format_key(key: KeyReference) -> str:
-    """Return the entry of a component's key in a list."""
+def _format_key(key: KeyReference, places: Sequence[str] = ()) -> str:
+    """Return the entry of a component's key in a list, with the default at each of the places where they differ."""
     family = find_family(key)
     name = key.key.rpartition(".")[2]
     kind = format_components(key) if family else escape(key.type)
-    return f"**{code(name)}** = {format_default(key)}: {format_meaning(key)} Accepts {kind}."
+    return f"**{code(name)}** = {_format_defaults(key, places)}: {format_meaning(key)} Accepts {kind}."
+
+
+def _format_defaults(key: KeyReference, places: Sequence[str]) -> str:
+    name = key.key.rpartition(".")[2]
+    defaults = {place: format_default(_find_key_at(place, key, name)) for place in places}
+    if len({*defaults.values()}) < 2:
+        return format_default(key)
+    return ", ".join(f"{default} for {code(place)}" for place, default in defaults.items())
+
+
+def _find_key_at(place: str, key: KeyReference, name: str) -> KeyReference:
+    """Return the description of a component's key at another place of a scenario."""
+    descriptions = find_keys(f"{place}.{name}")
+    return next((other for other in descriptions if {*key.components} & {*other.components}), key)
 
 
 def _build_tracker_page() -> str:
@@ -157,10 +180,10 @@ def _build_catalogue() -> str:
         for m in members
     ]
     order = sorted(certificates.values(), key=lambda certificate: float(certificate["traffic"]["frame_bits_per_parameter"]))
-    rows = [_format_certificate_row(certificate, as_link=True) for certificate in order]
+    rows = [format_certificate_row(certificate, as_link=True)[:3] for certificate in order]
     intro = (
         "A compressor encodes the update of a client for the uplink. An operator has no memory: it is unbiased, contractive, or "
-        "neither. A scheme has a memory at the client, at the server, or at both. Contractive operators need error feedback "
+        "neither. A scheme has a memory at the client, at the server, or at both. Lossy contractive operators need error feedback "
         "(`uplink.error_feedback`), which adds a residual at the client. [Choose a compressor](../../guides/choose-compressor.md) "
         "has a decision for common situations. [Own compressor](../../guides/own-compressor.md) shows "
         "how to add one, and [Certify](../../guides/certify.md) how to test it."
@@ -170,17 +193,25 @@ def _build_catalogue() -> str:
         paragraph(intro, is_markdown=True),
         table(("name", "kind", "what is sent", "state"), catalogue),
         "## Certificates",
-        paragraph("Each compressor at its defaults, the fewest bits first. " + CERTIFICATE_NOTE, is_markdown=True),
-        table(("name", "bits a parameter", "ratio up", "error", "laws"), rows),
         paragraph(
-            "Bits a parameter: whole frames. Ratio up: bytes of dense float32 updates over bytes of the frames, for the uplink "
-            "alone. Error: |x − C(x)|²/|x|², for a scheme the error of the sums over eight rounds. Laws: laws that hold, of those "
-            "that apply."
+            f"Each compressor at its defaults, the fewest bits first. {link('Certificates', '../../results/certificates.md')} has "
+            "errors, laws, times and the setting.",
+            is_markdown=True,
+        ),
+        table(("name", "bits a parameter", "ratio up"), rows),
+        paragraph(
+            "Bits a parameter: whole frames. Ratio up: bytes of dense float32 updates over bytes of the frames, for the uplink alone."
         ),
     )
 
 
-def _format_certificate_row(certificate: Mapping[str, Any], as_link: bool = False) -> tuple[str, ...]:
+def format_certificate_row(certificate: Mapping[str, Any], as_link: bool = False) -> tuple[str, ...]:
+    """Return the label of a compressor, bits a parameter, ratio up, error and laws.
+
+    Args:
+        certificate: certificate as plain data.
+        as_link: True for a link to the compressor's page as the label.
+    """
     name = certificate["compressor"]["name"]
     operator = certificate["compressor"].get("op") if certificate["kind"] == "scheme" else None
     label = f"{name}({operator['name'] if isinstance(operator, dict) else operator})" if operator else name
@@ -204,7 +235,7 @@ def _build_compressor_page(name: str, certificate: Mapping[str, Any]) -> str:
     member = describe_component(FAMILIES["compressors"], name)
     use, avoid = (compressor_facts.find_advice(member, word) for word in ("Use", "Avoid"))
     description = [block for block in member.description if not block.startswith(("Use: ", "Avoid: "))]
-    _, *figures = _format_certificate_row(certificate)
+    _, *figures = format_certificate_row(certificate)
     facts = [
         f"Kind: {compressor_facts.find_kind(name)}",
         f"State: {compressor_facts.find_state(name)}",

@@ -23,8 +23,8 @@ from fedsgd.trackers import TRACKERS
 from tests.docs.api_groups import GROUPS
 from tests.docs.cli_pages import list_options
 from tests.docs.column_pages import describe_columns, list_summary_keys, read_rows
-from tests.docs.component_pages import find_page
-from tests.docs.compressor_facts import find_advice, read_certificates
+from tests.docs.component_pages import find_page, format_certificate_row
+from tests.docs.compressor_facts import find_advice, find_kind, read_certificates
 from tests.docs.docstring import parse_docstring
 from tests.docs.generate import REFERENCE, build_pages, list_generated_files
 from tests.docs.key_pages import FAMILIES, list_dotted_keys
@@ -156,6 +156,20 @@ def test_compressor_has_advice_a_row_and_a_certificate(name: str) -> None:
         assert len(read_section(page, heading).splitlines()) > 2
     assert len(re.findall(rf"^\| \[{name}(?:\([\w-]+\))?\]\({name}\.md\)", catalogue, re.MULTILINE)) == 2
     assert all(law["passed"] for law in read_certificates()[name]["laws"])
+
+
+def test_page_of_certificates_has_the_figures_of_the_certificates() -> None:
+    """Times are in another measurement, and are not compared."""
+    text = (REFERENCE.parent / "results" / "certificates.md").read_text(encoding="utf-8")
+    rows = [tuple(line.strip("| ").split(" | ")[:6]) for line in text.splitlines() if re.search(r"\| \d+ of \d+ \|", line)]
+    order = sorted(
+        read_certificates().values(), key=lambda certificate: float(certificate["traffic"]["frame_bits_per_parameter"])
+    )
+    expected = []
+    for certificate in order:
+        name, *figures = format_certificate_row(certificate)
+        expected.append((name, find_kind(certificate["compressor"]["name"]), *(figure.rstrip("×") for figure in figures)))
+    assert rows == expected
 
 
 @pytest.mark.parametrize("name", [*main.commands])

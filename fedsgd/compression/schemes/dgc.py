@@ -35,7 +35,7 @@ TINY = np.float32(2.0**-126)
 class DGC(CompressionScheme):
     """Momentum correction, local gradient accumulation, momentum factor masking and local clipping, with top-k.
 
-    Lin, Han, Mao, Wang and Dally, ICLR 2018 (arXiv 1712.01887), algorithms 2 and 3. With g the client's update, which includes
+    Lin, Han, Mao, Wang and Dally, ICLR 2018 (arXiv 1712.01887), algorithms 3 and 4. With g the client's update, which includes
     the learning rate:
 
         u ← βu + g;  v ← v + u;  send the largest of v;  v ← v − sent and u ← 0 where v was sent

@@ -1,4 +1,4 @@
-"""Datasets by name, one file for each, and adapters of the data of other libraries.
+"""Datasets by name, and adapters of the data of other libraries.
 
 To add a dataset, write its file and add a line here.
 """

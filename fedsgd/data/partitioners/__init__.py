@@ -1,4 +1,7 @@
-"""Registry of partitioners, one file for each. To add a partitioner, write its file and add a line here."""
+"""Partitioners: rules that assign the examples to clients.
+
+To add a partitioner, write its file and add a line here.
+"""
 
 from fedsgd.config.registry import Registry
 from fedsgd.data.partitioners.base import Partition, Partitioner, partition_examples
