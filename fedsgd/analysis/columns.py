@@ -16,6 +16,7 @@ from fedsgd.sweeps.labels import format_value, shorten_keys
 NOT_REACHED = "not reached"
 NOT_MEASURED = "not measured"
 NOT_PRICED = "not priced"
+EDGE_NOTE = "* the best value is the smallest or largest value that was tried; a better value may exist beyond this edge"
 ValueFormatter = Callable[[float], str]
 Statistic = Literal["median", "mean"]
 """Figure over seeds: the median with minimum and maximum, or the mean with the sample standard deviation."""
@@ -27,7 +28,7 @@ class TableConfig:
 
     Attributes:
         statistic: figure over seeds.
-        columns: names of the columns, in order; empty for all columns.
+        columns: names of the columns, in order; empty for all columns except "final" and "both".
         caption: caption in LaTeX; None for a caption that names statistic, target and networks.
         mark_best: True to set the best value of each column in bold, in LaTeX and Markdown.
     """
@@ -49,6 +50,7 @@ class FigureColumn:
         missing: text for None.
         network: name of the network of times and costs.
         has_best_maximum: True if a larger figure is better.
+        is_optional: True for a column that is shown only if it is selected.
     """
 
     name: str
@@ -58,6 +60,7 @@ class FigureColumn:
     missing: str = ""
     network: str | None = None
     has_best_maximum: bool = False
+    is_optional: bool = False
 
     def find_best(self, statistic: Statistic) -> frozenset[int]:
         """Return the indices of the methods with the best figure; none for a single method or if no figure is finite."""
@@ -155,14 +158,27 @@ def format_label(row: ComparisonRow) -> str:
     return f"{row.label} ({tuned})" if tuned else row.label
 
 
+def collect_tuning_notes(comparison: Comparison) -> Iterator[str]:
+    """Yield remarks on the choice of tuned values, each one line."""
+    if any(row.tuned for row in comparison.rows):
+        metric = comparison.criterion.metric
+        yield f"tuned values were chosen on the {metric} and the seeds reported here, so the figures are optimistic"
+    if any(row.grid_edge_keys for row in comparison.rows):
+        yield EDGE_NOTE
+
+
 def build_figure_columns(comparison: Comparison) -> Iterator[FigureColumn]:
     """Yield the columns of figures."""
     end, rows, criterion = describe_end(comparison), comparison.rows, comparison.criterion
     best, is_maximum = tuple(row.best_value for row in rows), criterion.direction == "above"
     yield FigureColumn("best", criterion.best_name, format_metric, best, NOT_MEASURED, has_best_maximum=is_maximum)
+    final, heading = tuple(row.final_value for row in rows), f"final {criterion.metric}"
+    yield FigureColumn("final", heading, format_metric, final, NOT_MEASURED, None, is_maximum, is_optional=True)
     yield FigureColumn("rounds", f"rounds {end}", format_rounds, tuple(row.rounds for row in rows))
     yield FigureColumn("up", f"uplink {end}", format_rounded_bytes, tuple(row.up_bytes for row in rows))
     yield FigureColumn("down", f"downlink {end}", format_rounded_bytes, tuple(row.down_bytes for row in rows))
+    both = tuple(row.all_bytes for row in rows)
+    yield FigureColumn("both", f"both ways {end}", format_rounded_bytes, both, is_optional=True)
     for network in comparison.pricing_models:
         costs = [row.network_costs.get(network) for row in rows]
         seconds = tuple(None if cost is None else cost.seconds for cost in costs)
@@ -178,7 +194,7 @@ def build_text_columns(comparison: Comparison, config: TableConfig = TableConfig
     Raises:
         ScenarioError: no column has a selected name.
     """
-    figures = list(build_figure_columns(comparison))
+    figures = [column for column in build_figure_columns(comparison) if config.columns or not column.is_optional]
     by_importance = _sort_by_importance(comparison, figures)
     columns = [_build_label_column(comparison), *_build_seeds_column(comparison, rank=len(figures))]
     for column in figures:

@@ -53,6 +53,7 @@ class ComparisonRow:
         grid_edge_keys: tuned settings whose best value is at the edge of the grid.
         seeds, n_failed: number of finished runs, and of failed seeds.
         best_value: best value of each finished run by the criterion of the comparison; None if the metric was not measured.
+        final_value: value of the same metric in the last evaluation of each finished run; None if it was not measured.
         rounds: rounds to the target; without a target, to the end of the run.
         up_bytes, down_bytes, all_bytes: bytes in these rounds, of the uplink, of the downlink and in both directions.
         network_costs: times and costs by the name of the network.
@@ -69,6 +70,7 @@ class ComparisonRow:
     seeds: int
     n_failed: int
     best_value: SeedSummary | None
+    final_value: SeedSummary | None
     rounds: SeedSummary
     up_bytes: SeedSummary
     down_bytes: SeedSummary
@@ -203,6 +205,7 @@ def _build_row(
         seeds=len(method.runs),
         n_failed=variant.n_failed,
         best_value=variant.summarize_best(criterion),
+        final_value=variant.summarize_final(criterion.metric),
         rounds=rounds,
         up_bytes=variant.summarize_over_seeds(lambda run: total_at_end(run, "uplink_bytes")),
         down_bytes=variant.summarize_over_seeds(lambda run: total_at_end(run, "downlink_bytes")),

@@ -13,6 +13,7 @@ from fedsgd.analysis.columns import (
     TableConfig,
     build_figure_columns,
     build_text_columns,
+    collect_tuning_notes,
     describe_end,
     get_center,
 )
@@ -22,7 +23,7 @@ from fedsgd.experiment.time_to_target import SeedSummary
 
 SECOND_UNITS = (("ms", 1e-3), ("s", 1.0), ("min", 60.0), ("h", 3600.0), ("d", 86400.0))
 BYTE_UNITS = tuple((unit, 1000.0**power) for power, unit in enumerate(DECIMAL_BYTE_UNITS))
-UNITS = {"up": BYTE_UNITS, "down": BYTE_UNITS, "time": SECOND_UNITS}
+UNITS = {"up": BYTE_UNITS, "down": BYTE_UNITS, "both": BYTE_UNITS, "time": SECOND_UNITS}
 """Units of a column, each with its size, in ascending order."""
 METRIC_DECIMALS = 4
 """Number of decimals of a metric from 0.001 to 1000; all other figures have at least three significant figures."""
@@ -98,7 +99,12 @@ def format_latex_table(comparison: Comparison, config: TableConfig, label: str) 
     )
     yield rf"  \begin{{tabular}}{{l{''.join(column.specification for column in columns[1:])}}}"
     yield from (f"    {line}" for line in (r"\toprule", head, r"\midrule", *body, r"\bottomrule"))
-    yield from (r"  \end{tabular}", r"\end{table}")
+    yield r"  \end{tabular}"
+    notes = [_describe_table(comparison, config)] if config.caption is not None else []
+    notes += [f"{note[:1].upper()}{note[1:]}." for note in collect_tuning_notes(comparison)]
+    if notes:
+        yield rf"  \par\smallskip{{\footnotesize {escape_latex(' '.join(notes))}\par}}"
+    yield r"\end{table}"
 
 
 def _make_label(name: str) -> str:
@@ -143,7 +149,7 @@ def _build_figure_column(column: FigureColumn, config: TableConfig) -> _LatexCol
     units = [(unit, size) for unit, size in UNITS.get(column.name, ()) if size <= smallest] or UNITS.get(column.name, ())[:1]
     unit, size = units[-1] if units else ("", 1.0)
     decimals = max(0, 2 - math.floor(math.log10(smallest / size)))
-    if column.name == "best" and 1e-3 <= smallest < 1e3:
+    if column.name in ("best", "final") and 1e-3 <= smallest < 1e3:
         decimals = METRIC_DECIMALS
     if column.name == "rounds":
         decimals = 0 if all(_is_whole(s) for s in column.summaries) and config.statistic == "median" else 1

@@ -51,6 +51,11 @@ class TunedVariant:
         values = [best for run in self.runs if (best := run.find_best(criterion)) is not None]
         return summarize_seeds(values) if values else None
 
+    def summarize_final(self, metric: str) -> SeedSummary | None:
+        """Summarize the value of a metric in the last evaluation of each finished run; None if it was not measured."""
+        values = [measurements[-1][1] for run in self.runs if (measurements := run.get_measurements(metric))]
+        return summarize_seeds(values) if values else None
+
     def summarize_rounds_to_target(self, target: Target) -> SeedSummary:
         """Summarize the rounds to a target, by the rule of McMahan et al."""
         return self.summarize_over_seeds(lambda run: reached.rounds if (reached := run.find_reached(target)) else None)
@@ -175,7 +180,9 @@ def _require_same_settings(label: str, first: Run, second: Run, tuned: Sequence[
     key = next((key for key in sorted({*a, *b} - {INITIAL_PARAMETERS_KEY}) if a.get(key) != b.get(key)), None)
     if key is not None:
         differ = f"{first.folder} has {key} = {a.get(key, 'none')}, {second.folder} has {b.get(key, 'none')}"
-        raise ReportError(f"{label}: the label has runs that differ in more than their seed: {differ}")
+        raise ReportError(
+            f"{label}: the label has runs that differ in more than their seed: {differ}; give them different labels"
+        )
 
 
 def _require_same_code(first_sources: dict[str, Run], run: Run) -> None:

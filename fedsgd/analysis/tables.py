@@ -16,6 +16,7 @@ from fedsgd.analysis.columns import (
     TableConfig,
     build_figure_columns,
     build_text_columns,
+    collect_tuning_notes,
     describe_end,
     format_seconds_cell,
 )
@@ -34,6 +35,7 @@ JSON_KEYS: Mapping[str, str] = {
     "grid_edge_keys": "at_edge",
     "n_failed": "failed",
     "best_value": "best",
+    "final_value": "final",
     "network_costs": "on",
     "unpriced_reason": "not_priced",
     "unanswered_messages": "silent",
@@ -70,10 +72,7 @@ def collect_notes(comparison: Comparison, statistic: Statistic = "median") -> It
         if row.unpriced_reason and comparison.pricing_models:
             yield f"{row.label} is not priced: {row.unpriced_reason}"
         yield from collect_uncosted_codec_notes(row.label, row.uncosted_codecs)
-    if any(row.tuned for row in comparison.rows):
-        yield f"tuned values were chosen by the reported values of {comparison.criterion.metric}, on the same seeds"
-    if any(row.grid_edge_keys for row in comparison.rows):
-        yield "* the best value is the smallest or largest value that was tried; a better value may exist beyond this edge"
+    yield from collect_tuning_notes(comparison)
     if len({row.seed_numbers for row in comparison.rows}) > 1:
         yield "the methods were not run with the same seeds"
     if comparison.measured_coding and comparison.pricing_models:
@@ -189,6 +188,7 @@ def _flatten_row(comparison: Comparison, row: ComparisonRow) -> Iterator[tuple[s
     yield "target", "" if comparison.target is None else comparison.target.short_form
     figures: dict[str, SeedSummary | None] = {
         comparison.criterion.best_name.replace(" ", "_", 1): row.best_value,
+        f"final_{comparison.criterion.metric}": row.final_value,
         "rounds": row.rounds,
         "uplink_bytes": row.up_bytes,
         "downlink_bytes": row.down_bytes,
@@ -232,6 +232,8 @@ def _find_best_cells(comparison: Comparison, config: TableConfig) -> set[tuple[s
 
 def to_latex(comparison: Comparison, config: TableConfig = TableConfig(), label: str = "comparison") -> str:
     r"""Return a LaTeX table for the package booktabs, with the notes as comments and without break-evens.
+
+    Notes on tuned values are also printed below the table. With a caption of the user, statistic, seeds and target are, too.
 
     Args:
         comparison: methods.

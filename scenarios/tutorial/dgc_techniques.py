@@ -4,6 +4,7 @@ python scenarios/tutorial/dgc_techniques.py ABLATION MASKING WARM_UP [--out PATH
 
 The three folders are sweeps of scenarios/dgc.toml, scenarios/dgc/masking.toml and scenarios/dgc/warm_up.toml; the page
 results/dgc-techniques.md has the commands. Lines are means over seeds, bands the range from the lowest to the highest seed.
+The panel of masking has a thin line for each seed instead of a band.
 """
 
 from __future__ import annotations
@@ -37,11 +38,14 @@ def find(accuracies: Mapping[str, tuple[np.ndarray, np.ndarray]], *parts: str) -
     return accuracies[label]
 
 
-def draw(ax: Axes, title: str, lines: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
-    """Draw the mean and the range of each method."""
+def draw(ax: Axes, title: str, lines: Mapping[str, tuple[np.ndarray, np.ndarray]], shows_seeds: bool) -> None:
+    """Draw the mean of each method, and its range or a thin line for each seed."""
     for (label, (rounds, values)), colour in zip(lines.items(), COLOURS, strict=False):
         ax.plot(rounds, values.mean(axis=0), color=colour, lw=1.5, label=label)
-        ax.fill_between(rounds, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.18, lw=0)
+        if shows_seeds:
+            ax.plot(rounds, values.T, color=colour, lw=0.6, alpha=0.7)
+        else:
+            ax.fill_between(rounds, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.18, lw=0)
     ax.set_title(title, loc="left", size=10.5, weight="bold")
     ax.legend(frameon=False, loc="lower right", borderaxespad=0.2)
 
@@ -58,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     panels = {
         "momentum correction (0.2 %, η = 0.8)": {
             "DGC": find(ablation, "DGC", "lr 0.8"),
-            "without": find(ablation, "DGC without momentum correction", "lr 0.8"),
+            "server momentum instead": find(ablation, "DGC without momentum correction", "lr 0.8"),
         },
         "clipping (0.2 %, η = 0.8)": {
             "DGC": find(ablation, "DGC", "lr 0.8"),
@@ -78,13 +82,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         figure = Figure(figsize=(7.6, 5.2), layout="constrained")
         axes = figure.subplots(2, 2, sharex=True, sharey=True)
         for ax, (title, lines) in zip(axes.flat, panels.items(), strict=True):
-            draw(ax, title, lines)
+            draw(ax, title, lines, shows_seeds=title.startswith("masking"))
             ax.set(xlim=(0, 200), ylim=(0, 1), xticks=range(0, 201, 50))
         for ax in axes[1]:
             ax.set(xlabel="round")
         for ax in axes[:, 0]:
-            ax.set(ylabel="test accuracy")
+            ax.set(ylabel="test accuracy, mean of seeds")
         figure.savefig(args.out, dpi=150, metadata={"Date": None} if args.out.endswith(".svg") else None)
+    print(f"written to {args.out}")
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         panels[0].set(ylabel="test accuracy")
         panels[1].legend(frameon=False, loc="lower right")
         figure.savefig(args.out, dpi=100, metadata={"Date": None} if args.out.endswith(".svg") else None)
+    print(f"written to {args.out}")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from fedsgd.wire import ByteBreakdown, Frame, FrameKind, Header, ValueFormat, en
 
 STYLE = {"font.size": 9.5, "svg.hashsalt": "frame-bytes", "axes.spines.top": False, "axes.spines.right": False}
 PARTS = {"header": "#7F8C94", "index": "#0072B2", "value": "#E69F00", "side": "#009E73"}  # Okabe and Ito (2008), and grey
-LABELS = {"header": "header", "index": "positions", "value": "values", "side": "scale"}
+LABELS = {"header": "header", "index": "index: positions", "value": "value", "side": "side: scale"}
 FORMATS: tuple[ValueFormat, ...] = ("float32", "bfloat16", "int8", "ternary")
 MODELS = {4810: "P = 4,810 (the quickstart)", 199_210: "P = 199,210 (2NN)"}
 
@@ -53,6 +53,9 @@ def draw_formats(ax: Axes, size: int) -> None:
             ax.barh(row, width, left=left, color=colour, height=0.66, label=LABELS[part] if row == 0 else None)
             if width > 3:
                 ax.text(left + width / 2, row, f"{width:.1f}", ha="center", va="center", color="white", size=9)
+            elif width > 0.6:  # above the bar; the two numbers are aligned at the border between value and side
+                x, align = (left - 0.1, "left") if part == "side" else (left + width + 0.1, "right")
+                ax.text(x, row - 0.35, f" {width:.1f} ", ha=align, va="bottom", size=8)
             left += width
         ax.text(left + 0.4, row, f"{n_bytes:,} B, {4 * size / n_bytes:.0f}×", va="center", size=9)
         print(
@@ -89,6 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         large.legend(frameon=False, loc="lower right")
         draw_positions(positions)
         figure.savefig(args.out, dpi=100, metadata={"Date": None} if args.out.endswith(".svg") else None)
+    print(f"written to {args.out}")
 
 
 if __name__ == "__main__":

@@ -60,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         panels[0].set(ylabel="distance to the minimum")
         panels[2].legend(frameon=False, loc="lower left")
         figure.savefig(args.out, dpi=150, metadata={"Date": None} if args.out.endswith(".svg") else None)
+    print(f"written to {args.out}")
 
 
 if __name__ == "__main__":

@@ -68,13 +68,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             constant = batch_size and isinstance(schedule, ConstantSchedule)
             floor = f", formula {lr / (2 * batch_size * (2 - lr)):.2g}" if batch_size and constant else ""
             print(f"{label}: {tail:.2g}{floor}")
-            ax.plot(losses, color=colour, lw=1.2, label=label)
+            ax.plot(losses, color=colour, lw=1.1, label=label)
             if batch_size and constant:
-                ax.axhline(lr / (2 * batch_size * (2 - lr)), color=colour, lw=0.8, ls=":")
+                ax.axhline(lr / (2 * batch_size * (2 - lr)), color="black", lw=1.3, ls=":", zorder=3)
         ax.set(yscale="log", xlim=(0, args.steps), ylim=(1e-4, 100), xlabel="step", ylabel="excess loss f(x) − min f")
         ax.set_title(f"mean of {args.runs} runs; dotted: ησ² / (2B(2 − η))", loc="left", size=10.5, weight="bold")
         ax.legend(frameon=False, ncols=2, loc="upper right", fontsize=9)
         figure.savefig(args.out, dpi=100, metadata={"Date": None} if args.out.endswith(".svg") else None)
+    print(f"written to {args.out}")
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ def draw(lr: float, momentum: float, start: float, steps: int) -> Figure:
     betas = [i / 1000 for i in range(1000)]
     bottom.plot(betas, [abs(roots(lr, beta)[0]) for beta in betas], color=ORANGE)
     best = (1 - math.sqrt(2 * lr)) ** 2  # below it the roots are real, above it they are complex
-    bottom.axvspan(best, 1, color=ORANGE, alpha=0.1, lw=0)
+    bottom.axvspan(best, 1, color="#5b6770", alpha=0.1, lw=0)
     bottom.plot(best, math.sqrt(best), "o", color=ORANGE)
     bottom.annotate(
         f"fastest: β = {best:.3g},\nfactor {math.sqrt(best):.3g}",
@@ -112,7 +112,7 @@ def draw(lr: float, momentum: float, start: float, steps: int) -> Figure:
     )
     bottom.plot(0, abs(1 - 2 * lr), "s", color=BLUE)
     bottom.annotate("vanilla SGD", (0, abs(1 - 2 * lr)), (9, 2), textcoords="offset points", color=BLUE)
-    bottom.annotate("complex roots: x oscillates", (0.98, 0.06), xycoords="axes fraction", ha="right")
+    bottom.annotate("shaded: complex roots, x oscillates", (0.98, 0.06), xycoords="axes fraction", ha="right")
     bottom.set(xlabel="momentum β", ylabel="factor of |x| per step,\nin the long run", xlim=(-0.01, 1), ylim=(0.45, 1.02))
     bottom.set_title("larger root in absolute value", loc="left", size=10.5, weight="bold")
     return figure

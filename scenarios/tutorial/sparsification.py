@@ -114,6 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         draw_energy(energy, updates)
         draw_training(changed, accuracy, args.rounds)
         figure.savefig(args.out, dpi=150, metadata={"Date": None} if args.out.endswith(".svg") else None)
+    print(f"written to {args.out}")
 
 
 if __name__ == "__main__":

@@ -74,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     with rc_context(STYLE):
         draw(args.condition).savefig(args.out, dpi=100, metadata={"Date": None} if args.out.endswith(".svg") else None)
+    print(f"written to {args.out}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from fedsgd.analysis.columns import TableConfig, build_text_columns, format_cell
 from fedsgd.analysis.comparison import Comparison
 from fedsgd.analysis.pricing import BreakEven
 from fedsgd.analysis.tables import describe_break_evens, save_table, to_csv, to_json, to_latex, to_markdown
-from fedsgd.config.quantities import format_seconds
+from fedsgd.config.quantities import format_bytes, format_seconds
 from fedsgd.errors import OutputError, ScenarioError
 from fedsgd.experiment.time_to_target import summarize_seeds
 from fedsgd.scenario.target import parse_target
@@ -154,6 +154,34 @@ def test_columns_are_ranked_by_importance(runs: Path) -> None:
         *("time to 0.5, a", "uplink to 0.5", "downlink to 0.5", "time to 0.5, b", "best accuracy", "rounds to 0.5"),
     ]
     assert {column.name: column.rank for column in build_text_columns(compare(methods))}["best"] == 0
+
+
+def test_final_value_and_bytes_both_ways_are_shown_only_if_selected(runs: Path) -> None:
+    (method,) = load_methods([runs / "dense-0"])
+    comparison = compare([method])
+    (row,), (run,) = comparison.rows, method.runs
+    assert row.final_value == summarize_seeds([run.rounds["accuracy"][-1]])
+    assert not {"final", "both"} & {column.name for column in build_text_columns(comparison)}
+    columns = build_text_columns(comparison, TableConfig(columns=("final", "both")))
+    assert [column.heading for column in columns] == ["method", "final accuracy", "both ways in all"]
+    assert columns[2].cells == (format_bytes(run.summary["uplink_bytes"] + run.summary["downlink_bytes"]),)
+    assert "both ways in all (MB)" in to_latex(comparison, TableConfig(columns=("both",)))
+    (record,) = csv.DictReader(io.StringIO(to_csv(comparison)))
+    assert float(record["final_accuracy median"]) == run.rounds["accuracy"][-1]
+
+
+def test_latex_table_has_notes_below_it(runs: Path) -> None:
+    comparison = compare(load_methods([runs / "dense-0"]))
+    assert "footnotesize" not in to_latex(comparison)
+    tuned = (replace(comparison.rows[0], tuned={"client.optimizer.lr": 0.1}, grid_edge_keys=("client.optimizer.lr",)),)
+    for caption, start in (None, "Tuned values"), ("mine", "Figures of a run, of whole runs. Tuned values"):
+        lines = to_latex(replace(comparison, rows=tuned), TableConfig(caption=caption)).splitlines()
+        note = lines[lines.index(r"  \end{tabular}") + 1]
+        assert note.startswith(rf"  \par\smallskip{{\footnotesize {start} were chosen on the accuracy and the seeds")
+        assert note.endswith(
+            r"* the best value is the smallest or largest value that was tried; a better value may exist "
+            r"beyond this edge.\par}"
+        )
 
 
 def test_unknown_column_is_refused_with_the_nearest_name(runs: Path) -> None:

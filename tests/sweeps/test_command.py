@@ -28,6 +28,7 @@ def test_command_prints_a_table_and_a_line_for_each_cell(quickstart: Path, run_f
     assert lines[2] == "2 of 24: dense, rounds 2, lr 0.1, seed 5: accuracy 0.4000, up 1.2 kB, down 34 kB, 1.0 s"
     rows = [" ".join(line.split()) for line in first.stdout.splitlines()]
     assert "top-k 1 %, rounds 2, lr 0.2 3 0.5000 1.2 kB 34 kB" in rows
+    assert rows[-3] == "medians over the finished seeds of each row"
     assert rows[-2:] == ["written to runs/quickstart-sweep", "to compare the methods: fedsgd compare runs/quickstart-sweep"]
     assert max(len(line) for line in first.stdout.splitlines()) <= 80
     sweep = Sweep.read("runs/quickstart-sweep")

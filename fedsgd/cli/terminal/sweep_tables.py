@@ -133,7 +133,9 @@ def print_sweep(sweep: Sweep, column_names: Sequence[str] = ()) -> None:
     console = create_console()
     columns = select_columns(build_sweep_columns(sweep), column_names)
     print_tables(console, [ColumnTable(columns, f"{sweep.scenario}: sweep", hint=CHOOSE)])
-    lines = [f"{cell}: {_describe_failure(cell)}" for cell in sweep.cells if cell.state == "failed"]
+    has_several_seeds = len({cell.seed for cell in sweep.cells}) > 1
+    lines = ["medians over the finished seeds of each row"] if has_several_seeds else []
+    lines += [f"{cell}: {_describe_failure(cell)}" for cell in sweep.cells if cell.state == "failed"]
     summaries = ((cell, sweep.read_summary(cell) or {}) for cell in sweep.cells)
     labels_by_warning: dict[str, dict[str, None]] = {}
     for cell, summary in summaries:

@@ -62,8 +62,8 @@ class DGC(CompressionScheme):
         values: format of the values that are sent.
         nesterov: Nesterov momentum: u ← β(u + g), v ← v + u + g.
         masking: clear u where v was sent, so that old momentum does not move a delayed coordinate in a stale direction.
-        clip: threshold for the norm of the summed update, learning rate included; 0 for none. Each of C clients clips its own
-            update at clip · √C first, as the paper clips g/N at clip/√N.
+        clip: threshold for the norm of the mean update, learning rate included; 0 for none. Each of C clients clips its own
+            update at clip · √C, as the paper clips g/N at clip/√N.
         warm_up: densities of the first rounds (the paper's: 25, 6.25, 1.5625, 0.4 %).
         warm_up_rounds: rounds that each density of `warm_up` lasts, 0 for no warm-up.
         per_layer: send the k largest of each tensor with more than one dimension and all coordinates of the other tensors,
