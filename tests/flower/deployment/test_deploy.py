@@ -35,6 +35,7 @@ from fedsgd.flower.deployment import (
 )
 from fedsgd.flower.deployment.cluster import ClusterConfig, LocalCluster, local_cluster
 from fedsgd.scenario.scenario import Scenario
+from tests.effort import nightly_unless
 from tests.flower import run as flower_run
 from tests.flower.example import write_app
 from tests.flower.user_source import write_rules
@@ -54,9 +55,10 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         },
         {"tls": True},
     ),
+    "top-k and differences": ({"downlink.policy": "difference"}, {}),
     "top-k and differences, cold": ({"downlink.policy": "difference"}, {"use_fork_server": False}),
 }
-"""Settings and options of two deployments. The tests of the grid compare all compressors with a simulation, in one process."""
+"""Settings and options of deployments; the cold one is started at night only. The tests of the grid compare all compressors with a simulation, in one process."""
 
 
 def find_own_processes() -> set[int]:
@@ -106,7 +108,7 @@ def read_rows_without_seconds(path: Path) -> list[dict[str, Any]]:
     return table.drop_columns([name for name in table.column_names if name.endswith("_seconds")]).to_pylist()
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", nightly_unless(lambda case: not case.endswith("cold"), CASES))
 def test_deployment_has_the_parameters_and_frames_of_a_simulation(scenario: Make, tmp_path: Path, case: str) -> None:
     settings, options = CASES[case]
     s = scenario({**SMALL, **settings})
