@@ -36,6 +36,12 @@ settings.register_profile("default", deadline=None, derandomize=True, print_blob
 settings.load_profile("default")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Return one worker more than there are cores, because tests of processes spend most of their time waiting."""
+    return len(os.sched_getaffinity(0)) + 1
+
+
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
     """Search no examples in the helper modules of the tests, some of which need libraries that are not installed."""
     is_helper = collection_path.suffix == ".py" and not collection_path.name.startswith("test_")
