@@ -68,7 +68,9 @@ if TYPE_CHECKING:
     from fedsgd.experiment.federation import Federation, build
     from fedsgd.experiment.ledger import Ledger
     from fedsgd.experiment.options import CustomModel, ExecutionConfig, RunCallbacks
-    from fedsgd.experiment.runner import Result, run
+    from fedsgd.experiment.result import Result
+    from fedsgd.experiment.resume import resume
+    from fedsgd.experiment.runner import run
     from fedsgd.experiment.trained_model import load_model, load_parameters
     from fedsgd.federation.round_record import RoundRecord
     from fedsgd.flower.deployment import DeploymentCallbacks, DeploymentConfig, DeploymentResult, deploy
@@ -78,6 +80,7 @@ if TYPE_CHECKING:
     from fedsgd.sampling import samplers as samplers
     from fedsgd.scenario.scenario import Scenario, load
     from fedsgd.scenario.sections import (
+        CheckpointConfig,
         ClientConfig,
         DataConfig,
         DownlinkConfig,
@@ -98,6 +101,7 @@ if TYPE_CHECKING:
 
 _EXPORT_MODULES = {
     "Certificate": "certification",
+    "CheckpointConfig": "scenario.sections",
     "ClientConfig": "scenario.sections",
     "CustomModel": "experiment.options",
     "DataConfig": "scenario.sections",
@@ -123,7 +127,7 @@ _EXPORT_MODULES = {
     "OutputError": "errors",
     "ParticipationConfig": "scenario.sections",
     "ReportError": "errors",
-    "Result": "experiment.runner",
+    "Result": "experiment.result",
     "RoundRecord": "federation.round_record",
     "RunCallbacks": "experiment.options",
     "RunError": "errors",
@@ -150,6 +154,7 @@ _EXPORT_MODULES = {
     "price": "analysis.run_prices",
     "price_fleet": "analysis.fleet_result",
     "read_run": "analysis.runs",
+    "resume": "experiment.resume",
     "run": "experiment.runner",
     "sweep": "sweeps.runner",
 }
@@ -170,6 +175,7 @@ _NAMESPACES = {
 
 __all__ = [
     "Certificate",
+    "CheckpointConfig",
     "ClientConfig",
     "CustomModel",
     "DataConfig",
@@ -230,6 +236,7 @@ __all__ = [
     "price",
     "price_fleet",
     "read_run",
+    "resume",
     "run",
     "samplers",
     "schedules",

@@ -13,7 +13,7 @@
     └── RunError           a run stopped: round, and client where there is one
         └── NonFiniteError an update or a model is not finite
 
-Any other exception is a fault of the package or of the user's own code.
+Any other exception is a fault of the package or of the user's own code, except RunInterrupted, which is a KeyboardInterrupt.
 """
 
 from __future__ import annotations
@@ -128,8 +128,16 @@ _MIN_SIMILARITY, _MIN_SIMILARITY_OTHER_INITIAL = 0.6, 0.7
 """Minimum similarity for a suggestion, for names with equal and with other initials: "iid" is not near "noniid"."""
 
 
+class RunInterrupted(KeyboardInterrupt):
+    """Run that Ctrl-C stopped after a round, with a checkpoint; the message has the command that continues the run."""
+
+
 class ModelWarning(UserWarning):
     """Module with state that clients do not carry from round to round."""
+
+
+class ResumeWarning(UserWarning):
+    """Damaged checkpoint in place of which an earlier one is used, or another environment, which may change roundings."""
 
 
 class ScenarioWarning(UserWarning):

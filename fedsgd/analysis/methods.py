@@ -19,7 +19,7 @@ from fedsgd.system.user_files import expand_user_path, read_text
 
 IGNORED_KEYS = ("seed", "name")
 """Settings that do not distinguish methods."""
-IGNORED_SECTIONS = ("engine", "report", "state", "stop")
+IGNORED_SECTIONS = ("checkpoint", "engine", "report", "state", "stop")
 """Sections that do not distinguish methods."""
 INITIAL_PARAMETERS_KEY = "model.initial_sha256"
 """Setting with the digest of a Python module's initial parameters. Runs that differ only in this digest may be repetitions, or

@@ -3,7 +3,7 @@
 Commands import large modules inside their functions, so that `--help` answers quickly.
 """
 
-from fedsgd.cli import certify, compare, completion, docs, explain, flower, init, partition, price, report, run, sweep
+from fedsgd.cli import certify, compare, completion, docs, explain, flower, init, partition, price, report, resume, run, sweep
 from fedsgd.cli.app import main
 from fedsgd.cli.list import list_command
 
@@ -20,6 +20,7 @@ __all__ = [
     "partition",
     "price",
     "report",
+    "resume",
     "run",
     "sweep",
 ]

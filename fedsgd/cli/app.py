@@ -10,7 +10,7 @@ import click
 
 from fedsgd._version import __version__
 from fedsgd.cli.streams import DISK_FULL_ERRNOS, echo, make_streams_safe, report_disk_full
-from fedsgd.errors import FedsgdError, OutputError, ScenarioError
+from fedsgd.errors import FedsgdError, OutputError, RunInterrupted, ScenarioError
 from fedsgd.system.user_files import find_temporary_folder
 
 EXIT_USAGE, EXIT_FAILURE, EXIT_INTERRUPTED = 2, 1, 130
@@ -37,8 +37,8 @@ class _CommandGroup(click.Group):
             for line in (str(error), *getattr(error, "__notes__", ())):
                 echo(f"fedsgd: {line}", err=True)
             ctx.exit(EXIT_USAGE if isinstance(error, ScenarioError | OutputError) else EXIT_FAILURE)
-        except KeyboardInterrupt:
-            echo("fedsgd: interrupted", err=True)
+        except KeyboardInterrupt as error:
+            echo(f"fedsgd: {error if isinstance(error, RunInterrupted) else 'interrupted'}", err=True)
             ctx.exit(EXIT_INTERRUPTED)
         except MemoryError as error:
             echo(f"fedsgd: not enough memory{f': {error}' if str(error) else ''}", err=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fedsgd.cli.app import main
+from fedsgd.cli.option_groups import checkpoint_option
 from fedsgd.cli.options import (
     FiniteFloat,
     ScenarioOptions,
@@ -34,6 +35,7 @@ EXAMPLES = """Examples:
 
 @main.command("flower", epilog=EXAMPLES, short_help="Run a scenario as a deployment of Flower.")
 @scenario_options
+@checkpoint_option
 @click.option(
     "--nodes", type=click.IntRange(min=1), required=True, metavar="N", help="Number of SuperNodes that share the clients."
 )

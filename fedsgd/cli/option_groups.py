@@ -53,6 +53,13 @@ def option_group(heading: str) -> OptionDecorator:
 run_option, network_option, device_option, cost_option, fleet_option, output_option = map(
     option_group, ("Runs", "Network", "Devices and time", "Cost", "Fleet", "Output")
 )
+checkpoint_option: Callable[[Callable[..., None]], Callable[..., None]] = click.option(
+    "--checkpoint-every",
+    metavar="ROUNDS|TIME",
+    help="Write a checkpoint after so many rounds, such as 10, or after a time, such as 5min. A run that was stopped continues "
+    "with `fedsgd resume`, a sweep with the same command.",
+)
+"""Option of a command that runs scenarios; its value is in `ScenarioOptions`."""
 quiet_option = output_option("--quiet", is_flag=True, help="Show no progress.")
 columns_option = output_option(
     "--columns",

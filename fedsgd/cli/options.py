@@ -72,6 +72,7 @@ class ScenarioOptions:
     seed: int | None
     as_json: bool
     quiet: bool
+    checkpoint_every: str | None = None
 
     def load(self, target: Target | None = None) -> Scenario:
         """Return the scenario with its overrides. Modules in the folder of its file can be imported, after all others.
@@ -85,6 +86,9 @@ class ScenarioOptions:
         overrides = dict(parse_setting(text) for text in self.settings)
         if self.seed is not None:
             overrides["seed"] = self.seed
+        if self.checkpoint_every is not None:
+            text = self.checkpoint_every
+            overrides["checkpoint.every"] = int(text) if text.isdecimal() else text
         if target is not None:
             overrides["report.target"] = target
         return load(self.scenario, overrides)
@@ -115,7 +119,7 @@ def scenario_options(command: Callable[..., None]) -> Callable[..., None]:
     def wrapper(**options: Any) -> None:
         if options["quiet"]:  # the Hugging Face library `datasets` also prints progress bars
             os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-        shared_options = {f.name: options.pop(f.name) for f in fields(ScenarioOptions)}
+        shared_options = {f.name: options.pop(f.name) for f in fields(ScenarioOptions) if f.name in options}
         command(ScenarioOptions(**shared_options), **options)
 
     decorators: list[Callable[[Any], Any]] = [

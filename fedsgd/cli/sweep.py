@@ -12,7 +12,7 @@ import click
 
 from fedsgd.cli.app import EXIT_FAILURE, main
 from fedsgd.cli.completers import complete_scenario, complete_setting
-from fedsgd.cli.option_groups import columns_option
+from fedsgd.cli.option_groups import checkpoint_option, columns_option
 from fedsgd.cli.options import ScenarioOptions, UserPath, scenario_options
 from fedsgd.cli.run_folders import mention_shared_cores
 from fedsgd.cli.streams import echo, echo_json
@@ -40,6 +40,7 @@ Example of a methods file:
 
 @main.command("sweep", epilog=EPILOG, short_help="Run a scenario with many methods, values and seeds.")
 @scenario_options
+@checkpoint_option
 @click.option(
     "--methods",
     type=UserPath(),

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from fedsgd.experiment.builder import Experiment
+from fedsgd.experiment.checkpoints import ClientStorage
 from fedsgd.experiment.evaluation import Evaluator, LocalModelOf
 from fedsgd.experiment.state_budget import StateBudget
 from fedsgd.federation import FederationPlan
@@ -37,6 +38,7 @@ class Execution(ABC):
         experiment: description of the run.
         runtime: carrier of the messages to the clients; set while the context is open.
         evaluator: evaluation that the scenario asks for; set while the context is open.
+        storage: states and models of the clients; set while the context is open, None if they are not in this process's reach.
         worker_phase_seconds: function that returns the seconds by phase, summed over all workers; None without workers.
     """
 
@@ -45,6 +47,7 @@ class Execution(ABC):
 
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
+        self.storage: ClientStorage | None = None
         self.worker_phase_seconds: Callable[[], dict[Phase, float]] | None = None
         self._resources = ExitStack()
 
@@ -77,6 +80,7 @@ class InProcessExecution(Execution):
     def _open(self, resources: ExitStack) -> tuple[Runtime, Evaluator]:
         experiment, store = self.experiment, self._open_store(resources)
         runtime = InProcessRuntime(experiment.plan, experiment.engine, store, experiment.train)
+        self.storage = ClientStorage(store, runtime.model_cache)
         return runtime, Evaluator(experiment.evaluation, experiment.engine, make_local_model_reader(experiment.plan, store))
 
     def _open_store(self, resources: ExitStack) -> ClientStore:
@@ -121,6 +125,7 @@ class WorkerPoolExecution(Execution):
         sets = config.select_evaluation_sets(evaluation.test, experiment.train, experiment.held_out)
         handles = resources.enter_context(start_workers(self._n_workers, inputs, outbox))
         pool = WorkerPool(handles, outbox, experiment.engine, experiment.train, sets, experiment.task)
+        self.storage = ClientStorage(store, models)
         self.worker_phase_seconds = partial(inputs.sum_phase_seconds, self._n_workers)
         return pool, Evaluator(evaluation, pool, make_local_model_reader(experiment.plan, store))
 

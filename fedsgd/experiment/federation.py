@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -121,11 +121,29 @@ class Federation:
             )
             metrics, self.client_accuracy = self._evaluate(next_state) if self._evaluates_in(state.round) else (None, None)
         record = self._build_record(state.round, participants, metrics, time.perf_counter() - start)
-        target = self.scenario.stop.resolved_target
-        is_target_reached = target is not None and metrics is not None and target.is_reached_by(metrics[target.metric])
-        self.is_over = self.is_over or is_target_reached or state.round == self.scenario.rounds
+        self.is_over = self.is_over or self._is_last(state.round, metrics)
         self._latest_state, self._round = next_state, next_state.round
         return next_state, record
+
+    def restore(self, state: ServerState, history: Sequence[RoundRecord], residuals: ResidualStatistics) -> None:
+        """Continue after the rounds of an earlier process, whose client states are in the storage of the execution.
+
+        Args:
+            state: state of the server before the next round.
+            history: records of all rounds so far, at least one.
+            residuals: statistics of the clients' residuals so far.
+
+        Raises:
+            RunError: the evaluation of a run that has no further round fails.
+        """
+        last, self.residuals = history[-1], residuals
+        self._latest_state, self._round = state, state.round
+        self._n_replies = last.dense_uplink_bytes // self._dense_bytes
+        self._n_messages = last.dense_downlink_bytes // self._dense_bytes
+        self.is_over = self._is_last(last.round, last.metrics)
+        if self.is_over:  # only the accuracy of each client is not in the records
+            with isolate_global_state():
+                self.client_accuracy = self._evaluate(state)[1]
 
     def close(self) -> None:
         """End worker processes and remove the client states. A closed federation runs no further round."""
@@ -155,6 +173,12 @@ class Federation:
             )
         if self._round > self.scenario.rounds:
             raise ScenarioError(f"rounds: got a step of round {self._round}, expected at most {self.scenario.rounds} rounds")
+
+    def _is_last(self, round: int, metrics: Mapping[str, float] | None) -> bool:
+        """Return whether a finished round is the last: the scenario's last round, or a round that reached the target."""
+        target = self.scenario.stop.resolved_target
+        is_target_reached = target is not None and metrics is not None and target.is_reached_by(metrics[target.metric])
+        return is_target_reached or round == self.scenario.rounds
 
     def _evaluates_in(self, round: int) -> bool:
         return round == self.scenario.rounds or round % self.scenario.evaluation.every == 0

@@ -26,6 +26,7 @@ The digest, ledger_sha256 in summary.json, covers the columns up to frame_hash.
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedsgd.errors import WireError
 from fedsgd.federation.round_loop import FrameEvent
-from fedsgd.storage.parquet import TableWriter
+from fedsgd.storage.parquet import TableWriter, list_values, read_batches
 from fedsgd.wire import ByteBreakdown, Frame, FrameKind, breakdown_of, decode_frame
 
 if TYPE_CHECKING:
@@ -111,18 +112,27 @@ def _inspect_frame(frame: bytes, decoded: Frame | None) -> _FrameInfo:
     return _FrameInfo(frame, breakdown, base, hashlib.blake2b(frame, digest_size=16).hexdigest())
 
 
+class RoundMembers(NamedTuple):
+    """Clients of a round in the ledger, ascending: those that were sent a message, and those whose update was aggregated."""
+
+    cohort: tuple[int, ...]
+    accepted: tuple[int, ...]
+
+
 class Ledger:
     """Frame observer that writes the rows of a run and sums them up.
 
     Args:
         path: Parquet file to write; None keeps the rows in memory.
+        n_kept_rows: number of rows of an earlier process that stay, after which this ledger continues; None for a new ledger.
+            `replay` must be called before the first new row.
 
     Attributes:
         totals: totals by direction, "down" and "up".
     """
 
-    def __init__(self, path: Path | None = None) -> None:
-        self._writer = TableWriter(path, COLUMNS)
+    def __init__(self, path: Path | None = None, n_kept_rows: int | None = None) -> None:
+        self._writer = TableWriter(path, COLUMNS, n_kept_rows)
         self._digest = hashlib.sha256("\t".join(DIGEST_COLUMNS).encode() + b"\n")
         self._shared_frames: dict[int, _FrameInfo] = {}
         self._previous_shared_frames: dict[int, _FrameInfo] = {}
@@ -167,6 +177,32 @@ class Ledger:
         total.value += breakdown.value
         total.side += breakdown.side
         total.kept += event.n_coordinates
+
+    def replay(self, totals: Mapping[str, Mapping[str, int]]) -> dict[int, RoundMembers]:
+        """Read the rows of an earlier process into the digest, and return the participants of each round.
+
+        Args:
+            totals: totals by direction after these rows, as in summary.json.
+        """
+        cohorts, accepted = defaultdict[int, set[int]](set), defaultdict[int, set[int]](set)
+        assert self._writer.path is not None
+        for batch in read_batches(self._writer.path, list(DIGEST_COLUMNS)):
+            columns = [list_values(batch[name]) for name in DIGEST_COLUMNS]
+            self._digest.update(b"".join(("\t".join(map(str, row)) + "\n").encode() for row in zip(*columns, strict=True)))
+            names = [*DIGEST_COLUMNS]
+            members = (columns[names.index(name)] for name in ("round", "client", "kind", "fate"))
+            for round, client, kind, fate in zip(*members, strict=True):
+                if kind == FrameKind.TASK.name:
+                    cohorts[round].add(client)
+                elif kind == FrameKind.UPDATE.name and fate == "received":
+                    accepted[round].add(client)
+        self.totals = {direction: DirectionTotals(**values) for direction, values in totals.items()}
+        rounds = {*cohorts, *accepted}
+        return {round: RoundMembers(tuple(sorted(cohorts[round])), tuple(sorted(accepted[round]))) for round in rounds}
+
+    def sync(self) -> int:
+        """Write all rows, wait until they are on disk, and return their number."""
+        return self._writer.sync()
 
     def _lookup_frame(self, event: FrameEvent) -> tuple[bool, _FrameInfo]:
         """Return (True for the first event of this frame in its round, content of the frame).

@@ -5,21 +5,21 @@ from __future__ import annotations
 import json
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedsgd.config.argument_checks import resolve_config
 from fedsgd.config.user_classes import digest_user_code
 from fedsgd.data import Dataset
-from fedsgd.errors import ModelWarning, OutputError, ScenarioWarning, warn_once
+from fedsgd.errors import ModelWarning, OutputError, ResumeWarning, RunInterrupted, ScenarioWarning, warn_once
 from fedsgd.experiment.builder import Experiment, build_experiment
 from fedsgd.experiment.execution import Execution, ExecutionFactory, make_execution
 from fedsgd.experiment.federation import Federation
 from fedsgd.experiment.final_model import FinalModel, build_final_model
-from fedsgd.experiment.ledger import Ledger
 from fedsgd.experiment.options import (
     CustomModel,
     ExecutionConfig,
@@ -28,23 +28,16 @@ from fedsgd.experiment.options import (
     resolve_callbacks,
     resolve_data,
 )
-from fedsgd.experiment.summary import build_summary, build_table_row, save_clients
-from fedsgd.experiment.trained_model import load_state
+from fedsgd.experiment.result import Result
+from fedsgd.experiment.run_checkpoints import ResumePoint, RunCheckpoints
+from fedsgd.experiment.run_tables import RunTables
+from fedsgd.experiment.summary import build_summary, save_clients
 from fedsgd.federation import ServerState
 from fedsgd.federation.round_record import RoundRecord
-from fedsgd.models.argument_checks import check_module
-from fedsgd.numerics.arrays import F32, F64
-from fedsgd.numerics.parameter_layout import ParameterLayout
 from fedsgd.scenario.scenario import PythonObjects, Scenario, open_scenario
-from fedsgd.storage.parquet import TableWriter
-from fedsgd.storage.run_directory import (
-    ROUND_COLUMNS,
-    build_round_frame,
-    clear_run_directory,
-    write_all,
-    write_atomically,
-)
+from fedsgd.storage.run_directory import clear_run_directory, lock_run_directory, remove_results, write_all, write_atomically
 from fedsgd.system.forkserver import preload_workers
+from fedsgd.system.interrupts import InterruptRequest, defer_interrupt
 from fedsgd.system.notebook import NotebookLine
 from fedsgd.system.profiling import PhaseTimer, RoundProfile, profiling_into
 from fedsgd.system.torch_determinism import isolate_global_state, use_caller_state
@@ -53,83 +46,9 @@ from fedsgd.trackers import RunFinished, RunStarted, TrackerGroup, check_callbac
 from fedsgd.training import explain_restart
 
 if TYPE_CHECKING:
-    import pandas as pd
-    from torch import Tensor, nn
+    from torch import nn
 
-    from fedsgd.experiment.trained_model import Module
     from fedsgd.trackers import Tracker
-
-
-@dataclass(frozen=True, eq=False)
-class Result:
-    """Result of a run.
-
-    Attributes:
-        scenario: scenario of the run, with the engine that was selected.
-        history: one record for each round.
-        ledger: table of all frames.
-        parameters: [P] float32, the server's final model, in the order of `layout`.
-        layout: names and shapes of the parameters.
-        client_accuracy: [N] float64, accuracy of the final model (or of the client's own model) on each client's test examples.
-            NaN for a client without test examples; None without `[evaluation] clients`.
-        summary: contents of summary.json; peak_memory_bytes excludes workers, and is None where the system does not report it.
-        out: run directory, None if nothing was written.
-        state_dict: complete state of the model that was evaluated last, for `module.load_state_dict(..., strict=True)`;
-            parameters and buffers that stay at the clients have their initial values.
-    """
-
-    scenario: Scenario
-    history: list[RoundRecord]
-    ledger: Ledger
-    parameters: F32
-    layout: ParameterLayout
-    client_accuracy: F64 | None = None
-    summary: Mapping[str, Any] = field(default_factory=dict)
-    out: Path | None = None
-    state_dict: Mapping[str, Tensor] = field(default_factory=dict)
-
-    def __repr__(self) -> str:
-        accuracy = self.history[-1].accuracy if self.history else None
-        figures = [f"{len(self.history)} rounds", *([] if accuracy is None else [f"accuracy {accuracy:.4f}"])]
-        up, down = (self.ledger.totals[direction].n_bytes for direction in ("up", "down"))
-        return f'Result("{self.scenario.name}": {", ".join(figures)}, {up:,} bytes up, {down:,} bytes down)'
-
-    def to_pandas(self) -> pd.DataFrame:
-        """Return the rounds as a pandas table, indexed by round, with the columns of rounds.parquet.
-
-        >>> import fedsgd
-        >>> result = fedsgd.run(fedsgd.Scenario(name="digits", rounds=2))
-        >>> table = result.to_pandas()
-        >>> table.index.tolist(), bool((table.uplink_bytes > 0).all())
-        ([1, 2], True)
-
-        Raises:
-            ReportError: pandas is not installed.
-        """
-        rows = [build_table_row(record) for record in self.history]
-        names = dict.fromkeys(name for row in rows for name in row)  # a round without an evaluation has no metrics
-        return build_round_frame({name: [row.get(name) for row in rows] for name in names})
-
-    def load_into(self, module: Module) -> Module:
-        """Load the trained parameters and buffers into a torch module, and return the module.
-
-        >>> import fedsgd
-        >>> from torch import nn
-        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-        >>> result = fedsgd.run(fedsgd.Scenario(name="digits", rounds=1), model=network)
-        >>> module = result.load_into(network)
-        >>> bool((module[1].bias == result.state_dict["1.bias"]).all())
-        True
-
-        Args:
-            module: module with the tensors of the run's model, whose values are replaced.
-
-        Raises:
-            ModelError: names or shapes of the tensors differ.
-        """
-        check_module(module, "module")
-        load_state(module, self.state_dict)
-        return module
 
 
 def run(
@@ -166,6 +85,9 @@ def run(
         on_round: called after each round.
         callbacks: receivers of other events; a list of trackers stands for `RunCallbacks(trackers=...)`.
         execution: worker processes and measurements, which do not change results; None for one process.
+
+    With a run directory, the first Ctrl-C ends the run after the current round, with a checkpoint from which `resume`
+    continues; the second stops at once.
 
     Raises:
         ScenarioError: a setting or an argument is wrong, or does not fit the data or the model.
@@ -209,47 +131,72 @@ def execute_run(
     callbacks: RunCallbacks = RunCallbacks(),
     config: ExecutionConfig = ExecutionConfig(),
     execution_factory: ExecutionFactory | None = None,
+    point: ResumePoint | None = None,
 ) -> Result:
     """Run a scenario; arguments as for `run`, with `data` a folder. The caller has isolated the global state.
 
-    `execution_factory` makes the execution of the experiment, in place of this process or workers.
+    `execution_factory` makes the execution of the experiment, in place of this process or workers. `point` is a checkpoint in
+    the run directory `out`, from which the run continues.
     """
-    workers, profile = config.workers, config.profile
     python_objects = objects.as_arguments()
     located_errors, scenario = open_scenario(scenario)
     check_paths(out=out)
     start = time.perf_counter()
     data = data or os.environ.get("FEDSGD_DATA") or None
-    with located_errors:
-        experiment = build_experiment(scenario, data, **python_objects, share_data=workers > 1)
-    scenario, user_code = experiment.scenario, digest_user_code(experiment.scenario, as_loaded=True)
-    _notify_start(experiment, callbacks)
-    round_profile = RoundProfile() if profile else None
-    with TrackerGroup(callbacks.trackers) as tracker_group, ExitStack() as files:
-        with (
-            profiling_into(None if round_profile is None else round_profile.profile),
-            _make_execution(experiment, workers, profile, execution_factory) as execution,
-        ):
-            folder, ledger, rounds_table = files.enter_context(_open_outputs(experiment, out, overwrite))
+    with ExitStack() as files:
+        with located_errors:
+            experiment = build_experiment(scenario, data, **python_objects, share_data=config.workers > 1)
+        experiment = experiment if point is None else _check_resumed_experiment(experiment, point)
+        user_code = digest_user_code(experiment.scenario, as_loaded=True)
+        _notify_start(experiment, callbacks)
+        round_profile = RoundProfile() if config.profile else None
+        call = _describe_call(data, python_objects)
+        with TrackerGroup(callbacks.trackers) as tracker_group:
+            with (
+                profiling_into(None if round_profile is None else round_profile.profile),
+                _make_execution(experiment, config, execution_factory) as execution,
+            ):
+                run = files.enter_context(_open_run(execution, out, overwrite, call, point))
+                history, server = _restore_rounds(run)
+                with use_caller_state():
+                    tracker_group.begin(RunStarted(experiment.scenario, run.folder))
+                observers = (on_round, tracker_group.round)
+                server = _run_rounds(run, history, server, observers, round_profile, can_defer=execution_factory is None)
+                model = build_final_model(execution, server)
+                seconds = time.perf_counter() - start + (0.0 if point is None else point.run["seconds"])
+                metadata = _call_metadata(config, round_profile, call) | ({"user_code": user_code} if user_code else {})
+                result = _build_result(run, history, server, model, (seconds, metadata))
+                _save(result, run, server, model)  # the last checkpoint reads the states of the clients
             with use_caller_state():
-                tracker_group.begin(RunStarted(scenario, folder))
-            federation = Federation(execution, ledger)
-            history, server = _record_rounds(federation, rounds_table, (on_round, tracker_group.round), round_profile)
-            model = build_final_model(execution, server)
-        summary = build_summary(federation, history, server.weights, time.perf_counter() - start)
-        summary |= _call_metadata(workers, round_profile, python_objects) | ({"user_code": user_code} if user_code else {})
-        summary |= {"reported_model": model.reported_file, "warnings": [*experiment.warnings]}
-        layout, state = experiment.plan.layout, model.evaluated_model or model.server_model
-        result = Result(scenario, history, ledger, server.weights, layout, federation.client_accuracy, summary, folder, state)
-        _save(result, experiment, model, rounds_table)
-        with use_caller_state():
-            tracker_group.end(RunFinished(summary))
+                tracker_group.end(RunFinished(result.summary))
     return result
 
 
-def _make_execution(experiment: Experiment, workers: int, profile: bool, factory: ExecutionFactory | None) -> Execution:
+@dataclass(eq=False)
+class _OpenRun:
+    """A run whose outputs are open.
+
+    Attributes:
+        folder: run directory, None without one.
+        tables: tables of the run.
+        federation: server and clients.
+        checkpoints: checkpoints in the run directory, None without one.
+    """
+
+    folder: Path | None
+    tables: RunTables
+    federation: Federation
+    checkpoints: RunCheckpoints | None
+
+    @property
+    def experiment(self) -> Experiment:
+        """Description of the run."""
+        return self.federation.experiment
+
+
+def _make_execution(experiment: Experiment, config: ExecutionConfig, factory: ExecutionFactory | None) -> Execution:
     """Return the execution that the arguments of `run` ask for, which is not open yet."""
-    return make_execution(experiment, workers, profile) if factory is None else factory(experiment)
+    return make_execution(experiment, config.workers, config.profile) if factory is None else factory(experiment)
 
 
 def _notify_start(experiment: Experiment, callbacks: RunCallbacks) -> None:
@@ -264,90 +211,150 @@ def _notify_start(experiment: Experiment, callbacks: RunCallbacks) -> None:
             callbacks.on_state_budget(experiment.state_budget)
 
 
-def _call_metadata(workers: int, round_profile: RoundProfile | None, python_objects: Mapping[str, object]) -> dict[str, Any]:
-    """Return the entries of the summary about the arguments of `run` that are not part of the scenario."""
-    profile = {} if round_profile is None else {"profile": round_profile.average_per_round()}
+def _check_resumed_experiment(experiment: Experiment, point: ResumePoint) -> Experiment:
+    """Return the experiment with the reason for its engine, or raise an OutputError if the results would change."""
+    experiment = replace(experiment, engine_choice=point.engine)
+    for difference in point.check_identity(experiment):
+        warnings.warn(f"{difference}: roundings may differ from those before", ResumeWarning, stacklevel=5)
+    return experiment
+
+
+def _describe_call(data: str | Path | None, python_objects: Mapping[str, object]) -> dict[str, Any]:
+    """Return the arguments of `run` that `resume` needs: the data folder, and the names of objects given in Python."""
     return {
-        "workers": workers,
-        **profile,
+        "data": None if data is None else str(expand_user_path(data).absolute()),
         "given_in_python": [name for name, value in python_objects.items() if value is not None],
     }
 
 
-def _save(result: Result, experiment: Experiment, model: FinalModel, rounds_table: TableWriter) -> None:
+def _call_metadata(config: ExecutionConfig, round_profile: RoundProfile | None, call: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries of the summary about the arguments of `run` that are not part of the scenario."""
+    profile = {} if round_profile is None else {"profile": round_profile.average_per_round()}
+    return {"workers": config.workers, **profile, "given_in_python": call["given_in_python"]}
+
+
+def _build_result(
+    run: _OpenRun,
+    history: list[RoundRecord],
+    server: ServerState,
+    model: FinalModel,
+    seconds_and_metadata: tuple[float, Mapping[str, Any]],
+) -> Result:
+    experiment, state = run.experiment, model.evaluated_model or model.server_model
+    seconds, metadata = seconds_and_metadata
+    summary = {**build_summary(run.federation, history, server.weights, seconds), **metadata}
+    summary |= {"reported_model": model.reported_file, "warnings": [*experiment.warnings]}
+    accuracy, ledger = run.federation.client_accuracy, run.tables.ledger
+    return Result(
+        experiment.scenario, history, ledger, server.weights, experiment.plan.layout, accuracy, summary, run.folder, state
+    )
+
+
+def _save(result: Result, run: _OpenRun, server: ServerState, model: FinalModel) -> None:
     """Write the files of a finished run: first the parameters and the summary, which only another run could produce.
 
-    The tables come last: their rows are already in segments, and merging the segments needs the same disk space again.
+    The execution must be open. The tables come last: their rows are already in segments, and merging the segments needs the
+    same disk space again.
     """
-    folder = result.out
-    if folder is None:
+    folder, checkpoints = result.out, run.checkpoints
+    if folder is None or checkpoints is None:
         return
     summary = json.dumps(result.summary, indent=2, allow_nan=False).encode() + b"\n"
     steps: dict[str, Callable[[], None]] = {
         **model.make_file_writers(folder),
         "summary.json": lambda: write_atomically(folder / "summary.json", summary),
     }
-    accuracy, held_out = result.client_accuracy, experiment.held_out
+    accuracy, train, held_out = result.client_accuracy, run.experiment.train, run.experiment.held_out
     if accuracy is not None and held_out is not None:
         path = folder / "clients.parquet"
-        steps["clients.parquet"] = lambda: save_clients(path, experiment.train, held_out, accuracy)
-    write_all(folder, {**steps, "ledger.parquet": result.ledger.close, "rounds.parquet": rounds_table.close})
+        steps["clients.parquet"] = lambda: save_clients(path, train, held_out, accuracy)
+    steps |= {
+        "checkpoints": lambda: checkpoints.write_final(run.federation, server),
+        "ledger.parquet": run.tables.close_ledger,
+        "rounds.parquet": run.tables.close_rounds,
+    }
+    write_all(folder, steps)
 
 
 @contextmanager
-def _open_outputs(
-    experiment: Experiment, out: str | Path | None, overwrite: bool
-) -> Iterator[tuple[Path | None, Ledger, TableWriter]]:
-    """Yield (run directory, ledger, table of rounds).
+def _open_run(
+    execution: Execution, out: str | Path | None, overwrite: bool, call: Mapping[str, Any], point: ResumePoint | None
+) -> Iterator[_OpenRun]:
+    """Yield a run with its outputs, which `_save` completes if the run succeeds.
 
-    `_save` completes the tables of a run that succeeds. If the run fails, this context completes the tables, and adds an error
-    of the completion to the run's error as a note. After an OutputError the segments stay unchanged.
+    If the run fails, this context completes the tables, and adds an error of the completion to the run's error as a note. After
+    an OutputError the segments stay unchanged. A run that does not continue from `point` locks its directory.
     """
-    folder = None if out is None else clear_run_directory(expand_user_path(out), overwrite)
-    if folder is not None:
-        write_atomically(folder / "scenario.toml", experiment.scenario.to_toml().encode())
-    columns = {**ROUND_COLUMNS, **dict.fromkeys(experiment.evaluation.metric_names, float)}
-    ledger = Ledger(folder and folder / "ledger.parquet")
-    rounds = TableWriter(folder and folder / "rounds.parquet", columns)
-    try:
-        yield folder, ledger, rounds
-    except OutputError:
-        raise
-    except BaseException as error:
-        for table in (ledger, rounds):
-            try:
-                table.close()
-            except OutputError as output_error:
-                error.add_note(str(output_error))
-        raise
+    scenario, metric_names = execution.experiment.scenario, execution.experiment.evaluation.metric_names
+    folder = None if out is None else expand_user_path(out)
+    with nullcontext() if folder is None or point is not None else lock_run_directory(folder):
+        if folder is not None:
+            clear_run_directory(folder, overwrite) if point is None else remove_results(folder)
+            write_atomically(folder / "scenario.toml", scenario.to_toml().encode())
+        tables = RunTables(folder, metric_names, None if point is None else point.manifest.tables)
+        federation = Federation(execution, tables.ledger)
+        checkpoints = None if folder is None else RunCheckpoints(folder, execution, tables, call, point)
+        try:
+            yield _OpenRun(folder, tables, federation, checkpoints)
+        except OutputError:
+            raise
+        except BaseException as error:
+            tables.close_after(error)
+            raise
 
 
-def _record_rounds(
-    federation: Federation,
-    rounds_table: TableWriter,
-    round_callbacks: Sequence[Callable[[RoundRecord], None] | None],
+def _restore_rounds(run: _OpenRun) -> tuple[list[RoundRecord], ServerState]:
+    """Return the records of earlier rounds, and the server's state before the next round."""
+    restored = None if run.checkpoints is None else run.checkpoints.restore(run.federation)
+    return restored or ([], run.federation.initial_state())
+
+
+def _run_rounds(
+    run: _OpenRun,
+    history: list[RoundRecord],
+    server: ServerState,
+    observers: tuple[Callable[[RoundRecord], None] | None, ...],
     round_profile: RoundProfile | None,
-) -> tuple[list[RoundRecord], ServerState]:
-    """Run all rounds, and return their records and the last state of the server."""
-    history, server = list[RoundRecord](), federation.initial_state()
-    on_round, line = round_callbacks[0], NotebookLine()
-    while not federation.is_over:
-        server, record = federation.step(server)
-        history.append(record)
-        with PhaseTimer("ledger"):
-            rounds_table.append(build_table_row(record))
-            # after the last round, the parameters are written first
-            if not federation.is_over and federation.ledger.flush():
-                rounds_table.flush(force=True)
-            with use_caller_state():
-                for callback in round_callbacks:
-                    if callback is not None:
-                        callback(record)
-            if on_round is None:
-                _show_round(line, federation, record)
-        if round_profile is not None:
-            round_profile.record_round(federation.execution.worker_phase_seconds)
-    return history, server
+    can_defer: bool,
+) -> ServerState:
+    """Run all rounds that are left, append their records to `history`, and return the last state of the server.
+
+    The first Ctrl-C ends the run after its round, with a checkpoint, if there is a run directory and `can_defer`.
+    """
+    federation, line = run.federation, NotebookLine()
+    message = "fedsgd: the run stops after this round, with a checkpoint; press Ctrl-C again to stop now"
+    with defer_interrupt(message, is_wanted=can_defer and run.checkpoints is not None) as interrupt:
+        while not federation.is_over:
+            server, record = federation.step(server)
+            history.append(record)
+            with PhaseTimer("ledger"):
+                _record_round(run, server, record)
+                with use_caller_state():
+                    for observer in observers:
+                        if observer is not None:
+                            observer(record)
+                if observers[0] is None:
+                    _show_round(line, federation, record)
+            if round_profile is not None:
+                round_profile.record_round(federation.execution.worker_phase_seconds)
+            _stop_if_requested(run, server, interrupt)
+    return server
+
+
+def _record_round(run: _OpenRun, server: ServerState, record: RoundRecord) -> None:
+    """Write the rows of a round, and a checkpoint if one is due."""
+    run.tables.append(record)
+    if not run.federation.is_over:  # after the last round, the parameters are written first
+        run.tables.flush()
+    if run.checkpoints is not None:
+        run.checkpoints.add_round(run.federation, server, record)
+
+
+def _stop_if_requested(run: _OpenRun, server: ServerState, interrupt: InterruptRequest) -> None:
+    """Write a checkpoint and raise RunInterrupted if Ctrl-C was pressed and the run has a further round."""
+    if interrupt.is_made and not run.federation.is_over and run.checkpoints is not None:
+        run.checkpoints.write(run.federation, server)
+        raise RunInterrupted(f"stopped after round {server.round - 1}; to continue: fedsgd resume {run.folder}")
 
 
 def _show_round(line: NotebookLine, federation: Federation, record: RoundRecord) -> None:

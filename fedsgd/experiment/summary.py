@@ -77,20 +77,17 @@ from __future__ import annotations
 
 import hashlib
 import math
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from fedsgd._version import __version__
 from fedsgd.data import ClientData
 from fedsgd.experiment.builder import Experiment
 from fedsgd.experiment.divergence import detect_divergence
 from fedsgd.experiment.evaluation import Evaluator
 from fedsgd.experiment.federation import Federation
+from fedsgd.experiment.run_identity import collect_versions
 from fedsgd.experiment.state_budget import StateBudget
 from fedsgd.experiment.time_to_target import find_first_reached
 from fedsgd.federation import FederationPlan
@@ -147,7 +144,7 @@ def build_summary(federation: Federation, history: Sequence[RoundRecord], parame
         "seconds": seconds,
         "peak_memory_bytes": measure_peak_memory(),
         "work": compute_profile(experiment),
-        "versions": _collect_versions(),
+        "versions": collect_versions(),
     }
     return json_safe(summary)
 
@@ -259,19 +256,6 @@ def compute_profile(experiment: Experiment) -> dict[str, float | str]:
 def json_safe(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values with None in place of infinities and NaN, which JSON lacks. Nested values stay unchanged."""
     return {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}
-
-
-def _collect_versions() -> dict[str, str]:
-    """Return the versions and the machine with which the digests can be reproduced."""
-    import torch
-
-    return {
-        "fedsgd": __version__,
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "torch": torch.__version__,
-        "machine": f"{platform.system()} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
-    }
 
 
 def save_clients(path: Path, train: ClientData, held_out: ClientData, accuracy: F64) -> None:

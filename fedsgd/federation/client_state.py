@@ -218,6 +218,20 @@ class AcknowledgedRounds:
 
     blocks: Mapping[int, I32] = field(default_factory=dict)
 
+    @staticmethod
+    def from_rounds(rounds: Mapping[ClientId, int]) -> AcknowledgedRounds:
+        """Return the table of given rounds.
+
+        Args:
+            rounds: client → round of its last accepted reply.
+        """
+        blocks: dict[int, I32] = {}
+        for client, round in rounds.items():
+            if round:
+                block = blocks.setdefault(client // BLOCK_SIZE, np.zeros(BLOCK_SIZE, dtype=np.int32))
+                block[client % BLOCK_SIZE] = round
+        return AcknowledgedRounds(blocks)
+
     def get(self, client: ClientId) -> int:
         """Return the round of a client's last accepted reply; 0 if there is none.
 

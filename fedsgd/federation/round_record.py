@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -83,11 +84,11 @@ class ResidualStatistics:
 
     Attributes:
         norms: client → Euclidean norm of the client's residual after the client's last reply.
-        rounds_missed: rounds between a reply and the same client's previous reply, for all such pairs of replies.
+        rounds_missed: rounds between a reply and the same client's previous reply → number of such pairs of replies.
     """
 
     norms: dict[int, float] = field(default_factory=dict)
-    rounds_missed: list[int] = field(default_factory=list)
+    rounds_missed: Counter[int] = field(default_factory=Counter)
 
     def add(self, replies: Sequence[Reply], accepted_clients: Collection[int]) -> tuple[float | None, float | None]:
         """Add a round's replies, and return (mean norm, mean rounds missed), each None if there is no value.
@@ -103,7 +104,7 @@ class ResidualStatistics:
         norms = {client: norm for client, norm in norms_by_client.items() if not math.isnan(norm)}
         rounds_missed = [reply.rounds_missed for reply in replies if reply.rounds_missed >= 0]
         self.norms.update(norms)
-        self.rounds_missed += rounds_missed
+        self.rounds_missed.update(rounds_missed)
         return _mean(list(norms.values())), _mean(rounds_missed)
 
     def summarize(self) -> dict[str, float | int | None] | None:
@@ -115,9 +116,18 @@ class ResidualStatistics:
             "clients": len(norms),
             "norm_median": statistics.median(norms),
             "norm_max": max(norms),
-            "rounds_missed_median": statistics.median(self.rounds_missed) if self.rounds_missed else None,
+            "rounds_missed_median": _median_of_counts(self.rounds_missed) if self.rounds_missed else None,
             "rounds_missed_max": max(self.rounds_missed, default=None),
         }
+
+
+def _median_of_counts(counts: Mapping[int, int]) -> float | int:
+    """Return the median of values that occur as often as their counts say."""
+    values = sorted(counts)
+    ends = np.cumsum([counts[value] for value in values])
+    total = int(ends[-1])
+    lower, upper = (values[int(np.searchsorted(ends, rank, side="right"))] for rank in ((total - 1) // 2, total // 2))
+    return lower if total % 2 else (lower + upper) / 2
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -27,6 +27,11 @@ class Schedule(Component, ABC):
             t: time from 1, in rounds or local steps.
         """
 
+    @property
+    def end(self) -> int | None:
+        """Last time before the factor stays at its final value; None if there is no such time, or if it is unknown."""
+        return None
+
 
 @dataclass(frozen=True)
 class ConstantSchedule(Schedule):
@@ -92,6 +97,10 @@ class CosineSchedule(Schedule):
         progress = min(t - 1, self.length) / self.length
         return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * progress)) / 2
 
+    @property
+    def end(self) -> int | None:
+        return self.length
+
 
 @dataclass(frozen=True)
 class InverseSqrtSchedule(Schedule):
@@ -121,6 +130,10 @@ class WarmUpSchedule(Schedule):
 
     def factor(self, t: int) -> float:
         return t / self.length if t < self.length else self.then.factor(t - self.length + 1)
+
+    @property
+    def end(self) -> int | None:
+        return None if self.then.end is None else self.length - 1 + self.then.end
 
 
 SCHEDULES: Registry[type[Schedule]] = Registry(

@@ -49,6 +49,11 @@ class ClientHost:
         self.data = data
         self._downlink_cache = DownlinkCache(model_cache)
 
+    @property
+    def model_cache(self) -> ModelCache:
+        """Models that the clients have stored."""
+        return self._downlink_cache.model_cache
+
     def process_messages(self, messages: Mapping[ClientId, Message]) -> Iterator[ClientOutcome]:
         """Yield one outcome for each client, in any order. An error at a client becomes a failure of that client."""
         tasks: dict[ClientId, ClientTask] = {}

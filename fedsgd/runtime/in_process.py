@@ -27,6 +27,11 @@ class InProcessRuntime:
         self.store = store
         self._host = ClientHost(plan, engine, store, data, model_cache)
 
+    @property
+    def model_cache(self) -> ModelCache:
+        """Models that the clients have stored."""
+        return self._host.model_cache
+
     def list_clients(self) -> Sequence[ClientId]:
         """Return all clients, ascending."""
         return range(len(self._host.data))

@@ -34,6 +34,7 @@ from fedsgd.scenario.overrides import apply_settings, check_settings
 from fedsgd.scenario.parsing import SettingsSection, dump_table, errors_in_section, parse_table
 from fedsgd.scenario.resolution import ResolvedUplink, resolve_uplink
 from fedsgd.scenario.sections import (
+    CheckpointConfig,
     ClientConfig,
     DataConfig,
     DownlinkConfig,
@@ -71,6 +72,7 @@ class Scenario(SettingsSection):
         evaluation: interval of evaluations in rounds, and sets of examples that are evaluated.
         report: target whose cost is reported.
         stop: target that ends the run.
+        checkpoint: interval of checkpoints.
     """
 
     name: str = field(metadata={"example": '"my-scenario"'})
@@ -89,6 +91,7 @@ class Scenario(SettingsSection):
     evaluation: EvaluationConfig = EvaluationConfig()
     report: TargetConfig = TargetConfig()
     stop: StoppingConfig = StoppingConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
 
     def __repr__(self) -> str:
         return format_changed_fields(self)

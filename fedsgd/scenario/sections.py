@@ -19,7 +19,7 @@ from fedsgd.config.component import (
     PositiveFloat,
     PositiveInt,
 )
-from fedsgd.config.quantities import parse_memory_size
+from fedsgd.config.quantities import parse_memory_size, parse_seconds
 from fedsgd.data import ClientGenerator, DatasetSource, Partitioner
 from fedsgd.data.datasets.digits import Digits
 from fedsgd.data.partitioners.iid import Iid
@@ -231,6 +231,41 @@ class StateStoreConfig(SettingsSection):
     def budget_bytes(self) -> int:
         """Memory for client states and models, bytes."""
         return parse_memory_size(self.budget)
+
+
+@dataclass(frozen=True)
+class CheckpointConfig(SettingsSection):
+    """[checkpoint]: checkpoints of a run with a run directory, from which `fedsgd resume` continues; no effect on results.
+
+    Attributes:
+        every: rounds, such as 10, or time, such as "5min", between two checkpoints. Unset: a checkpoint is written only when
+            Ctrl-C stops the run.
+        keep: number of checkpoints that are kept.
+    """
+
+    every: PositiveInt | str | None = field(default=None, metadata={"example": "10"})
+    keep: PositiveInt = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.every, str):
+            try:
+                seconds = parse_seconds(self.every)
+            except ScenarioError:
+                seconds = 0.0
+            if not seconds:
+                problem = f'got {self.every!r}, expected a number of rounds such as 10, or a time such as "5min"'
+                raise FieldError("checkpoint", "every", problem)
+
+    @property
+    def every_seconds(self) -> float | None:
+        """Seconds between two checkpoints; None if `every` is not a time."""
+        return parse_seconds(self.every) if isinstance(self.every, str) else None
+
+    @property
+    def every_rounds(self) -> int | None:
+        """Rounds between two checkpoints; None if `every` is not a number of rounds."""
+        return None if isinstance(self.every, str) else self.every
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 
 from fedsgd.errors import OutputError, ReportError, make_write_error, suggest_name
 from fedsgd.numerics.arrays import I32, BoolArray
+from fedsgd.storage.durable import sync_path
+from fedsgd.storage.table_recovery import keep_first_rows
 
 SEGMENT_ROWS = 100_000
 SEGMENT_SECONDS = 2.0
@@ -36,7 +38,8 @@ class TableWriter:
     succeeds writes the rows.
     """
 
-    def __init__(self, path: Path | None, columns: Mapping[str, type]) -> None:
+    def __init__(self, path: Path | None, columns: Mapping[str, type], n_kept_rows: int | None = None) -> None:
+        """Create the table; with `n_kept_rows`, continue the table of an earlier process after so many rows."""
         self.path = path
         self.schema = pa.schema([(name, _TYPES[kind]) for name, kind in columns.items()])
         self._rows: list[Mapping[str, Any]] = []
@@ -44,7 +47,10 @@ class TableWriter:
         self._n_segments = 0
         self._last_flush = 0.0
         self._n_written = 0
-        if path is not None:
+        self._unsynced_paths: list[Path] = []
+        if path is not None and n_kept_rows is not None:
+            self._n_segments, self._n_written = keep_first_rows(path, n_kept_rows), n_kept_rows
+        elif path is not None:
             try:
                 path.mkdir(parents=True)
             except OSError as error:
@@ -53,6 +59,15 @@ class TableWriter:
     def append(self, row: Mapping[str, Any]) -> None:
         """Add a row, which stays in memory until a call writes all rows."""
         self._rows.append(row)
+
+    def sync(self) -> int:
+        """Write all rows, wait until they are on disk, and return their number."""
+        self.flush(force=True)
+        if self.path is not None and self._unsynced_paths:
+            for path in (*self._unsynced_paths, self.path):
+                sync_path(path)
+            self._unsynced_paths = []
+        return self._n_written
 
     def flush(self, force: bool = False) -> bool:
         """Write the rows to a segment and return True, if they fill a segment or the last segment is `SEGMENT_SECONDS` old.
@@ -79,6 +94,7 @@ class TableWriter:
         try:
             pq.write_table(segment, folder / f".{name}", compression="zstd")
             (folder / f".{name}").rename(folder / name)
+            self._unsynced_paths.append(folder / name)
         except OSError as error:
             with suppress(OSError):
                 (folder / f".{name}").unlink(missing_ok=True)
@@ -149,6 +165,11 @@ def read_batches(path: Path, names: Sequence[str], rows: int = SEGMENT_ROWS) -> 
                     yield {name: _to_numpy(batch.column(name)) for name in names}
     except (OSError, pa.ArrowException) as error:
         raise ReportError(f"{path}: cannot be read as Parquet ({str(error).splitlines()[0]})") from None
+
+
+def list_values(column: NDArray[Any] | Categorical) -> list[Any]:
+    """Return a column of `read_batches` as a list of Python values."""
+    return [column.names[code] for code in column.codes.tolist()] if isinstance(column, Categorical) else column.tolist()
 
 
 def read_columns(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:

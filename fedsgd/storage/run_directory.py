@@ -9,9 +9,11 @@
 | summary.json | figures of the run |
 | clients.parquet | numbers of examples and accuracy by client, with `[evaluation] clients` |
 | transport.parquet | traffic of a deployment by round, node and direction |
+| failures.parquet | one row for each client that failed, if there are any |
 | evaluated.safetensors | model as clients decode it, if it differs from the server's |
 | clients.safetensors | tensors that stay at the clients, of each client with test examples, if there are any |
 | loss.safetensors | state of a loss that training changes |
+| checkpoints | folder of checkpoints, with `[checkpoint] every`, or after Ctrl-C |
 
 "reported_model" in summary.json names the file of the model that was evaluated. The compression ratios uplink_ratio,
 downlink_ratio and bidirectional_ratio divide the bytes of dense float32 frames by the bytes of the frames that were sent; a
@@ -38,8 +40,10 @@ Columns of clients.parquet, one row for each client:
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,8 +59,12 @@ if TYPE_CHECKING:
 PARAMETERS_FILE, EVALUATED_FILE, LOSS_FILE, CLIENTS_FILE = (
     f"{name}.safetensors" for name in ("params", "evaluated", "loss", "clients")
 )
-RUN_FILES = ("scenario.toml", "rounds.parquet", "ledger.parquet", PARAMETERS_FILE, "summary.json")
-OPTIONAL_FILES = ("clients.parquet", "transport.parquet", EVALUATED_FILE, LOSS_FILE, CLIENTS_FILE)
+LEDGER_FILE, ROUNDS_FILE, FAILURES_FILE = (f"{name}.parquet" for name in ("ledger", "rounds", "failures"))
+RUN_FILES = ("scenario.toml", ROUNDS_FILE, LEDGER_FILE, PARAMETERS_FILE, "summary.json")
+OPTIONAL_FILES = ("clients.parquet", "transport.parquet", FAILURES_FILE, EVALUATED_FILE, LOSS_FILE, CLIENTS_FILE)
+CHECKPOINT_FOLDER = "checkpoints"
+"""Folder of checkpoints in a run directory; `fedsgd.experiment.checkpoints` describes its files."""
+_CHECKPOINT_FILE = re.compile(r"\.?(checkpoint|server|clients|model)-\d{6,}\.(json|safetensors)(\.partial)?")
 ROUND_COLUMNS: Mapping[str, type] = {
     "round": int,
     "lr": float,
@@ -113,6 +121,59 @@ def clear_run_directory(folder: Path, overwrite: bool) -> Path:
     return folder
 
 
+@contextmanager
+def lock_run_directory(folder: Path) -> Iterator[None]:
+    """Create a run directory if necessary, and lock it against other runs in the context, if the system supports locks.
+
+    The system releases the lock if the process ends. An OutputError is raised if another process has locked the directory.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be created or read ({error.strerror})") from None
+    with lock_folder(folder, f"{folder}: another run is writing to it; choose another folder, or wait for its end"):
+        yield
+
+
+@contextmanager
+def lock_folder(folder: Path, problem: str) -> Iterator[None]:
+    """Lock a folder against other processes in the context, if the system supports locks, or raise OutputError(problem)."""
+    try:
+        import fcntl
+    except ImportError:  # the system has no such module
+        yield
+        return
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be created or read ({error.strerror})") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system releases the lock when this process ends
+    except BlockingIOError:
+        os.close(descriptor)
+        raise OutputError(problem) from None
+    except OSError:  # a file system without locks
+        pass
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def is_complete(folder: Path) -> bool:
+    """Return whether a run directory has all files of a finished run, with tables that are not folders of segments."""
+    return all((folder / name).is_file() for name in RUN_FILES)
+
+
+def remove_results(folder: Path) -> None:
+    """Remove the files that only a finished run has, before the run continues, so that it does not count as finished."""
+    for name in ("summary.json", PARAMETERS_FILE, EVALUATED_FILE, LOSS_FILE, CLIENTS_FILE, "clients.parquet"):
+        try:
+            (folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise make_write_error(folder / name, error) from None
+
+
 def find_files_to_remove(folder: Path, overwrite: bool) -> list[Path]:
     """Return the paths that `clear_run_directory` removes, or raise its OutputError; create the folder, but remove nothing."""
     try:
@@ -135,13 +196,24 @@ def _run_owned_paths(path: Path) -> list[Path]:
     """Return the segments in a path, then the path, or raise an OutputError if no finished or killed run wrote them."""
     name = path.name
     files = (*RUN_FILES, *OPTIONAL_FILES)
-    temporary_names = [f".{file}.{end}" for file in files for end in ("partial", "merged", "segments")]
+    temporary_names = [f".{file}.{end}" for file in files for end in ("partial", "merged", "segments", "resumed")]
     is_folder = path.is_dir() and not path.is_symlink()
-    segments = sorted(path.iterdir()) if is_folder else []
-    foreign_paths = [p for p in segments if not p.name.strip(".").startswith("segment-") or p.is_dir()]
-    if name not in (*files, *temporary_names) or foreign_paths or (is_folder and "parquet" not in name):
+    entries = sorted(path.iterdir()) if is_folder else []
+    is_own = is_checkpoint_file if name == CHECKPOINT_FOLDER else _is_segment
+    foreign_paths = [entry for entry in entries if not is_own(entry.name) or entry.is_dir()]
+    is_own_folder = name == CHECKPOINT_FOLDER or "parquet" in name
+    if name not in (*files, *temporary_names, CHECKPOINT_FOLDER) or foreign_paths or (is_folder and not is_own_folder):
         raise OutputError(f"{foreign_paths[0] if foreign_paths else path}: no run wrote this; choose another folder")
-    return [*segments, path]
+    return [*entries, path]
+
+
+def _is_segment(name: str) -> bool:
+    return name.strip(".").startswith("segment-")
+
+
+def is_checkpoint_file(name: str) -> bool:
+    """Return whether a file of this name can be part of a checkpoint, or be left by a killed process that wrote one."""
+    return _CHECKPOINT_FILE.fullmatch(name) is not None
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,7 +14,7 @@ from fedsgd.errors import OutputError, ReportError, ScenarioError
 from fedsgd.scenario.parsing import dump_table, flatten_settings
 from fedsgd.scenario.scenario import Scenario, load
 from fedsgd.storage.parquet import count_rows
-from fedsgd.storage.run_directory import OVERWRITE_HINT, find_files_to_remove, write_atomically
+from fedsgd.storage.run_directory import OVERWRITE_HINT, find_files_to_remove, lock_folder, write_atomically
 from fedsgd.sweeps.cells import DETERMINISTIC_ERRORS, SWEEP_FILE, Cell, PlannedCell, Sweep, collect_keys
 
 
@@ -33,23 +32,8 @@ def locked_directory(out: Path) -> Iterator[None]:
     if names and SWEEP_FILE not in names:
         examples = ", ".join(names[:3])
         raise OutputError(f"{out}: not the folder of a sweep: it has no {SWEEP_FILE}, but {examples}; choose another folder")
-    try:
-        import fcntl
-    except ImportError:  # the system has no such module
+    with lock_folder(out, f"{out}: another sweep is writing to it"):
         yield
-        return
-    descriptor = os.open(out, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system releases the lock when this process ends
-    except BlockingIOError:
-        os.close(descriptor)
-        raise OutputError(f"{out}: another sweep is writing to it") from None
-    except OSError:  # a file system without locks
-        pass
-    try:
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def save(sweep: Sweep) -> None:
@@ -57,7 +41,7 @@ def save(sweep: Sweep) -> None:
     write_atomically(sweep.out / SWEEP_FILE, sweep.to_json().encode())
 
 
-def resume(out: Path, plan: Sequence[PlannedCell], overwrite: bool, retry_failed: bool) -> Sweep:
+def resume_sweep(out: Path, plan: Sequence[PlannedCell], overwrite: bool, retry_failed: bool) -> Sweep:
     """Return the planned cells with their present states, then finished cells of earlier calls that are not planned.
 
     Without `overwrite`, a cell that is finished with another scenario, or with another source of a user's class, raises an

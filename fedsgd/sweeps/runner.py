@@ -16,7 +16,7 @@ from fedsgd.errors import ScenarioError, ScenarioWarning, warn_once
 from fedsgd.scenario.parsing import dump_table
 from fedsgd.scenario.scenario import Scenario, open_scenario
 from fedsgd.sweeps.cells import DETERMINISTIC_ERRORS, Cell, PlannedCell, Sweep, plan_cells
-from fedsgd.sweeps.directory import locked_directory, resume, save
+from fedsgd.sweeps.directory import locked_directory, resume_sweep, save
 from fedsgd.sweeps.executor import CellOutcome, CellResults, run_in_processes, run_sequentially
 from fedsgd.sweeps.options import RoundCallback, SweepCallbacks, SweepConfig
 from fedsgd.sweeps.settings import DottedSettings, check_grids, normalize_methods, read_methods
@@ -72,7 +72,7 @@ def sweep(
     plan = _plan_sweep(scenario, methods, grid or {}, tune or {}, seeds)
     folder = Path("runs") / f"{plan[0].scenario.name}-sweep" if out is None else expand_user_path(out)
     with locked_directory(folder):
-        current_sweep = resume(folder, plan, execution.overwrite, execution.retry_failed)
+        current_sweep = resume_sweep(folder, plan, execution.overwrite, execution.retry_failed)
         save(current_sweep)
         if callbacks.on_begin is not None:
             callbacks.on_begin(current_sweep)

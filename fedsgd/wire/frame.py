@@ -17,7 +17,7 @@ from fedsgd.system.profiling import timed
 from fedsgd.wire.bits import pack_varint, unpack_varint
 
 MAGIC = b"fS"
-VERSION = 1
+WIRE_VERSION = 1
 ALL_CLIENTS = 2**32 - 1
 """Client field of a frame that is equal for all clients."""
 MAX_SECTIONS = 255
@@ -168,7 +168,7 @@ def encode_frame(frame: Frame) -> bytes:
     if len(frame.sections) > MAX_SECTIONS or not all(0 <= value < 2**32 for value in fields):
         limits = f"expected fields from 0 to 2^32 - 1 and at most {MAX_SECTIONS} sections"
         raise ValueError(f"frame: got {h} and {len(frame.sections)} sections, {limits}")
-    pieces: list[bytes | memoryview] = [_HEADER.pack(MAGIC, VERSION, h.kind, h.codec, len(frame.sections), *fields)]
+    pieces: list[bytes | memoryview] = [_HEADER.pack(MAGIC, WIRE_VERSION, h.kind, h.codec, len(frame.sections), *fields)]
     for section in frame.sections:
         pieces += [bytes([section.kind]) + pack_varint(len(section.data)), section.data]
     check = 0
@@ -193,8 +193,8 @@ def decode_frame(data: bytes | memoryview, max_bytes: int | None = None) -> Fram
     magic, version, kind, codec, n_sections, *fields = _HEADER.unpack_from(view)
     if magic != MAGIC:
         raise WireError(0, f"magic is {magic!r}, expected {MAGIC!r}")
-    if version != VERSION:
-        raise WireError(HEADER_OFFSETS["version"], f"version is {version}, expected {VERSION}")
+    if version != WIRE_VERSION:
+        raise WireError(HEADER_OFFSETS["version"], f"version is {version}, expected {WIRE_VERSION}")
     end = len(view) - _CHECKSUM.size
     if zlib.crc32(view[:end]) != _CHECKSUM.unpack_from(view, end)[0]:
         raise WireError(end, "the checksum does not match")

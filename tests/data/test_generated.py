@@ -25,7 +25,8 @@ from fedsgd.data.partitioners.natural import NaturalPartition
 from fedsgd.errors import DataError, ScenarioError
 from fedsgd.experiment.builder import build_experiment
 from fedsgd.experiment.partition_summary import summarize_partition
-from fedsgd.experiment.runner import Result, run
+from fedsgd.experiment.result import Result
+from fedsgd.experiment.runner import run
 from fedsgd.scenario.scenario import Scenario, load, parse_scenario
 from tests.data.samples import have_equal_arrays
 from tests.effort import examples

@@ -30,7 +30,7 @@ GROUPS = (
         "run",
         "Run a scenario",
         "`fedsgd.run` runs a scenario and returns a `Result`. [First run](../../guides/first-run.md) uses it.",
-        _in_fedsgd("run Result RoundRecord Ledger ExecutionConfig RunCallbacks"),
+        _in_fedsgd("run resume Result RoundRecord Ledger ExecutionConfig RunCallbacks"),
     ),
     ApiGroup(
         "scenario",
@@ -38,7 +38,7 @@ GROUPS = (
         "A `Scenario` has one attribute for each section of a TOML file. [Scenarios](../../guides/scenarios.md) explains them.",
         _in_fedsgd(
             "load Scenario DataConfig ClientConfig EngineConfig ServerConfig ParticipationConfig FaultConfig UplinkConfig "
-            "DownlinkConfig StateStoreConfig EvaluationConfig TargetConfig StoppingConfig Target"
+            "DownlinkConfig StateStoreConfig EvaluationConfig TargetConfig StoppingConfig CheckpointConfig Target"
         ),
     ),
     ApiGroup(

@@ -28,7 +28,8 @@ from fedsgd.data import Dataset, Examples
 from fedsgd.errors import DataError, ModelError, OutputError, RunError, ScenarioError
 from fedsgd.experiment.builder import build_experiment
 from fedsgd.experiment.ledger import COLUMNS
-from fedsgd.experiment.runner import Result, run
+from fedsgd.experiment.result import Result
+from fedsgd.experiment.runner import run
 from fedsgd.scenario.scenario import Scenario, parse_scenario
 from fedsgd.storage.run_directory import RUN_FILES
 from fedsgd.wire import encode_values, frame_overhead

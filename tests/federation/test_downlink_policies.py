@@ -21,7 +21,7 @@ from fedsgd.scenario.resolution import build_downlink
 from fedsgd.scenario.scenario import Scenario
 from fedsgd.scenario.sections import DownlinkConfig
 from fedsgd.sweeps.cells import plan_cells
-from fedsgd.sweeps.directory import resume
+from fedsgd.sweeps.directory import resume_sweep
 
 Make = Callable[..., Scenario]
 OPERATORS = {"shift": TopK(0.1), "plain": QSGD()}
@@ -77,7 +77,7 @@ def test_finished_cell_with_an_alias_is_not_run_again(scenario: Make, tmp_path: 
     fedsgd.run(plan[0].scenario, out=tmp_path / plan[0].cell.folder)
     path = tmp_path / plan[0].cell.folder / "scenario.toml"
     path.write_text(path.read_text().replace(f'policy = "{policy}"', f'policy = "{alias}"'))
-    assert [cell.state for cell in resume(tmp_path, plan, overwrite=False, retry_failed=False).cells] == ["finished"]
+    assert [cell.state for cell in resume_sweep(tmp_path, plan, overwrite=False, retry_failed=False).cells] == ["finished"]
 
 
 def test_messages_and_suggestions_have_the_new_names(scenario: Make) -> None:

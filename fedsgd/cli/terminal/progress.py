@@ -85,14 +85,14 @@ def _create_bar(console: Console) -> Progress:
 
 
 def _make_line_printer(console: Console, scenario: Scenario) -> Callable[[RoundRecord], None]:
-    last_line_time, elapsed = time.monotonic(), 0.0
+    last_line_time, elapsed, n_rounds = time.monotonic(), 0.0, 0
 
     def print_round(record: RoundRecord) -> None:
-        nonlocal last_line_time, elapsed
-        elapsed += record.seconds
+        nonlocal last_line_time, elapsed, n_rounds
+        elapsed, n_rounds = elapsed + record.seconds, n_rounds + 1  # a resumed run does not begin with round 1
         if time.monotonic() - last_line_time >= LINE_SECONDS:
             last_line_time = time.monotonic()
-            remaining = elapsed / record.round * (scenario.rounds - record.round)
+            remaining = elapsed / n_rounds * (scenario.rounds - record.round)
             rounds = f"round {record.round}/{scenario.rounds}"
             line = f"{scenario.name}: {rounds}, {record.describe()}, about {remaining:.0f} s left"
             console.print(line, highlight=False, soft_wrap=True, markup=False)

@@ -12,7 +12,7 @@ from fedsgd.experiment.divergence import LEARNING_RATE_HINT
 from fedsgd.experiment.evaluation import RESERVED_PREFIXES
 
 if TYPE_CHECKING:
-    from fedsgd.experiment.runner import Result
+    from fedsgd.experiment.result import Result
     from fedsgd.flower.deployment import DeploymentResult
 
 

@@ -28,7 +28,8 @@ from fedsgd.data import Examples
 from fedsgd.errors import ModelError, NonFiniteError, RunError, ScenarioError
 from fedsgd.experiment.builder import Experiment, build_experiment
 from fedsgd.experiment.execution import InProcessExecution, make_execution
-from fedsgd.experiment.runner import Result, run
+from fedsgd.experiment.result import Result
+from fedsgd.experiment.runner import run
 from fedsgd.federation import Message, Reply, broadcast
 from fedsgd.federation.round_loop import ClientFailure
 from fedsgd.models.task import LearningTask

@@ -1,0 +1,90 @@
+"""`fedsgd resume`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fedsgd.cli.app import main
+from fedsgd.cli.completers import complete_run
+from fedsgd.cli.options import UserPath, plugin_option
+from fedsgd.cli.run_folders import mention_partial_ledger, mention_shared_cores
+from fedsgd.cli.streams import echo_json
+from fedsgd.cli.tracking import print_warnings, tracker_options, trackers_from_options
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fedsgd.trackers import Tracker
+
+EXAMPLES = """Examples:
+
+\b
+    fedsgd run scenarios/quickstart.toml --checkpoint-every 5 --out runs/a
+    fedsgd resume runs/a
+    fedsgd resume runs/a --rounds 40
+"""
+
+
+@main.command("resume", epilog=EXAMPLES, short_help="Continue a run from its latest checkpoint.")
+@click.argument("run_dir", type=UserPath(), shell_complete=complete_run)
+@click.option("--rounds", type=click.IntRange(min=1), metavar="N", help="Continue a finished run to N rounds in all.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="K",
+    help="Train and evaluate in K processes, each with one thread. Results do not depend on K.",
+)
+@click.option("--data", type=UserPath(), help="Folder of data files.  [default: the folder of the run]")
+@tracker_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output, and nothing else there.")
+@click.option("--quiet", is_flag=True, help="Show no progress.")
+@plugin_option
+def resume_command(
+    run_dir: Path, rounds: int | None, workers: int, data: Path | None, as_json: bool, quiet: bool, **tracking: Any
+) -> None:
+    """Continue the run in RUN_DIR from its latest checkpoint, as if it had never stopped.
+
+    Checkpoints are written with [checkpoint] every, with --checkpoint-every of `fedsgd run`, and when Ctrl-C ends a run.
+    Parameters, ledger and summary are those of a run that was never interrupted, times apart.
+    """
+    from fedsgd.system.forkserver import preload_workers
+
+    preload_workers(workers)  # before torch is imported here, so that workers import it in parallel
+    trackers = trackers_from_options(**tracking)
+    mention_shared_cores(workers, "workers", quiet)
+    _resume(run_dir, rounds, data, workers, trackers, as_json, quiet)
+
+
+def _resume(
+    run_dir: Path,
+    rounds: int | None,
+    data: Path | None,
+    workers: int,
+    trackers: Sequence[Tracker],
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    from fedsgd.cli import terminal
+    from fedsgd.experiment.options import ExecutionConfig, RunCallbacks
+    from fedsgd.experiment.resume import read_scenario, resume
+
+    show_progress = terminal.show_progress(read_scenario(run_dir, rounds), quiet)
+    with mention_partial_ledger(run_dir), print_warnings(quiet), show_progress as progress:
+        result = resume(
+            run_dir,
+            rounds=rounds,
+            data=data,
+            on_round=progress.on_round,
+            callbacks=RunCallbacks(progress.on_engine, progress.on_state_budget, trackers),
+            execution=ExecutionConfig(workers=workers),
+        )
+    if as_json:
+        echo_json(json.dumps(result.summary, indent=2))
+    else:
+        terminal.print_result(result)

@@ -1,0 +1,166 @@
+"""Resumption of a run from the latest checkpoint of its directory."""
+
+from __future__ import annotations
+
+import tomllib
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedsgd.config.argument_checks import resolve_config
+from fedsgd.data import Dataset
+from fedsgd.errors import FedsgdError, OutputError, ResumeWarning, ScenarioError
+from fedsgd.experiment.options import (
+    CustomModel,
+    ExecutionConfig,
+    RunCallbacks,
+    collect_objects,
+    resolve_callbacks,
+    resolve_data,
+)
+from fedsgd.experiment.result import Result
+from fedsgd.experiment.run_checkpoints import ResumePoint, find_resume_point, raise_for_differences
+from fedsgd.experiment.run_identity import list_scenario_differences
+from fedsgd.experiment.runner import execute_run
+from fedsgd.federation.round_record import RoundRecord
+from fedsgd.scenario.scenario import Scenario, load, parse_scenario
+from fedsgd.storage.run_directory import is_complete, lock_run_directory
+from fedsgd.system.forkserver import preload_workers
+from fedsgd.system.torch_determinism import isolate_global_state
+from fedsgd.system.user_files import expand_user_path, read_text
+from fedsgd.trackers import check_callbacks
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from fedsgd.trackers import Tracker
+
+
+def resume(
+    run_dir: str | Path,
+    *,
+    rounds: int | None = None,
+    data: str | Path | Dataset | None = None,
+    model: nn.Module | CustomModel | None = None,
+    on_round: Callable[[RoundRecord], None] | None = None,
+    callbacks: RunCallbacks | Sequence[Tracker] | None = None,
+    execution: ExecutionConfig | None = None,
+) -> Result:
+    """Continue a run from the latest checkpoint of its directory, and run it to its end.
+
+    The results are those of a run that was never interrupted, bit for bit, on any number of workers: the parameters, the ledger
+    and the summary, except for times. Rounds after the checkpoint are run again.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> import fedsgd
+    >>> from fedsgd.scenario.scenario import parse_scenario
+    >>> scenario = parse_scenario({"name": "digits", "rounds": 2, "checkpoint": {"every": 1}})
+    >>> with TemporaryDirectory() as folder:
+    ...     first = fedsgd.run(scenario, out=f"{folder}/run")
+    ...     result = fedsgd.resume(f"{folder}/run", rounds=4)
+    >>> len(first.history), len(result.history)
+    (2, 4)
+
+    Args:
+        run_dir: run directory.
+        rounds: maximum number of rounds in place of the scenario's, to continue a finished run.
+        data: folder of the data files, None for the folder of the run; or the dataset that was passed to `run`.
+        model: torch module or `CustomModel` that was passed to `run`.
+        on_round: called after each further round.
+        callbacks: receivers of other events, as for `run`.
+        execution: worker processes and measurements, which do not change results; None for one process.
+
+    Raises:
+        OutputError: the directory has no checkpoint that can be used, or another run is writing to it; or the scenario, the
+            data, the user's code, or the version of fedsgd, torch or the wire format has changed.
+        ScenarioError: `rounds` does not continue the run, or an argument is wrong.
+        DataError, ModelError, RunError: as for `run`.
+
+    Warns:
+        ResumeWarning: a later checkpoint is damaged, or Python, numpy or the processor differs, which may change roundings.
+    """
+    execution = resolve_config("execution", execution, ExecutionConfig)
+    preload_workers(execution.workers)
+    callbacks = resolve_callbacks(callbacks)
+    functions = {"on_engine": callbacks.on_engine, "on_state_budget": callbacks.on_state_budget, "on_round": on_round}
+    check_callbacks(callbacks.trackers, functions)
+    folder, (data_folder, dataset) = expand_user_path(run_dir, "run_dir"), resolve_data(data)
+    if not folder.is_dir():
+        raise OutputError(f"{folder}: there is no such run directory")
+    with lock_run_directory(folder), isolate_global_state():
+        point = find_resume_point(folder)
+        if rounds is None and point.run["is_over"] and is_complete(folder):
+            hint = "pass --rounds (in Python: rounds=...) to continue it"
+            raise OutputError(f"{folder}: the run is finished, after {point.manifest.round} rounds; {hint}")
+        for damage in point.damages:
+            text = f"{damage}: the run continues from the checkpoint after round {point.manifest.round}"
+            warnings.warn(text, ResumeWarning, stacklevel=3)
+        return execute_run(
+            _plan_scenario(point, rounds),
+            data=data_folder or point.run["data"],
+            objects=collect_objects(dataset, model),
+            out=folder,
+            on_round=on_round,
+            callbacks=callbacks,
+            config=execution,
+            point=point,
+        )
+
+
+def read_scenario(run_dir: Path, rounds: int | None) -> Scenario:
+    """Return the scenario of a run directory, for its name and number of rounds.
+
+    Args:
+        run_dir: run directory.
+        rounds: number of rounds in place of the scenario's; None for the scenario's.
+
+    Raises:
+        OutputError: there is no such run directory.
+        ScenarioError: the scenario cannot be read.
+    """
+    if not run_dir.is_dir():
+        raise OutputError(f"{run_dir}: there is no such run directory")
+    scenario = load(run_dir / "scenario.toml")
+    return scenario if rounds is None else replace(scenario, rounds=rounds)
+
+
+def _plan_scenario(point: ResumePoint, rounds: int | None) -> Scenario:
+    """Return the scenario of the rest of a run, after a check of the scenario file and of the number of rounds."""
+    recorded_toml, path = str(point.run["scenario"]), point.folder / "scenario.toml"
+    scenario = parse_scenario(tomllib.loads(recorded_toml))
+    with suppress(OSError):
+        try:
+            present = tomllib.loads(text := read_text(path))
+        except ValueError as error:
+            raise OutputError(f"{path}: not valid TOML: {error}") from None
+        raise_for_differences(point.folder, list_scenario_differences(recorded_toml, text))
+        if rounds is None and isinstance(present.get("rounds"), int) and present["rounds"] > scenario.rounds:
+            raise OutputError(
+                f"{path}: rounds was {scenario.rounds}, now {present['rounds']}: pass --rounds {present['rounds']}"
+            )
+        with suppress(FedsgdError):  # [checkpoint] has no effect on results, so the file may change it
+            scenario = replace(scenario, checkpoint=parse_scenario(present).checkpoint)
+    return scenario if rounds is None else _change_rounds(scenario, point, rounds)
+
+
+def _change_rounds(scenario: Scenario, point: ResumePoint, rounds: int) -> Scenario:
+    """Return the scenario with another number of rounds. ScenarioError if these rounds do not continue the run."""
+    done = point.manifest.round
+    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds <= done:
+        raise ScenarioError(f"rounds: got {rounds!r}, expected more than the {done} rounds of the checkpoint")
+    if point.run["is_over"] and done < scenario.rounds:
+        raise ScenarioError(f"rounds: the run ended after round {done}, because it reached the target of [stop]")
+    for key, optimizer, n_steps in (
+        ("client.optimizer", scenario.client.optimizer, scenario.client.steps),
+        ("server.optimizer", scenario.server.optimizer, 1),
+    ):
+        time_per_round = {"rounds": 1, "steps": n_steps or 0, "local-steps": 0}[optimizer.schedule_over]
+        if optimizer.schedule.end == time_per_round * scenario.rounds and rounds > scenario.rounds:
+            problem = (
+                f"it ends with the {scenario.rounds} rounds of the run, and further rounds would train with its last factor"
+            )
+            raise ScenarioError(f"rounds: {key}.schedule depends on the number of rounds: {problem}; start a new run")
+    return replace(scenario, rounds=rounds)

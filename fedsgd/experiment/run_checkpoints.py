@@ -1,0 +1,199 @@
+"""Checkpoints of a run: what a run stores between two rounds, and how another process continues from it."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fedsgd.errors import OutputError
+from fedsgd.experiment.builder import Experiment
+from fedsgd.experiment.checkpoints import (
+    Checkpointer,
+    CheckpointInterval,
+    ClientFiles,
+    Manifest,
+    find_usable_manifests,
+    list_manifests,
+    remove_other_files,
+    restore,
+)
+from fedsgd.experiment.execution import Execution
+from fedsgd.experiment.federation import Federation
+from fedsgd.experiment.run_identity import describe_environment, describe_identity, list_differences
+from fedsgd.experiment.run_tables import RunTables
+from fedsgd.federation import ServerState
+from fedsgd.federation.round_record import ResidualStatistics, RoundRecord
+from fedsgd.storage.run_directory import CHECKPOINT_FOLDER
+from fedsgd.training.selection import EngineChoice
+
+
+@dataclass(frozen=True, eq=False)
+class ResumePoint:
+    """Checkpoint from which a run continues.
+
+    Attributes:
+        folder: run directory.
+        manifests: checkpoints that can be used, the latest last.
+        damages: reason for each later checkpoint why it cannot be used.
+    """
+
+    folder: Path
+    manifests: tuple[Manifest, ...]
+    damages: tuple[str, ...] = ()
+
+    @property
+    def manifest(self) -> Manifest:
+        """The latest checkpoint that can be used."""
+        return self.manifests[-1]
+
+    @property
+    def run(self) -> Mapping[str, Any]:
+        """Values of the run at the checkpoint."""
+        return self.manifest.run
+
+    @property
+    def engine(self) -> EngineChoice:
+        """Engine that the run selected at its start."""
+        return EngineChoice(**self.run["engine"])
+
+    def check_identity(self, experiment: Experiment) -> list[str]:
+        """Return lines about what may change the rounding of results.
+
+        Args:
+            experiment: the run as this process has built it.
+
+        Raises:
+            OutputError: the run would not give the results of a run that was never interrupted; a note for each difference.
+        """
+        differences = list_differences(self.run["identity"], describe_identity(experiment))
+        raise_for_differences(self.folder, differences)
+        return list_differences(self.run["environment"], describe_environment())
+
+
+def raise_for_differences(folder: Path, differences: Sequence[str]) -> None:
+    """Raise an OutputError if there is a difference, with a note for each further difference."""
+    if differences:
+        first, *others = differences
+        error = OutputError(f"{folder}: cannot be resumed, because its results would change: {first}")
+        for difference in others:
+            error.add_note(difference)
+        raise error
+
+
+def find_resume_point(folder: Path) -> ResumePoint:
+    """Return the latest checkpoint of a run directory that can be used.
+
+    Args:
+        folder: run directory.
+
+    Raises:
+        OutputError: there is none; the message says why.
+    """
+    checkpoints = folder / CHECKPOINT_FOLDER
+    if not list_manifests(checkpoints):
+        if not folder.is_dir():
+            raise OutputError(f"{folder}: there is no such run directory")
+        raise OutputError(f"{folder}: cannot be resumed: it has no checkpoint, which only [checkpoint] every or Ctrl-C writes")
+    manifests, damages = list[Manifest](), list[str]()
+    for _, result in find_usable_manifests(checkpoints):
+        if isinstance(result, Manifest):
+            manifests.append(result)
+        else:
+            damages.append(result)
+    if not manifests:
+        raise OutputError(f"{folder}: cannot be resumed: {damages[0]}")
+    return ResumePoint(folder, tuple(reversed(manifests)), tuple(damages))
+
+
+class RunCheckpoints:
+    """Checkpoints of one run with a run directory.
+
+    Args:
+        folder: run directory.
+        execution: open execution of the run.
+        tables: tables of the run.
+        call: values of the arguments of `run` that `resume` needs: data folder, names of objects in Python.
+        point: checkpoint from which the run continues; None for a new run.
+    """
+
+    def __init__(
+        self, folder: Path, execution: Execution, tables: RunTables, call: Mapping[str, Any], point: ResumePoint | None
+    ) -> None:
+        experiment, config = execution.experiment, execution.experiment.scenario.checkpoint
+        self._experiment = experiment
+        self._tables = tables
+        self._call = call
+        self._point = point
+        self._folder = folder / CHECKPOINT_FOLDER
+        self._client_files = ClientFiles(self._folder, experiment.plan.n_clients, execution.storage)
+        interval = CheckpointInterval(config.every_rounds, config.every_seconds)
+        manifests = () if point is None else point.manifests
+        self._checkpointer = Checkpointer(self._folder, self._client_files, interval, config.keep, manifests)
+        self._is_final_wanted = config.every is not None
+        self._identity: Mapping[str, Any] | None = None
+        self._start = time.perf_counter()
+
+    def restore(self, federation: Federation) -> tuple[list[RoundRecord], ServerState] | None:
+        """Return the records of the checkpoint's rounds, and the server's state; fill the clients' storage. None for a new run.
+
+        Args:
+            federation: federation that has not run a round, which continues after the checkpoint.
+
+        Raises:
+            OutputError: the ledger is not the ledger of the checkpoint.
+        """
+        if self._point is None:
+            return None
+        manifest, run = self._point.manifest, self._point.run
+        history = self._tables.replay(run["totals"])
+        if self._tables.ledger.sha256 != run["ledger_sha256"]:
+            raise OutputError(f"{self._point.folder}: ledger.parquet was changed after the checkpoint: its digest differs")
+        server, norms = restore(self._client_files, self._folder, manifest)
+        missed = Counter({int(rounds): count for rounds, count in run["rounds_missed"]})
+        federation.restore(server, history, ResidualStatistics(norms, missed))
+        remove_other_files(self._folder, list(self._point.manifests))
+        return history, server
+
+    def add_round(self, federation: Federation, server: ServerState, record: RoundRecord) -> None:
+        """Record a finished round, and write a checkpoint if the interval asks for one and the run goes on."""
+        self._checkpointer.add_cohort(record.cohort)
+        if not federation.is_over and self._checkpointer.is_due(record.round):
+            self.write(federation, server)
+
+    def write_final(self, federation: Federation, server: ServerState) -> None:
+        """Write a checkpoint after the last round if the scenario asks for checkpoints, so that the run can be continued."""
+        if self._is_final_wanted:
+            self.write(federation, server)
+
+    def write(self, federation: Federation, server: ServerState) -> None:
+        """Write a checkpoint, unless the latest has this round and the same settings.
+
+        Args:
+            federation: federation between two rounds.
+            server: state of its server before the next round.
+        """
+        if self._identity is None:
+            self._identity = describe_identity(self._experiment)
+        tables = self._tables.sync()
+        run = {
+            "scenario": self._experiment.scenario.to_toml(),
+            "identity": self._identity,
+            "environment": describe_environment(),
+            "engine": asdict(self._experiment.engine_choice),
+            "is_over": federation.is_over,
+            "totals": {direction: asdict(total) for direction, total in federation.ledger.totals.items()},
+            "ledger_sha256": federation.ledger.sha256,
+            "rounds_missed": sorted(federation.residuals.rounds_missed.items()),
+            "seconds": time.perf_counter() - self._start + (0.0 if self._point is None else self._point.run["seconds"]),
+            **self._call,
+        }
+        self._checkpointer.write(server, federation.residuals.norms, tables, run)
+
+    @property
+    def last_round(self) -> int:
+        """Last round of the latest checkpoint; 0 without one."""
+        return self._checkpointer.last_round

@@ -1,0 +1,76 @@
+"""Recovery of a table that an earlier process wrote: its first rows, as a folder of segments.
+
+A killed process may leave a table as one file, as a folder of segments, or in the middle of the change from one to the other.
+Each step here renames complete files only, so that a process that is killed here leaves a table that can be recovered again.
+"""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fedsgd.errors import OutputError, make_write_error
+
+FIRST_SEGMENT = "segment-000000.parquet"
+
+
+def keep_first_rows(path: Path, n_rows: int) -> int:
+    """Remove all rows but the first from a table, leave it as a folder of segments, and return the number of the next segment.
+
+    Args:
+        path: table, a file or a folder of segments.
+        n_rows: number of rows that stay.
+
+    Raises:
+        OutputError: the table has fewer rows, or cannot be read or written.
+    """
+    try:
+        _become_folder(path)
+        return _cut_segments(path, n_rows)
+    except pa.ArrowException as error:
+        raise OutputError(f"{path}: cannot be read as Parquet ({str(error).splitlines()[0]})") from None
+    except OSError as error:
+        raise make_write_error(path, error) from None
+
+
+def _become_folder(path: Path) -> None:
+    """Turn a table of one file into a folder with one segment, and finish or undo such a change that was interrupted."""
+    merged_file, segment_folder, new_folder = (
+        path.with_name(f".{path.name}.{end}") for end in ("merged", "segments", "resumed")
+    )
+    for folder in (segment_folder, new_folder):
+        if not path.exists() and folder.is_dir() and any(folder.iterdir()):
+            folder.rename(path)
+    merged_file.unlink(missing_ok=True)
+    for folder in (segment_folder, new_folder):
+        shutil.rmtree(folder, ignore_errors=True)
+    if path.is_file():
+        new_folder.mkdir()
+        path.rename(new_folder / FIRST_SEGMENT)
+        new_folder.rename(path)
+
+
+def _cut_segments(folder: Path, n_rows: int) -> int:
+    for partial_file in folder.glob(".segment-*"):
+        with suppress(OSError):
+            partial_file.unlink()
+    next_number, n_kept = 0, 0
+    for segment in sorted(folder.glob("segment-*.parquet")):
+        if n_kept == n_rows:
+            segment.unlink()
+            continue
+        n_segment_rows = pq.read_metadata(segment).num_rows
+        if n_kept + n_segment_rows > n_rows:
+            table = pq.read_table(segment, partitioning=None).slice(0, n_rows - n_kept)
+            pq.write_table(table, folder / f".{segment.name}", compression="zstd")
+            (folder / f".{segment.name}").replace(segment)
+            n_segment_rows = n_rows - n_kept
+        n_kept += n_segment_rows
+        next_number = int(segment.stem.removeprefix("segment-")) + 1
+    if n_kept < n_rows:
+        raise OutputError(f"{folder}: has {n_kept:,} rows, but the checkpoint was written after {n_rows:,}")
+    return next_number
