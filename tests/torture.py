@@ -2,8 +2,8 @@
 
 python -m tests.torture [--kills 50] [--seed 0]
 
-Half of the kills come at a random moment, the others while a checkpoint is being written. A resumed run may be killed again.
-Each process is forked from a process that has imported torch, so that a kill costs about a second.
+Kills come within a random round, or while a file of a checkpoint or a segment of the ledger is being written. A resumed run may
+be killed again, and may continue on another number of workers. Processes are forked from one that has imported torch.
 """
 
 from __future__ import annotations
@@ -15,17 +15,22 @@ import os
 import signal
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import cycle
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 
+from fedsgd.errors import ScenarioWarning
 from fedsgd.experiment.ledger import DIGEST_COLUMNS
+from fedsgd.federation.round_record import RoundRecord
 
 TOP_K = {"name": "top-k", "density": 0.05}
 UNIFORM = {"cohort": 5, "weighting": "uniform"}
@@ -54,9 +59,17 @@ CASES: Mapping[str, Mapping[str, Any]] = {
     "batch norm": {"model.batch_norm": "mean", "uplink": {"compressor": TOP_K, "error_feedback": "persist"}},
 }
 """Settings of each case, besides BASE."""
-TIMES = ("seconds", "peak_memory_bytes", "work", "workers")
-"""Keys of summary.json that may differ."""
-START_SECONDS = 60.0
+UNCOMPARED = ("seconds", "peak_memory_bytes", "work", "workers", "states")
+"""Keys of summary.json that may differ: times, memory, and the location of the states, which is a setting of the case."""
+PARTIAL_FILES = {
+    "server file": ("checkpoints", ".server-*"),
+    "client file": ("checkpoints", ".clients-*"),
+    "manifest": ("checkpoints", ".checkpoint-*"),
+    "ledger": ("ledger.parquet", ".segment-*"),
+}
+"""Folder and pattern of the partial file that exists during a step of a checkpoint."""
+KINDS = ("within a round", "within a round", "within a round", *PARTIAL_FILES)
+"""Moments of a kill."""
 
 
 @dataclass(frozen=True)
@@ -73,16 +86,17 @@ class Setup:
 
 @dataclass
 class Chain:
-    """One run directory, whose run is killed several times.
+    """One run that is killed several times.
 
     Attributes:
-        moments: for each kill, "random" or "checkpoint".
-        rounds: last round of the checkpoint from which each resumed process continued.
+        kills: moment of each kill, and the round after which it came.
     """
 
     setup: Setup
-    moments: list[str] = field(default_factory=list)
-    rounds: list[int] = field(default_factory=list)
+    kills: list[tuple[str, int]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return f"{self.setup}: " + (", ".join(f"{kind} after round {round}" for kind, round in self.kills) or "not killed")
 
 
 SETUPS = [
@@ -90,8 +104,8 @@ SETUPS = [
 ]
 
 
-def run_process(setup: Setup, folder: Path, is_new: bool, workers: int, started: Connection) -> None:
-    """Run or resume a run in this process, which is killed or ends."""
+def run_process(setup: Setup, folder: Path, is_new: bool, workers: int, events: Connection) -> None:
+    """Run or resume a run in this process, which is killed or ends. Send the number of each finished round."""
     import torch
 
     from fedsgd.experiment.options import ExecutionConfig
@@ -99,19 +113,23 @@ def run_process(setup: Setup, folder: Path, is_new: bool, workers: int, started:
     from fedsgd.experiment.runner import run
     from fedsgd.scenario.scenario import Scenario
 
-    os.setsid()
+    warnings.simplefilter("ignore", ScenarioWarning)
     torch.manual_seed(0)
     module = None
     if setup.case == "batch norm":
         linear, head = torch.nn.Linear(64, 16), torch.nn.Linear(16, 10)
         module = torch.nn.Sequential(torch.nn.Flatten(), linear, torch.nn.BatchNorm1d(16), torch.nn.ReLU(), head)
     execution = ExecutionConfig(workers)
-    started.send(None)
+    events.send(0)
+
+    def on_round(record: RoundRecord) -> None:
+        events.send(record.round)
+
     if is_new:
         scenario = Scenario(name="torture").with_settings({**BASE, **CASES[setup.case], "state.store": setup.store})
-        run(scenario, model=module, out=folder, execution=execution)
+        run(scenario, model=module, out=folder, overwrite=True, execution=execution, on_round=on_round)
     else:
-        resume(folder, model=module, execution=execution)
+        resume(folder, model=module, execution=execution, on_round=on_round)
 
 
 class Torturer:
@@ -121,8 +139,8 @@ class Torturer:
         self._folder = folder
         self._random = np.random.default_rng(seed)
         self._context = mp.get_context("forkserver")
-        self._context.set_forkserver_preload(["torch", "fedsgd.experiment.resume", "fedsgd.experiment.builder"])
-        self._references: dict[Setup, tuple[dict[str, Any], float]] = {}
+        self._context.set_forkserver_preload(["torch", "fedsgd.experiment.resume", "fedsgd.training.stacked"])
+        self._references: dict[str, dict[str, Any]] = {}
 
     def kill_runs(self, n_kills: int) -> Iterator[Chain]:
         """Kill runs, each up to three times, resume and compare them, and yield each run after its comparison."""
@@ -131,69 +149,59 @@ class Torturer:
             if done >= n_kills:
                 return
             chain = self._kill_run(setup, self._folder / f"killed-{number}", min(n_kills - done, 1 + number % 3))
-            done += len(chain.moments)
+            done += len(chain.kills)
             yield chain
 
     def _kill_run(self, setup: Setup, folder: Path, n_kills: int) -> Chain:
-        expected, seconds = self._run_uninterrupted(setup)
-        chain, is_new = Chain(setup), True
-        while True:
-            moment = ("random", "checkpoint")[len(chain.moments) % 2] if len(chain.moments) < n_kills else None
-            workers = setup.workers if is_new else 1 + (setup.workers + len(chain.moments)) % 2
-            ended = self._run_until(setup, folder, is_new, workers, moment, seconds)
-            if not ended:
-                chain.moments.append(str(moment))
-            elif moment is None:
-                break
-            manifests = sorted((folder / "checkpoints").glob("checkpoint-*.json")) if folder.is_dir() else []
-            if ended and moment is not None:  # the run was faster than the kill: it begins again
-                is_new, folder = True, folder.with_name(f"{folder.name}x")
-                continue
-            is_new = not manifests
-            if is_new:
-                folder = folder.with_name(f"{folder.name}x")  # killed before the first checkpoint
-            else:
-                chain.rounds.append(int(manifests[-1].stem.removeprefix("checkpoint-")))
-        difference = find_difference(expected, read_results(folder))
-        if difference:
-            raise AssertionError(f"{setup}: killed at {chain.moments}, resumed after {chain.rounds}: {difference}")
+        """Kill a run in rounds that grow from kill to kill, resume it after each kill, and compare its results."""
+        chain, expected = Chain(setup), self._run_uninterrupted(setup.case)
+        rounds = sorted(self._random.integers(0, BASE["rounds"], size=n_kills).tolist())
+        for number, round in enumerate(rounds):
+            kind = KINDS[int(self._random.integers(len(KINDS)))]
+            workers = setup.workers if not number else 1 + int(self._random.integers(2))
+            if self._start(setup, folder, workers, (kind, round)):
+                chain.kills.append((kind, round))
+        assert not self._start(setup, folder, setup.workers, None)
+        if difference := find_difference(expected, read_results(folder)):
+            raise AssertionError(f"{chain}: {difference}")
         return chain
 
-    def _run_uninterrupted(self, setup: Setup) -> tuple[dict[str, Any], float]:
-        """Return the results of a run without kills, and its seconds."""
-        if setup not in self._references:
+    def _run_uninterrupted(self, case: str) -> dict[str, Any]:
+        """Return the results of a run without kills, in one process with states in memory."""
+        if case not in self._references:
             folder = self._folder / f"reference-{len(self._references)}"
-            start = time.monotonic()
-            assert self._run_until(setup, folder, True, setup.workers, None, 0.0)
-            self._references[setup] = read_results(folder), time.monotonic() - start
-        return self._references[setup]
+            assert not self._start(Setup(case, 1, "memory"), folder, 1, None)
+            self._references[case] = read_results(folder)
+        return self._references[case]
 
-    def _run_until(self, setup: Setup, folder: Path, is_new: bool, workers: int, moment: str | None, seconds: float) -> bool:
-        """Run or resume in a new process, which is killed at a moment; return whether it ended before.
-
-        `seconds` is the duration of an uninterrupted run.
-        """
+    def _start(self, setup: Setup, folder: Path, workers: int, kill: tuple[str, int] | None) -> bool:
+        """Run, or resume if there is a checkpoint, in a new process, and return True if it was killed before its end."""
+        is_new = not list((folder / "checkpoints").glob("checkpoint-*.json"))
         receiver, sender = self._context.Pipe(duplex=False)
         process = self._context.Process(target=run_process, args=(setup, folder, is_new, workers, sender))
         process.start()
-        assert receiver.poll(START_SECONDS)
-        wait = float(self._random.uniform(0, seconds))
-        if moment is None:
-            process.join()
-            assert process.exitcode == 0, f"{setup}: the process ended with {process.exitcode}"
-            return True
-        deadline = time.monotonic() + wait
-        while process.is_alive() and time.monotonic() < deadline:
-            time.sleep(0.002)
-        while moment == "checkpoint" and process.is_alive() and not list((folder / "checkpoints").glob(".*.partial")):
-            pass
-        was_alive = process.is_alive()
-        if was_alive:
+        sender.close()
+        is_killed = kill is not None and self._wait_for_moment(process, receiver, folder, *kill)
+        if is_killed:
             assert process.pid is not None
             os.kill(process.pid, signal.SIGKILL)
         process.join()
-        assert was_alive or process.exitcode == 0, f"{setup}: the process ended with {process.exitcode}"
-        return not was_alive
+        assert is_killed or process.exitcode == 0, f"{setup}: the process ended with {process.exitcode}"
+        return is_killed
+
+    def _wait_for_moment(self, process: BaseProcess, receiver: Connection, folder: Path, kind: str, round: int) -> bool:
+        """Return True at the moment of a kill, False if the process ends before."""
+        last_time, seconds, finished = time.monotonic(), 0.05, -1
+        with suppress(EOFError):
+            while finished < round:
+                finished = receiver.recv()
+                seconds, last_time = time.monotonic() - last_time, time.monotonic()
+            if kind == "within a round":
+                receiver.poll(float(self._random.uniform(0, min(seconds, 1.0))))
+            while kind != "within a round" and process.is_alive():
+                if list((folder / PARTIAL_FILES[kind][0]).glob(PARTIAL_FILES[kind][1])):
+                    break
+        return process.is_alive()
 
 
 def read_results(folder: Path) -> dict[str, Any]:
@@ -202,7 +210,7 @@ def read_results(folder: Path) -> dict[str, Any]:
     rounds = pq.read_table(folder / "rounds.parquet").drop_columns(["seconds"])
     ledger = pq.read_table(folder / "ledger.parquet", columns=[*DIGEST_COLUMNS, "steps", "examples"])
     return {
-        **{f"summary.json: {key}": value for key, value in summary.items() if key not in TIMES},
+        **{f"summary.json: {key}": value for key, value in summary.items() if key not in UNCOMPARED},
         "params.safetensors": (folder / "params.safetensors").read_bytes(),
         "rounds.parquet": rounds.to_pylist(),
         "ledger.parquet": ledger.to_pylist(),
@@ -226,9 +234,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     n_kills = 0
     with tempfile.TemporaryDirectory() as folder:
         for chain in Torturer(Path(folder), options.seed).kill_runs(options.kills):
-            n_kills += len(chain.moments)
-            moments = ", ".join(chain.moments)
-            print(f"{chain.setup}: killed at {moments}; resumed after rounds {chain.rounds}: equal", flush=True)
+            n_kills += len(chain.kills)
+            print(f"{chain}: equal", flush=True)
     print(f"{n_kills} kills, all results equal")
 
 

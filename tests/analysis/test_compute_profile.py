@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from fedsgd.analysis import compare, load_methods, load_run
 from fedsgd.analysis.pricing import price
@@ -18,7 +21,7 @@ from fedsgd.errors import ReportError
 from fedsgd.models import Mlp
 from fedsgd.models.builder import build_task
 from fedsgd.system.machine import memcpy_seconds
-from fedsgd.training.flops import count_training_flops
+from fedsgd.training.flops import _disable_fused_layers, _FlopCounter, count_training_flops
 from tests.analysis.helpers import PRICING_MODEL, edit_summary
 
 
@@ -62,3 +65,31 @@ def test_memcpy_seconds_grow_with_the_size() -> None:
     assert 1e-9 <= small < large
     assert 4 * 5_000_000 / large < 1e12, "faster than any memory"
     assert memcpy_seconds(0) > 0
+
+
+@pytest.mark.parametrize(
+    ("module", "shape"),
+    [
+        (torch.nn.Sequential(torch.nn.Conv2d(3, 6, 3, groups=3), torch.nn.BatchNorm2d(6), torch.nn.Flatten()), (4, 3, 8, 8)),
+        (torch.nn.LSTM(5, 7, num_layers=2), (3, 6, 5)),
+        (torch.nn.TransformerEncoderLayer(8, 2, 16), (3, 6, 8)),
+    ],
+)
+def test_counter_has_the_sum_of_pytorch_counter(module: torch.nn.Module, shape: tuple[int, ...]) -> None:
+    sums = []
+    for counter in (_FlopCounter(), FlopCounterMode(display=False)):
+        with _disable_fused_layers(), counter:
+            output = module(torch.ones(shape))
+            (output[0] if isinstance(output, tuple) else output).sum().backward()
+        sums.append(counter.n_flops if isinstance(counter, _FlopCounter) else counter.get_total_flops())
+    assert sums[0] == sums[1] > 0
+
+
+def test_run_imports_neither_the_compiler_of_pytorch_nor_scikit_learn() -> None:
+    """Each takes more than a second of every process."""
+    code = (
+        "import sys, fedsgd; fedsgd.run(fedsgd.Scenario(name='digits', rounds=1));"
+        "print([name for name in ('torch._dynamo', 'sklearn') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n"
