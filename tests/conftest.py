@@ -42,6 +42,12 @@ def pytest_xdist_auto_num_workers() -> int:
     return len(os.sched_getaffinity(0)) + 1
 
 
+def pytest_collection_finish() -> None:
+    """Exclude the objects of the collected tests from garbage collection, whose time they would dominate: a second each."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
     """Search no examples in the helper modules of the tests, some of which need libraries that are not installed."""
     is_helper = collection_path.suffix == ".py" and not collection_path.name.startswith("test_")
@@ -90,12 +96,10 @@ def user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
 
 
 @pytest.fixture(scope="module")
-def quick_collection() -> Iterator[None]:
+def quick_collection() -> None:
     """Exclude the objects of earlier tests from garbage collection, which Flower runs for each record that it reads as arrays."""
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture

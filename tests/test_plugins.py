@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
+
+from fedsgd.cli import main
 
 pytestmark = pytest.mark.examples
 
@@ -68,6 +71,23 @@ def call(environment: dict[str, str], *arguments: str, code: int = 0) -> subproc
     return process
 
 
+def call_without_package(*arguments: str, code: int = 0) -> Result:
+    """Run a command in this process, in which the package is not installed."""
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == code, result.output
+    return result
+
+
+COMMANDS = """
+import json, sys
+from click.testing import CliRunner
+from fedsgd.cli import main
+
+results = [CliRunner().invoke(main, arguments) for arguments in json.loads(sys.argv[1])]
+print(json.dumps([(result.exit_code, result.stderr) for result in results]))
+"""
+
+
 def digests(summary: dict[str, Any]) -> tuple[str, str]:
     return summary["params_sha256"], summary["ledger_sha256"]
 
@@ -110,31 +130,36 @@ def test_class_path_needs_no_installation(installed: dict[str, str], tmp_path: P
 def test_sweep_compares_a_plugin_with_a_built_in_compressor(installed: dict[str, str], tmp_path: Path) -> None:
     grid = ("--grid", "uplink.compressor.name=chunk-max,top-k", "--out", str(tmp_path / "sweep"), "--jobs", "2")
     call(installed, "-m", "fedsgd", "sweep", SCENARIO, *SHORT, *grid, "--quiet")
-    bare = {**installed, "PYTHONPATH": str(ROOT)}
-    table = call(bare, "-m", "fedsgd", "compare", str(tmp_path / "sweep"), "--network", "4g").stdout
+    table = call_without_package("compare", str(tmp_path / "sweep"), "--network", "4g").stdout
     assert "chunk-max" in table, "the comparison needs the names only"
     assert "top-k" in table
 
 
 def test_certificate_of_the_compressor_has_no_broken_law(installed: dict[str, str]) -> None:
-    call(installed, "-m", "fedsgd", "certify", "chunk-max", "--quiet")
+    call(installed, "-m", "fedsgd", "certify", "chunk-max", "--data", "gaussian", "--size", "2000", "--quiet")
 
 
-def test_missing_package_is_named_in_one_line(installed: dict[str, str], run_folder: Path) -> None:
-    bare = {**installed, "PYTHONPATH": str(ROOT)}
-    process = call(bare, "-m", "fedsgd", "run", str(run_folder / "scenario.toml"), code=2)
-    (line,) = process.stderr.splitlines()
+def test_missing_package_is_named_in_one_line(run_folder: Path) -> None:
+    (line,) = call_without_package("run", str(run_folder / "scenario.toml"), code=2).stderr.splitlines()
     assert 'data.partition.name: got "zipf", expected one of: ' in line
     assert line.endswith("the name of a plugin needs its package to be installed")
     for command in (("price", "--network", "4g"), ("compare", "--network", "4g")):
-        call(bare, "-m", "fedsgd", command[0], str(run_folder), *command[1:])
+        call_without_package(command[0], str(run_folder), *command[1:])
 
 
 def test_refused_plugins_end_every_building_command_in_one_line(installed: dict[str, str]) -> None:
-    commands = (("run", SCENARIO), ("partition", SCENARIO), ("sweep", SCENARIO), ("certify", "chunk-max"))
-    for command in (*commands, ("flower", SCENARIO, "--nodes", "2")):
-        process = call(installed, "-m", "fedsgd", *command, "--no-plugins", "--quiet", code=2)
-        (line,) = process.stderr.splitlines()
+    commands: tuple[tuple[str, ...], ...] = (
+        ("run", SCENARIO),
+        ("partition", SCENARIO),
+        ("sweep", SCENARIO),
+        ("certify", "chunk-max"),
+    )
+    commands = (*commands, ("flower", SCENARIO, "--nodes", "2"))
+    arguments = json.dumps([(*command, "--no-plugins", "--quiet") for command in commands])
+    results = json.loads(call(installed, "-c", COMMANDS, arguments).stdout)
+    for command, (code, errors) in zip(commands, results, strict=True):
+        assert code == 2, command
+        (line,) = errors.splitlines()
         assert line.endswith("which is not part of fedsgd, expected a built-in name: --no-plugins is set"), command
 
 

@@ -543,6 +543,7 @@ def test_user_class_is_certified(user_folder: Path) -> None:
     assert re.search(r"wraps\(top-k\) \(scheme\): all \d+ laws hold", result.stdout)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_command_imports_a_module_of_the_working_directory(user_folder: Path, root: Path) -> None:
     command = [sys.executable, "-m", "fedsgd", "certify", "mine_certified:Half", "--data", "laplace", "--size", "500"]

@@ -5,15 +5,35 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.docs.blocks import ROOT, Block, list_pages, read_blocks
 from tests.docs.code_blocks import PageRunner, find_missing_line, mask
+from tests.effort import nightly_unless
 
 LANGUAGES = {"sh", "python", "toml", "text", "pycon", "json", "html", "", "bibtex", "latex"}
 PAGES = [path for path in list_pages() if read_blocks(path)]
+NIGHTLY_PAGES = {
+    f"fedsgd/docs/{name}"
+    for name in (
+        "guides/certify",  # tests/certification; `certify` also runs in guides/own-compressor
+        "guides/compare-methods",  # tests/sweeps, tests/analysis
+        "guides/notebooks",  # tests/test_notebook.py
+        "guides/price-networks",  # tests/analysis; `price` also runs in the README
+        "guides/track",  # tests/trackers
+        "tutorial/1-gradient-descent",  # tests/test_teaching_scripts.py
+        "tutorial/2-momentum",
+        "tutorial/4-sparsification",
+    )
+}
+"""Pages whose blocks run at night only, because their runs take long; the comments name tests of the code that they use."""
+
+
+def name_of_page(path: Path) -> str:
+    return path.relative_to(ROOT).with_suffix("").as_posix()
 
 
 @pytest.fixture
@@ -29,7 +49,7 @@ def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PageRunn
     monkeypatch.setitem(sys.modules, "__main__", runner.namespace)
     yield runner
     for name, module in list(sys.modules.items()):
-        if Path(getattr(module, "__file__", None) or "/").is_relative_to(tmp_path):
+        if str(getattr(module, "__file__", None)).startswith(f"{tmp_path}{os.sep}"):
             del sys.modules[name]
 
 
@@ -40,13 +60,20 @@ def needs_data(blocks: list[Block]) -> bool:
 
 
 @pytest.mark.examples
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).with_suffix("").as_posix())
+@pytest.mark.parametrize("path", nightly_unless(lambda path: name_of_page(path) not in NIGHTLY_PAGES, PAGES), ids=name_of_page)
 def test_code_of_page_runs(path: Path, runner: PageRunner) -> None:
     blocks = read_blocks(path)
     if needs_data(blocks) and runner.data is None:
         pytest.skip("no real data: set FEDSGD_DATA")
     for block in blocks:
         runner.run(block)
+    runner.finish()
+
+
+@pytest.mark.parametrize("name", sorted(NIGHTLY_PAGES))
+def test_code_of_nightly_page_has_valid_syntax_and_options(name: str, runner: PageRunner) -> None:
+    for block in read_blocks(ROOT / f"{name}.md"):
+        runner.run(replace(block, comments=(*block.comments, "not run: at night")))
     runner.finish()
 
 

@@ -26,6 +26,7 @@ from fedsgd.system.global_generators import isolate_generators
 from fedsgd.system.torch_threads import use_single_thread
 from fedsgd.training import LocalTraining, TrainingJob
 from fedsgd.training.base import batches
+from tests.effort import nightly_unless
 from tests.experiment import matrix
 from tests.experiment.matrix import CASES, N_TRAIN, Case
 
@@ -34,6 +35,21 @@ pytestmark = pytest.mark.filterwarnings("ignore::fedsgd.errors.ModelWarning")  #
 ENGINES = ("auto", "sequential", "captured", "stacked")
 ROUNDS, BATCH, SEED = 3, 10, 3
 RUN = [name for name, case in CASES.items() if case.refused is None]
+RERUN = {
+    "perceptron",
+    "frozen random layer",
+    "random buffer",
+    "batch_norm, batch_norm mean",
+    "batch_norm, batch_norm local",
+    "dropout",
+    "numpy noise",
+    "Python noise",
+    "generator of its own",
+    "counter",
+    "attention",
+    "loss with a parameter, batch norm local",
+}
+"""Cases that are rerun outside the night: each kind of state, of policy and of random generator. The other tests run all cases."""
 
 
 def make_scenario(case: Case, path: Path, clients: int, **settings: Any) -> Scenario:
@@ -157,7 +173,7 @@ def test_unsupported_case_is_refused_before_round_1(name: str, tmp_path: Path) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", RUN)
+@pytest.mark.parametrize("name", nightly_unless(RERUN.__contains__, RUN))
 def test_rerun_from_the_run_directory_with_two_workers_has_equal_digests(name: str, tmp_path: Path) -> None:
     out = tmp_path / "run"
     first = fedsgd.run(make_scenario(CASES[name], tmp_path / "data.npz", 4), out=out)

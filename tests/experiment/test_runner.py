@@ -33,6 +33,7 @@ from fedsgd.experiment.runner import run
 from fedsgd.scenario.scenario import Scenario, parse_scenario
 from fedsgd.storage.run_directory import RUN_FILES
 from fedsgd.wire import encode_values, frame_overhead
+from tests.effort import nightly_unless
 
 Make = Callable[..., Scenario]
 
@@ -311,12 +312,19 @@ def test_digests_repeat_within_one_process(scenario: Make) -> None:
     assert digests(first) != digests(run(scenario({"seed": 1})))
 
 
+OTHER_PROCESSES = {
+    "default": {},
+    "4": {"OMP_NUM_THREADS": "3", "MKL_NUM_THREADS": "2", "PYTHONHASHSEED": "7"},
+}
+"""Environments of processes, by their number of threads."""
+
+
 @pytest.mark.slow
-def test_digests_repeat_in_other_processes_with_any_threads(root: Path) -> None:
+@pytest.mark.parametrize("threads", nightly_unless(lambda threads: threads == "4", OTHER_PROCESSES))
+def test_digests_repeat_in_other_processes_with_any_threads(root: Path, threads: str) -> None:
     path = root / "scenarios" / "quickstart.toml"
     expected = " ".join(digests(run(fedsgd.load(path, {"rounds": 3}))))
-    assert digests_in_a_process(path, "default") == expected
-    assert digests_in_a_process(path, "4", OMP_NUM_THREADS="3", MKL_NUM_THREADS="2", PYTHONHASHSEED="7") == expected
+    assert digests_in_a_process(path, threads, **OTHER_PROCESSES[threads]) == expected
 
 
 def test_thread_setting_of_the_user_is_restored(scenario: Make) -> None:

@@ -307,7 +307,7 @@ def test_sweep_prints_a_shared_warning_once_with_the_cell_labels(scenario: Make,
     path, methods = write_scenario(scenario, tmp_path, {}), tmp_path / "methods.toml"
     table = 'uplink.error_feedback = "none"\nuplink.compressor = {{ name = "dgc", density = {} }}\n'
     methods.write_text(f'["DGC 1 %"]\n{table.format(0.01)}["DGC 5 %"]\n{table.format(0.05)}')
-    result = invoke("sweep", path, "--methods", methods, "--seeds", 2, "--jobs", 2, "--out", tmp_path / "sweep")
+    result = invoke("sweep", path, "--methods", methods, "--jobs", 2, "--out", tmp_path / "sweep")
     assert result.exit_code == 0, result.output
     (progress_line,) = (line for line in result.stderr.splitlines() if DGC_WARNING in line)
     assert re.fullmatch(r"fedsgd: warning: DGC [15] %: ", progress_line.removesuffix(DGC_WARNING))

@@ -16,6 +16,7 @@ from fedsgd.compression import (
     MemorylessScheme,
     StaleResidualPolicy,
 )
+from fedsgd.compression.operators.count_sketch import CountSketch
 from fedsgd.compression.operators.dense import Dense
 from fedsgd.compression.operators.integer import Integer
 from fedsgd.compression.operators.per_layer import LayerRule, PerLayer
@@ -102,13 +103,14 @@ def is_default(member: Compressor) -> bool:
 def is_routine(member: Compressor) -> bool:
     """Return True unless another member has the same code paths. The nightly workflow alone tests the laws with the others.
 
-    Value formats of a `Sparsifier` and of DGC have the code of top-k, which has all formats. The median of 3 or 7 rows of a
-    sketch is that of 5, and one row has no median. A density of 0.001 keeps one coordinate of the vectors of the laws, as the
-    defaults do. Error feedback does not look into its operator: the defaults, and the pairs and compositions, are enough.
+    Value formats of a `Sparsifier` and of DGC have the code of top-k, which has all formats. Random formats of rand-k are those
+    of its pairs, and float16 of a sketch is that of bfloat16. Entropy coding of integers is in a pair. The median of 3 or 7 rows
+    of a sketch is that of 5, and one row has no median. A density of 0.001 keeps one coordinate of the vectors of the laws, as
+    the defaults do. Error feedback does not look into its operator: the defaults, the pairs and compositions are enough.
     Golden frames have all members.
     """
     if isinstance(member, ErrorFeedback):
-        return member.op in (*PAIRS, *COMPOSED) or is_default(member.op) or not _shared_settings(member.op)
+        return member.op in (*PAIRS, *COMPOSED) or is_default(member.op)
     return isinstance(member, TopK) or not _shared_settings(member)
 
 
@@ -119,7 +121,10 @@ def _shared_settings(member: Compressor) -> set[tuple[str, object]]:
     default = type(member)()
     changed = {(f.name, getattr(member, f.name)) for f in fields(member) if getattr(member, f.name) != getattr(default, f.name)}
     formats = {("values", name) for name in ("float16", "natural", "int8", "int4", "ternary")}
-    return changed & {*(formats if isinstance(member, Sparsifier | DGC) else ()), ("rows", 3), ("rows", 7), ("density", 0.001)}
+    others = {("rows", 3), ("rows", 7), ("density", 0.001)}
+    if isinstance(member, Integer):
+        others.add(("entropy", True))
+    return changed & (formats | others if isinstance(member, Sparsifier | DGC | RandK | CountSketch) else others)
 
 
 def sections_of(compressor: Compressor, x: F32, ctx: CodecContext) -> Sections:

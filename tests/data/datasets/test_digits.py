@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
+from sklearn.datasets import load_digits
 
 from fedsgd.data import DATASETS
+from fedsgd.data.datasets import digits
 
 
 def test_digits_load_has_all_images_of_scikit_learn() -> None:
@@ -14,7 +17,12 @@ def test_digits_load_has_all_images_of_scikit_learn() -> None:
     assert data.train.y.dtype == np.int64
     assert (data.train.x.min(), data.train.x.max()) == (0, 1)
     assert set(np.unique(data.test.y)) == set(range(10))
-    from sklearn.datasets import load_digits
-
     all_images = sorted(image.tobytes() for image in (load_digits().images / 16).astype(np.float32))
     assert sorted(image.tobytes() for image in np.concatenate([data.train.x, data.test.x])) == all_images
+
+
+def test_table_is_that_of_scikit_learn_read_from_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    table, bunch = digits._read_table(), load_digits()
+    assert np.array_equal(table, np.column_stack([bunch.data, bunch.target]))
+    monkeypatch.setattr(digits, "find_spec", lambda name: None)
+    assert np.array_equal(digits._read_table(), table)

@@ -427,9 +427,9 @@ def test_message_with_a_record_of_fedsgds_name_is_refused() -> None:
     "settings",
     [
         {"compressor": TOP_K, "error_feedback": "persist"},
-        {"compressor": {"name": "sign"}, "error_feedback": "persist"},
+        pytest.param({"compressor": {"name": "sign"}, "error_feedback": "persist"}, marks=pytest.mark.nightly),
         {"compressor": {"name": "dgc", "density": 0.25, "momentum": 0.0}},
-        {"compressor": "stc"},
+        pytest.param({"compressor": "stc"}, marks=pytest.mark.nightly),
     ],
     ids=lambda settings: str(settings["compressor"]),
 )

@@ -19,8 +19,10 @@ from typing import Any
 import psutil
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
 import fedsgd
+from fedsgd.cli import main
 from fedsgd.cli.terminal import print_result
 from fedsgd.errors import DataError, DeploymentError, NonFiniteError, OutputError, ScenarioError
 from fedsgd.flower.deployment import (
@@ -58,7 +60,11 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "top-k and differences": ({"downlink.policy": "difference"}, {}),
     "top-k and differences, cold": ({"downlink.policy": "difference"}, {"use_fork_server": False}),
 }
-"""Settings and options of deployments; the cold one is started at night only. The tests of the grid compare all compressors with a simulation, in one process."""
+"""Settings and options of deployments, of which one is started outside the night.
+
+A cold deployment without TLS has the digests of a simulation in `test_module_next_to_the_scenario_travels_in_the_app`. The tests
+of the grid compare all compressors with a simulation, in one process.
+"""
 
 
 def find_own_processes() -> set[int]:
@@ -108,7 +114,7 @@ def read_rows_without_seconds(path: Path) -> list[dict[str, Any]]:
     return table.drop_columns([name for name in table.column_names if name.endswith("_seconds")]).to_pylist()
 
 
-@pytest.mark.parametrize("case", nightly_unless(lambda case: not case.endswith("cold"), CASES))
+@pytest.mark.parametrize("case", nightly_unless(lambda case: case.endswith("TLS"), CASES))
 def test_deployment_has_the_parameters_and_frames_of_a_simulation(scenario: Make, tmp_path: Path, case: str) -> None:
     settings, options = CASES[case]
     s = scenario({**SMALL, **settings})
@@ -202,19 +208,23 @@ def test_run_continues_without_a_killed_node(scenario: Make, tmp_path: Path) -> 
     assert log.stat().st_size > 0
 
 
-@pytest.mark.parametrize(
-    ("inject", "message"),
-    [
-        (kill_node, r"node 1 \(process \d+\) was killed by SIGKILL; its log is (\S+)"),
-        (suspend_node, r"round 2, client 1: TimeoutError: node 1: no answer within 15 s; its log is (\S+)"),
-        (kill_superlink, r"the SuperLink \(process \d+\) was killed by SIGKILL; its log is (\S+)"),
-        (suspend_superlink, r"the SuperLink \(process \d+\) does not answer after 8 s; its log is (\S+)"),
-    ],
-    ids=["node killed", "node hangs", "SuperLink killed", "SuperLink hangs"],
-)
+FAULTS = {
+    "node killed": (kill_node, r"node 1 \(process \d+\) was killed by SIGKILL; its log is (\S+)"),
+    "node hangs": (suspend_node, r"round 2, client 1: TimeoutError: node 1: no answer within 15 s; its log is (\S+)"),
+    "SuperLink killed": (kill_superlink, r"the SuperLink \(process \d+\) was killed by SIGKILL; its log is (\S+)"),
+    "SuperLink hangs": (suspend_superlink, r"the SuperLink \(process \d+\) does not answer after 8 s; its log is (\S+)"),
+}
+"""Faults and the messages of their errors. Outside the night, the SuperLink hangs.
+
+`test_run_continues_without_a_killed_node` has the message of a killed process. In the tests of the grid, a node does not answer in time.
+"""
+
+
+@pytest.mark.parametrize("fault", nightly_unless(lambda fault: fault == "SuperLink hangs", FAULTS))
 def test_failed_process_is_named_with_its_log_within_a_minute(
-    scenario: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inject: Callable[[LocalCluster], None], message: str
+    scenario: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
+    inject, message = FAULTS[fault]
     if inject is suspend_superlink:
         monkeypatch.setattr(monitor, "SILENT_SECONDS", 8.0)
     options = {"logs": None} if inject is kill_node else {}  # without a folder for logs, they are kept because of the error
@@ -239,10 +249,14 @@ def test_failed_process_is_named_with_its_log_within_a_minute(
     assert ledger
 
 
-def test_missing_node_and_wrong_arguments_are_errors(scenario: Make, tmp_path: Path) -> None:
+@pytest.mark.nightly
+def test_missing_node_is_an_error(scenario: Make, tmp_path: Path) -> None:
     callbacks = DeploymentCallbacks(on_cluster_start=suspend_node)
     with pytest.raises(DeploymentError, match=r"1 of 2 nodes are ready after 25 s: node 1 did not answer"):
         deploy_scenario(scenario(SMALL), tmp_path / "run", callbacks=callbacks, start_seconds=25.0)
+
+
+def test_wrong_arguments_are_errors(scenario: Make, tmp_path: Path) -> None:
     with pytest.raises(ScenarioError, match="nodes: got 9, expected 1 to 8, the number of clients"):
         deploy_scenario(scenario(SMALL), tmp_path / "run", nodes=9)
     for seconds in (0, float("inf"), float("nan"), "9"):
@@ -264,18 +278,16 @@ def test_port_in_use_is_replaced_by_another(scenario: Make, tmp_path: Path, monk
         monkeypatch.setattr(processes, "find_free_port", find_port)
         file = tmp_path / "mine.toml"
         file.write_text(scenario({**SMALL, "rounds": 1}).to_toml())
-        result = deploy_scenario(file, tmp_path / "deployment")
-    assert n_calls == 5
+        result = deploy_scenario(file, tmp_path / "deployment", nodes=1)
+    assert n_calls == 4
     assert result.summary["failures"] == 0
 
 
 def test_errors_of_a_client_and_of_the_server_are_those_of_a_simulation(scenario: Make, tmp_path: Path) -> None:
     diverging = scenario({**SMALL, "client.optimizer.lr": 1e38, "client.epochs": 2})
     with pytest.raises(NonFiniteError, match=r"round 1, client \d: the update is not finite"):
-        deploy_scenario(diverging, tmp_path / "run")
+        deploy_scenario(diverging, tmp_path / "run", nodes=1)
     without = scenario({**SMALL, "data.name": "mnist", "model.name": "softmax"})
-    with pytest.raises(DataError, match=f"{tmp_path}"):
-        deploy_scenario(without, tmp_path / "other", data=tmp_path)
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "summary.json").write_text("{}")
     (tmp_path / "mine.txt").touch()
@@ -283,8 +295,8 @@ def test_errors_of_a_client_and_of_the_server_are_those_of_a_simulation(scenario
     with pytest.raises(ScenarioError, match=r"^\S+wrong.toml: round: .*did you mean") as caught:
         deploy_scenario(tmp_path / "wrong.toml", tmp_path / "run")
     assert str(caught.value).count("wrong.toml") == 1
-    with pytest.raises(DataError):
-        deploy_scenario(without, tmp_path / "kept", data=tmp_path, overwrite=True)
+    with pytest.raises(DataError, match=f"{tmp_path}"):
+        deploy_scenario(without, tmp_path / "kept", nodes=1, data=tmp_path, overwrite=True)
     assert (tmp_path / "kept" / "summary.json").read_text() == "{}", "an earlier run is not removed before the nodes are ready"
     with pytest.raises(OutputError, match="logs cannot be in the run folder"):
         deploy_scenario(without, tmp_path / "run2", logs=tmp_path / "run2" / "logs")
@@ -308,7 +320,7 @@ def test_module_next_to_the_scenario_travels_in_the_app(
     with monkeypatch.context() as patch:
         patch.setattr(sys, "path", [entry for entry in sys.path if entry != str(user_folder)])
         del sys.modules["travelling_rules"]
-        deployment = deploy_scenario(file, user_folder.parent / "deployment", use_fork_server=False)
+        deployment = deploy_scenario(file, user_folder.parent / "deployment", nodes=1, use_fork_server=False)
     for digest in ("params_sha256", "ledger_sha256"):
         assert deployment.summary[digest] == simulation.summary[digest]
     text = (user_folder.parent / "deployment" / "scenario.toml").read_text()
@@ -322,9 +334,9 @@ def test_module_that_a_node_cannot_import_ends_the_command_before_round_1(scenar
     problem = "if sys.argv[0].endswith('flwr-clientapp'):\n    raise ImportError('no library of this name')"
     (user_folder / "unimportable_rules_helper.py").write_text(f"import sys\n{problem}\nFACTOR = 2\n")
     out = user_folder.parent / "run"
-    command = [sys.executable, "-m", "fedsgd", "flower", str(file), "--nodes", "1", "--cold", "--quiet", "--out", str(out)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 2, result.stderr
+    command = ["flower", str(file), "--nodes", "1", "--cold", "--quiet", "--out", str(out)]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 2, result.stderr
     assert result.stderr == (
         f"fedsgd: {file}: node 0: cannot take part: the scenario needs unimportable_rules:HalfTopK, unimportable_rules:UserMean: "
         'server.aggregator.name: cannot import "unimportable_rules": ImportError: no library of this name\n'
@@ -338,6 +350,7 @@ def test_readme_command_over_a_deployment_sends_compressed_updates() -> None:
     assert 0 < run.bytes_up < replies * 10_000, "the arrays of one reply have 220,840 bytes"
 
 
+@pytest.mark.nightly
 def test_example_app_on_four_forked_nodes_logs_the_bytes_of_the_sockets(tmp_path: Path) -> None:
     """Compare the bytes of the app's log with Flower's own counter and the sockets."""
     with local_cluster(ClusterConfig(4, measure_socket=True), tmp_path / "run", tmp_path / "logs") as cluster:
@@ -404,7 +417,7 @@ def test_fork_server_with_a_long_temporary_path_uses_a_short_private_folder(
     clusters: list[LocalCluster] = []
     troubles: list[str] = []
     callbacks = DeploymentCallbacks(on_cluster_start=clusters.append, on_trouble=troubles.append)
-    result = deploy_scenario(scenario({**SMALL, "rounds": 1}), tmp_path / "deployment", callbacks=callbacks)
+    result = deploy_scenario(scenario({**SMALL, "rounds": 1}), tmp_path / "deployment", nodes=1, callbacks=callbacks)
     assert troubles == []
     assert result.summary["flower"]["warm"]
     socket_folder = Path(clusters[0].env[launchers.SOCKET_VARIABLE]).parent
@@ -458,9 +471,10 @@ def test_command_prints_the_summary_as_json_and_the_measured_bytes(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = ["--set", "rounds=1", "--set", "client.epochs=1"]
-    command = [sys.executable, "-m", "fedsgd", "flower", str(root / "scenarios" / "quickstart.toml"), *settings]
+    command = ["flower", str(root / "scenarios" / "quickstart.toml"), *settings, "--out", str(tmp_path / "run")]
     options = ["--nodes", "1", "--measure-socket", "--keep-logs", str(tmp_path / "logs"), "--json", "--quiet"]
-    result = subprocess.run([*command, *options, "--out", str(tmp_path / "run")], check=True, capture_output=True, text=True)
+    result = CliRunner().invoke(main, [*command, *options])
+    assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout) == json.loads((tmp_path / "run" / "summary.json").read_text())
     assert result.stderr == ""
     monkeypatch.setenv("COLUMNS", "120")

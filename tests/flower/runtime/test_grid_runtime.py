@@ -37,7 +37,7 @@ from fedsgd.flower.runtime.settings import read_scenario
 from fedsgd.runtime.workers import protocol
 from fedsgd.scenario.scenario import PythonObjects, Scenario
 from fedsgd.system.torch_determinism import isolate_global_state
-from tests.effort import examples, slow_unless
+from tests.effort import examples, nightly_unless, slow_unless
 from tests.flower.grid import InProcessGrid, InProcessNode, identity
 from tests.flower.user_source import write_rules
 
@@ -100,9 +100,25 @@ CASES: dict[str, dict[str, Any]] = {
     "qsgd, differences": {**COMPRESSOR_CASES["qsgd"], "downlink.policy": "difference"},
     "carried momentum, bfloat16 states": {"client.velocity": "carry", "state.precision": "bfloat16"},
 }
+ROUTINE_CASES = {
+    "dense",
+    "rand-k",
+    "dgc",
+    "cafe",
+    "fetch-sgd",
+    "power-sgd",
+    "scaffold",
+    "stc both ways",
+    "qsgd, differences",
+    "carried momentum, bfloat16 states",
+}
+"""Cases outside the night: each kind of client state and of server state, a REFERENCE frame, each downlink policy."""
 CASES_AND_ENGINES = slow_unless(
     lambda case: case[0] in ("dgc", "stc both ways"),
-    [*((case, "sequential") for case in CASES), ("dgc", "auto"), ("eden", "stacked")],
+    nightly_unless(
+        lambda case: case[0] in ROUTINE_CASES or case[1] != "sequential",
+        [*((case, "sequential") for case in CASES), ("dgc", "auto"), ("eden", "stacked")],
+    ),
 )
 
 
@@ -398,7 +414,7 @@ def test_evaluation_of_local_models_over_nodes_is_an_error(scenario: Make) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lost", ["memory", "disk", "both", "an old copy of the disk"])
-@pytest.mark.parametrize("policy", ["model", "difference"])
+@pytest.mark.parametrize("policy", nightly_unless(lambda policy: policy == "difference", ["model", "difference"]))
 def test_restarted_node_is_caught_up(scenario: Make, state_folder: Path, lost: str, policy: str) -> None:
     """A node that lost client states replies RESYNC, and its clients continue with the states that are stored."""
     s = scenario({"rounds": 6, "server.cohort": 8, "downlink.policy": policy, "engine.name": "sequential"})

@@ -41,7 +41,7 @@ from fedsgd.training import LocalTraining, TrainingJob, TrainingResult
 from fedsgd.training.sequential import Sequential
 from tests.systems import linux
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_collection")]
 
 Make = Callable[..., Scenario]
 
