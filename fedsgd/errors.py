@@ -7,6 +7,7 @@
     ├── WireError          bytes are not a valid frame: offset and cause           (also a ValueError)
     ├── LawError           a compressor, scheme or ledger breaks its contract      (also an AssertionError)
     ├── OutputError        the run directory cannot be written
+    │   └── CheckpointError    a run cannot be resumed
     ├── ReportError        a finished run cannot be read, priced or compared
     ├── DeploymentError    processes of a deployment do not start, or died
     ├── ClientAppError     a Flower ClientApp failed behind compression_mod()
@@ -80,6 +81,10 @@ class OutputError(FedsgdError):
     """Run directory that exists already, or that cannot be written."""
 
 
+class CheckpointError(OutputError):
+    """Run that cannot be resumed: no checkpoint that can be used, or other settings, data, code or versions."""
+
+
 def make_write_error(path: object, error: OSError) -> OutputError:
     """Return the error for a file or folder that cannot be written, with the system's reason."""
     reason = os.strerror(error.errno) if error.errno else str(error).splitlines()[0]
@@ -129,7 +134,17 @@ _MIN_SIMILARITY, _MIN_SIMILARITY_OTHER_INITIAL = 0.6, 0.7
 
 
 class RunInterrupted(KeyboardInterrupt):
-    """Run that Ctrl-C stopped after a round, with a checkpoint; the message has the command that continues the run."""
+    """Run that Ctrl-C stopped after a round, with a checkpoint.
+
+    Attributes:
+        situation: what was stopped, and where.
+        remedy: command that continues the run, "" if `situation` says how.
+    """
+
+    def __init__(self, situation: str, remedy: str = "") -> None:
+        super().__init__(f"{situation}; to continue: {remedy}" if remedy else situation)
+        self.situation = situation
+        self.remedy = remedy
 
 
 class ModelWarning(UserWarning):

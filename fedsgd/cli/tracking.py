@@ -14,7 +14,7 @@ import click
 
 from fedsgd.cli.completers import complete_networks, complete_tracker
 from fedsgd.cli.streams import DISK_FULL_ERRNOS, echo
-from fedsgd.errors import ScenarioWarning
+from fedsgd.errors import ResumeWarning, ScenarioWarning
 
 if TYPE_CHECKING:
     from fedsgd.federation.round_record import RoundRecord
@@ -49,7 +49,7 @@ def tracker_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def print_warnings(quiet: bool = False) -> Iterator[None]:
-    """Print a line on standard error for each tracker that failed and, unless `quiet`, each warning about a setting.
+    """Print a line on standard error for each warning about a tracker, a checkpoint and, unless `quiet`, a setting.
 
     Other warnings are printed as usual.
     """
@@ -61,12 +61,13 @@ def print_warnings(quiet: bool = False) -> Iterator[None]:
         def show_warning(message: Warning | str, category: type[Warning], *location: Any, **options: Any) -> None:
             if issubclass(category, TrackerWarning):
                 echo(f"fedsgd: {message}", err=True)
-            elif issubclass(category, ScenarioWarning):
+            elif issubclass(category, ScenarioWarning | ResumeWarning):
                 echo(f"fedsgd: warning: {message}", err=True)
             else:
                 show_other_warning(message, category, *location, **options)
 
         warnings.simplefilter("always", TrackerWarning)
+        warnings.simplefilter("always", ResumeWarning)
         warnings.simplefilter("ignore" if quiet else "always", ScenarioWarning)
         warnings.showwarning = show_warning
         with _silence_writer_threads():

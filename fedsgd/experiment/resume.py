@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from fedsgd.config.argument_checks import resolve_config
 from fedsgd.data import Dataset
-from fedsgd.errors import FedsgdError, OutputError, ResumeWarning, ScenarioError
+from fedsgd.errors import CheckpointError, FedsgdError, ResumeWarning, ScenarioError
+from fedsgd.experiment.checkpoints import list_manifests
 from fedsgd.experiment.options import (
     CustomModel,
     ExecutionConfig,
@@ -24,10 +25,10 @@ from fedsgd.experiment.options import (
 from fedsgd.experiment.result import Result
 from fedsgd.experiment.run_checkpoints import ResumePoint, find_resume_point, raise_for_differences
 from fedsgd.experiment.run_identity import list_scenario_differences
-from fedsgd.experiment.runner import execute_run
+from fedsgd.experiment.runner import execute_run, run
 from fedsgd.federation.round_record import RoundRecord
 from fedsgd.scenario.scenario import Scenario, load, parse_scenario
-from fedsgd.storage.run_directory import is_complete, lock_run_directory
+from fedsgd.storage.run_directory import CHECKPOINT_FOLDER, is_complete, lock_run_directory
 from fedsgd.system.forkserver import preload_workers
 from fedsgd.system.torch_determinism import isolate_global_state
 from fedsgd.system.user_files import expand_user_path, read_text
@@ -74,8 +75,9 @@ def resume(
         execution: worker processes and measurements, which do not change results; None for one process.
 
     Raises:
-        OutputError: the directory has no checkpoint that can be used, or another run is writing to it; or the scenario, the
-            data, the user's code, or the version of fedsgd, torch or the wire format has changed.
+        CheckpointError: the directory has no checkpoint that can be used; or the scenario, the data, the user's code, or the
+            version of fedsgd, torch or the wire format has changed.
+        OutputError: another run is writing to the directory, or it cannot be written.
         ScenarioError: `rounds` does not continue the run, or an argument is wrong.
         DataError, ModelError, RunError: as for `run`.
 
@@ -89,12 +91,12 @@ def resume(
     check_callbacks(callbacks.trackers, functions)
     folder, (data_folder, dataset) = expand_user_path(run_dir, "run_dir"), resolve_data(data)
     if not folder.is_dir():
-        raise OutputError(f"{folder}: there is no such run directory")
+        raise CheckpointError(f"{folder}: there is no such run directory")
     with lock_run_directory(folder), isolate_global_state():
         point = find_resume_point(folder)
         if rounds is None and point.run["is_over"] and is_complete(folder):
             hint = "pass --rounds (in Python: rounds=...) to continue it"
-            raise OutputError(f"{folder}: the run is finished, after {point.manifest.round} rounds; {hint}")
+            raise CheckpointError(f"{folder}: the run is finished, after {point.manifest.round} rounds; {hint}")
         for damage in point.damages:
             text = f"{damage}: the run continues from the checkpoint after round {point.manifest.round}"
             warnings.warn(text, ResumeWarning, stacklevel=3)
@@ -110,6 +112,31 @@ def resume(
         )
 
 
+def run_or_resume(
+    scenario: Scenario, out: Path, data: str | Path | None, on_round: Callable[[RoundRecord], None] | None
+) -> Result:
+    """Continue a run of the scenario from its latest checkpoint if that is possible, otherwise run it from the start.
+
+    Args:
+        scenario: scenario, equal to that of the run directory but for settings without effect on results.
+        out: run directory, whose files are replaced by a run from the start.
+        data: folder of the data files, None for the folder that FEDSGD_DATA names.
+        on_round: called after each further round.
+
+    Raises:
+        Errors of `run`.
+
+    Warns:
+        ResumeWarning: there is a checkpoint, but it cannot be used.
+    """
+    if list_manifests(out / CHECKPOINT_FOLDER):
+        try:
+            return resume(out, data=data, on_round=on_round)
+        except CheckpointError as error:
+            warnings.warn(f"{error}: the run begins again", ResumeWarning, stacklevel=2)
+    return run(scenario, out=out, overwrite=True, data=data, on_round=on_round)
+
+
 def read_scenario(run_dir: Path, rounds: int | None) -> Scenario:
     """Return the scenario of a run directory, for its name and number of rounds.
 
@@ -118,11 +145,11 @@ def read_scenario(run_dir: Path, rounds: int | None) -> Scenario:
         rounds: number of rounds in place of the scenario's; None for the scenario's.
 
     Raises:
-        OutputError: there is no such run directory.
+        CheckpointError: there is no such run directory.
         ScenarioError: the scenario cannot be read.
     """
     if not run_dir.is_dir():
-        raise OutputError(f"{run_dir}: there is no such run directory")
+        raise CheckpointError(f"{run_dir}: there is no such run directory")
     scenario = load(run_dir / "scenario.toml")
     return scenario if rounds is None else replace(scenario, rounds=rounds)
 
@@ -135,10 +162,10 @@ def _plan_scenario(point: ResumePoint, rounds: int | None) -> Scenario:
         try:
             present = tomllib.loads(text := read_text(path))
         except ValueError as error:
-            raise OutputError(f"{path}: not valid TOML: {error}") from None
+            raise CheckpointError(f"{path}: not valid TOML: {error}") from None
         raise_for_differences(point.folder, list_scenario_differences(recorded_toml, text))
         if rounds is None and isinstance(present.get("rounds"), int) and present["rounds"] > scenario.rounds:
-            raise OutputError(
+            raise CheckpointError(
                 f"{path}: rounds was {scenario.rounds}, now {present['rounds']}: pass --rounds {present['rounds']}"
             )
         with suppress(FedsgdError):  # [checkpoint] has no effect on results, so the file may change it

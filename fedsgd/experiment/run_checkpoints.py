@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fedsgd.errors import OutputError
+from fedsgd.errors import CheckpointError
 from fedsgd.experiment.builder import Experiment
 from fedsgd.experiment.checkpoints import (
     Checkpointer,
@@ -67,7 +67,7 @@ class ResumePoint:
             experiment: the run as this process has built it.
 
         Raises:
-            OutputError: the run would not give the results of a run that was never interrupted; a note for each difference.
+            CheckpointError: the run would not give the results of a run that was never interrupted; a note for each difference.
         """
         differences = list_differences(self.run["identity"], describe_identity(experiment))
         raise_for_differences(self.folder, differences)
@@ -75,10 +75,10 @@ class ResumePoint:
 
 
 def raise_for_differences(folder: Path, differences: Sequence[str]) -> None:
-    """Raise an OutputError if there is a difference, with a note for each further difference."""
+    """Raise an CheckpointError if there is a difference, with a note for each further difference."""
     if differences:
         first, *others = differences
-        error = OutputError(f"{folder}: cannot be resumed, because its results would change: {first}")
+        error = CheckpointError(f"{folder}: cannot be resumed, because its results would change: {first}")
         for difference in others:
             error.add_note(difference)
         raise error
@@ -91,13 +91,15 @@ def find_resume_point(folder: Path) -> ResumePoint:
         folder: run directory.
 
     Raises:
-        OutputError: there is none; the message says why.
+        CheckpointError: there is none; the message says why.
     """
     checkpoints = folder / CHECKPOINT_FOLDER
     if not list_manifests(checkpoints):
         if not folder.is_dir():
-            raise OutputError(f"{folder}: there is no such run directory")
-        raise OutputError(f"{folder}: cannot be resumed: it has no checkpoint, which only [checkpoint] every or Ctrl-C writes")
+            raise CheckpointError(f"{folder}: there is no such run directory")
+        raise CheckpointError(
+            f"{folder}: cannot be resumed: it has no checkpoint, which only [checkpoint] every or Ctrl-C writes"
+        )
     manifests, damages = list[Manifest](), list[str]()
     for _, result in find_usable_manifests(checkpoints):
         if isinstance(result, Manifest):
@@ -105,7 +107,7 @@ def find_resume_point(folder: Path) -> ResumePoint:
         else:
             damages.append(result)
     if not manifests:
-        raise OutputError(f"{folder}: cannot be resumed: {damages[0]}")
+        raise CheckpointError(f"{folder}: cannot be resumed: {damages[0]}")
     return ResumePoint(folder, tuple(reversed(manifests)), tuple(damages))
 
 
@@ -144,14 +146,14 @@ class RunCheckpoints:
             federation: federation that has not run a round, which continues after the checkpoint.
 
         Raises:
-            OutputError: the ledger is not the ledger of the checkpoint.
+            CheckpointError: the ledger is not the ledger of the checkpoint.
         """
         if self._point is None:
             return None
         manifest, run = self._point.manifest, self._point.run
         history = self._tables.replay(run["totals"])
         if self._tables.ledger.sha256 != run["ledger_sha256"]:
-            raise OutputError(f"{self._point.folder}: ledger.parquet was changed after the checkpoint: its digest differs")
+            raise CheckpointError(f"{self._point.folder}: ledger.parquet was changed after the checkpoint: its digest differs")
         server, norms = restore(self._client_files, self._folder, manifest)
         missed = Counter({int(rounds): count for rounds, count in run["rounds_missed"]})
         federation.restore(server, history, ResidualStatistics(norms, missed))

@@ -354,7 +354,7 @@ def _stop_if_requested(run: _OpenRun, server: ServerState, interrupt: InterruptR
     """Write a checkpoint and raise RunInterrupted if Ctrl-C was pressed and the run has a further round."""
     if interrupt.is_made and not run.federation.is_over and run.checkpoints is not None:
         run.checkpoints.write(run.federation, server)
-        raise RunInterrupted(f"stopped after round {server.round - 1}; to continue: fedsgd resume {run.folder}")
+        raise RunInterrupted(f"stopped after round {server.round - 1}", f"fedsgd resume {run.folder}")
 
 
 def _show_round(line: NotebookLine, federation: Federation, record: RoundRecord) -> None:

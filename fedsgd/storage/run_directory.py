@@ -188,6 +188,8 @@ def find_files_to_remove(folder: Path, overwrite: bool) -> list[Path]:
             raise OutputError(str(error)) from None
         remedy = ""  # files that no run wrote are never replaced
     if names and not overwrite:
+        if any((folder / CHECKPOINT_FOLDER).glob("checkpoint-*.json")):
+            remedy += f"; or continue the run: fedsgd resume {folder}"
         raise OutputError(f"{folder}: is not empty (it has {', '.join(names[:3])}); choose another folder{remedy}")
     return run_paths
 

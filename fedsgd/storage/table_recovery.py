@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fedsgd.errors import OutputError, make_write_error
+from fedsgd.errors import CheckpointError, make_write_error
 
 FIRST_SEGMENT = "segment-000000.parquet"
 
@@ -26,13 +26,13 @@ def keep_first_rows(path: Path, n_rows: int) -> int:
         n_rows: number of rows that stay.
 
     Raises:
-        OutputError: the table has fewer rows, or cannot be read or written.
+        CheckpointError: the table has fewer rows, or cannot be read or written.
     """
     try:
         _become_folder(path)
         return _cut_segments(path, n_rows)
     except pa.ArrowException as error:
-        raise OutputError(f"{path}: cannot be read as Parquet ({str(error).splitlines()[0]})") from None
+        raise CheckpointError(f"{path}: cannot be read as Parquet ({str(error).splitlines()[0]})") from None
     except OSError as error:
         raise make_write_error(path, error) from None
 
@@ -72,5 +72,5 @@ def _cut_segments(folder: Path, n_rows: int) -> int:
         n_kept += n_segment_rows
         next_number = int(segment.stem.removeprefix("segment-")) + 1
     if n_kept < n_rows:
-        raise OutputError(f"{folder}: has {n_kept:,} rows, but the checkpoint was written after {n_rows:,}")
+        raise CheckpointError(f"{folder}: has {n_kept:,} rows, but the checkpoint was written after {n_rows:,}")
     return next_number

@@ -84,7 +84,7 @@ def _resume_cell(out: Path, planned_cell: PlannedCell, previous_cell: Cell | Non
     if not folder.exists():
         return cell
     find_files_to_remove(folder, overwrite=True)
-    difference = _find_difference(folder / "scenario.toml", planned_cell.scenario)
+    difference = find_difference(folder / "scenario.toml", planned_cell.scenario)
     if _is_finished(folder):
         code_difference = "" if difference else _find_code_difference(folder / "summary.json", planned_cell.scenario)
         if not difference and not code_difference:
@@ -105,8 +105,15 @@ def _resume_cell(out: Path, planned_cell: PlannedCell, previous_cell: Cell | Non
     return cell
 
 
-def _find_difference(path: Path, scenario: Scenario) -> str:
-    """Return the first setting in which a stored scenario differs from the planned scenario, as text; "" if none differs."""
+def find_difference(path: Path, scenario: Scenario) -> str:
+    """Return the first setting in which a stored scenario differs from the planned scenario, as text; "" if none differs.
+
+    Settings of [checkpoint] may differ.
+
+    Args:
+        path: scenario file of a run directory.
+        scenario: the planned scenario.
+    """
     try:
         stored_scenario = load(path)
     except ScenarioError as error:
@@ -117,7 +124,7 @@ def _find_difference(path: Path, scenario: Scenario) -> str:
     stored_settings = dict(flatten_settings(dump_table(stored_scenario)))
     planned_settings = dict(flatten_settings(dump_table(scenario)))
     for key in dict.fromkeys([*planned_settings, *stored_settings]):
-        if stored_settings.get(key) != planned_settings.get(key):
+        if not key.startswith("checkpoint.") and stored_settings.get(key) != planned_settings.get(key):
             texts = _format_setting(stored_settings, key), _format_setting(planned_settings, key)
             return f"{key} is {texts[0]} there, but {texts[1]} in this sweep"
     return ""

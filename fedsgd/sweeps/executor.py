@@ -19,10 +19,11 @@ from typing import Any
 
 from fedsgd import errors
 from fedsgd.config.registry import import_by_path
-from fedsgd.errors import FedsgdError, OutputError, ScenarioError, ScenarioWarning
+from fedsgd.errors import FedsgdError, OutputError, RunInterrupted, ScenarioError, ScenarioWarning
 from fedsgd.federation.round_record import RoundRecord
 from fedsgd.scenario.scenario import Scenario
 from fedsgd.sweeps.cells import Cell, PlannedCell
+from fedsgd.sweeps.directory import find_difference
 from fedsgd.sweeps.options import RoundCallback
 from fedsgd.system.forkserver import EXIT_MISSING_MAIN_GUARD, hide_missing_main, single_threaded_children
 
@@ -56,15 +57,21 @@ CellResults = Generator[tuple[Cell, CellOutcome], None, None]
 def run_cell(
     scenario: Scenario, folder: Path, data: str | None, on_round: Callable[[RoundRecord], None] | None = None
 ) -> CellOutcome:
-    """Run a scenario into a folder, and return the outcome, with an error of fedsgd as a part of it.
+    """Run a scenario into a folder, from a checkpoint of the same scenario if there is one.
+
+    Return the outcome, with an error of fedsgd as a part of it.
 
     An OutputError, which the scenario does not cause, and errors outside fedsgd are raised.
     """
     start, texts = time.perf_counter(), []
     try:
         with _record_warnings() as texts:
-            run = import_by_path("fedsgd.experiment.runner:run")  # imports torch, which the plan of a sweep does not need
-            run(scenario, out=folder, overwrite=True, data=data, on_round=on_round)
+            # imports torch, which the plan of a sweep does not need
+            resume, run = (import_by_path(f"fedsgd.experiment.{name}") for name in ("resume:run_or_resume", "runner:run"))
+            if find_difference(folder / "scenario.toml", scenario):
+                run(scenario, out=folder, overwrite=True, data=data, on_round=on_round)
+            else:
+                resume(scenario, folder, data, on_round)
     except OutputError:
         raise
     except FedsgdError as error:
@@ -95,7 +102,11 @@ def run_sequentially(plan: Sequence[PlannedCell], out: Path, data: str | None, o
     """Run cells in this process, one after the other."""
     for planned_cell in plan:
         on_cell_round = None if on_round is None else _bind_cell(planned_cell.cell, on_round)
-        yield planned_cell.cell, run_cell(planned_cell.scenario, out / planned_cell.cell.folder, data, on_cell_round)
+        try:
+            outcome = run_cell(planned_cell.scenario, out / planned_cell.cell.folder, data, on_cell_round)
+        except RunInterrupted as interrupt:
+            raise RunInterrupted(f'cell "{planned_cell.cell}": {interrupt.situation}; to continue, sweep again') from None
+        yield planned_cell.cell, outcome
 
 
 def _bind_cell(cell: Cell, on_round: RoundCallback) -> Callable[[RoundRecord], None]:
