@@ -105,7 +105,7 @@ def read_ledger_stats(run: Run, with_coding_seconds: bool = False) -> LedgerStat
         sparse_rows = update_rows & (batch["index_bytes"] > 0) & (batch["kept"] > 0)
         stats.index_bytes += int(batch["index_bytes"][sparse_rows].sum())
         coordinate_counts.update(batch["kept"][sparse_rows].tolist())
-        _add_frames(stats.update_frames, batch["kept"][update_rows & ~batch["fate"].isin("refused")])
+        _add_frames(stats.update_frames, batch["kept"][update_rows & ~batch["fate"].isin("refused", "diverged")])
         distinct_frames.add(_add_downlink(stats.downlink_frames, batch, parameters))
         if stats.coding_seconds is not None:
             _add_coding_seconds(stats.coding_seconds, batch, uplink_rows, update_rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 import weakref
@@ -16,7 +17,7 @@ from fedsgd.compression import CodecContext
 from fedsgd.compression.operators.dense import Dense
 from fedsgd.config.argument_checks import resolve_config
 from fedsgd.data import Dataset
-from fedsgd.errors import ModelWarning, RunError, ScenarioError, ScenarioWarning, warn_once
+from fedsgd.errors import ModelWarning, NonFiniteError, RunError, ScenarioError, ScenarioWarning, warn_once
 from fedsgd.experiment.builder import Experiment, build_experiment
 from fedsgd.experiment.execution import Execution, make_execution
 from fedsgd.experiment.ledger import Ledger
@@ -105,11 +106,13 @@ class Federation:
         Raises:
             ScenarioError: `state` is not the latest state, or the scenario has no further round.
             RunError: the server or a client failed; a client's failure only with `[participation] on_failure = "stop"`.
+            NonFiniteError: an update, the model or the test loss is not finite; with `[participation] on_divergence = "skip"`,
+                only the model.
                 The federation cannot be used further.
         """
         self._check_latest(state)
         self._latest_state = None  # after an error, the clients' states fit no state of the server
-        start, on_failure = time.perf_counter(), self.scenario.participation.on_failure
+        start, participation = time.perf_counter(), self.scenario.participation
         with isolate_global_state():
             next_state, participants = run_round(
                 self.plan,
@@ -117,9 +120,12 @@ class Federation:
                 self.execution.runtime,
                 self.experiment.participation,
                 self.ledger,
-                on_failure=on_failure,
+                on_failure=participation.on_failure,
+                on_divergence=participation.on_divergence,
             )
             metrics, self.client_accuracy = self._evaluate(next_state) if self._evaluates_in(state.round) else (None, None)
+        if metrics is not None and participation.on_divergence == "stop" and not math.isfinite(metrics["loss"]):
+            raise NonFiniteError(state.round, None, f"the test loss is {metrics['loss']}; is the learning rate too large?")
         record = self._build_record(state.round, participants, metrics, time.perf_counter() - start)
         self.is_over = self.is_over or self._is_last(state.round, metrics)
         self._latest_state, self._round = next_state, next_state.round
@@ -215,6 +221,7 @@ class Federation:
             metrics=metrics,
             seconds=seconds,
             failures=tuple(str(as_run_error(round, failure)) for failure in participants.failures),
+            diverged=participants.diverged,
         )
 
 

@@ -13,7 +13,7 @@
 | value_bytes | int | values |
 | side_bytes | int | scales and all other sections |
 | kept | int | coordinates of a MODEL or UPDATE frame; 0 for other kinds and for refused frames |
-| fate | str | of a reply: "received"; "lost"; "late": after the deadline; "refused": not decodable, or the round failed |
+| fate | str | of a reply: "received"; "lost"; "late": after the deadline; "refused": unreadable; "diverged": nothing was sent |
 | frame_hash | str | BLAKE2b of the frame, 16 bytes in hexadecimal |
 | steps | int | local steps of an UPDATE |
 | examples | int | examples in the batches of these steps, counted with repetition |
@@ -113,10 +113,17 @@ def _inspect_frame(frame: bytes, decoded: Frame | None) -> _FrameInfo:
 
 
 class RoundMembers(NamedTuple):
-    """Clients of a round in the ledger, ascending: those that were sent a message, and those whose update was aggregated."""
+    """Clients of a round in the ledger, ascending.
 
-    cohort: tuple[int, ...]
-    accepted: tuple[int, ...]
+    Attributes:
+        cohort: clients that were sent a message.
+        accepted: clients whose update was aggregated.
+        diverged: clients that sent nothing, because their update was not finite.
+    """
+
+    cohort: tuple[int, ...] = ()
+    accepted: tuple[int, ...] = ()
+    diverged: tuple[int, ...] = ()
 
 
 class Ledger:
@@ -184,7 +191,7 @@ class Ledger:
         Args:
             totals: totals by direction after these rows, as in summary.json.
         """
-        cohorts, accepted = defaultdict[int, set[int]](set), defaultdict[int, set[int]](set)
+        clients_by_role = defaultdict[str, dict[int, set[int]]](lambda: defaultdict(set))
         assert self._writer.path is not None
         for batch in read_batches(self._writer.path, list(DIGEST_COLUMNS)):
             columns = [list_values(batch[name]) for name in DIGEST_COLUMNS]
@@ -192,13 +199,12 @@ class Ledger:
             names = [*DIGEST_COLUMNS]
             members = (columns[names.index(name)] for name in ("round", "client", "kind", "fate"))
             for round, client, kind, fate in zip(*members, strict=True):
-                if kind == FrameKind.TASK.name:
-                    cohorts[round].add(client)
-                elif kind == FrameKind.UPDATE.name and fate == "received":
-                    accepted[round].add(client)
+                role = "sent" if kind == FrameKind.TASK.name else fate if kind == FrameKind.UPDATE.name else ""
+                clients_by_role[role][round].add(client)
         self.totals = {direction: DirectionTotals(**values) for direction, values in totals.items()}
-        rounds = {*cohorts, *accepted}
-        return {round: RoundMembers(tuple(sorted(cohorts[round])), tuple(sorted(accepted[round]))) for round in rounds}
+        roles = [clients_by_role[role] for role in ("sent", "received", "diverged")]
+        rounds_in_ledger = {round for clients in roles for round in clients}
+        return {round: RoundMembers(*(tuple(sorted(role.get(round, ()))) for role in roles)) for round in rounds_in_ledger}
 
     def sync(self) -> int:
         """Write all rows, wait until they are on disk, and return their number."""

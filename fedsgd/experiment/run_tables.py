@@ -97,15 +97,14 @@ class RunTables:
                 for round, message in zip(*(list_values(batch[name]) for name in FAILURE_COLUMNS), strict=True):
                     failures.setdefault(round, []).append(message)
         rows = self._rounds.to_table().to_pylist()
-        nobody = RoundMembers((), ())
-        return [self._build_record(row, members.get(row["round"], nobody), failures.get(row["round"], ())) for row in rows]
+        return [
+            self._build_record(row, members.get(row["round"], RoundMembers()), failures.get(row["round"], ())) for row in rows
+        ]
 
     def _build_record(self, row: Mapping[str, Any], members: RoundMembers, failures: Sequence[str]) -> RoundRecord:
         metrics = {name: row[name] for name in self._metric_names if row[name] is not None}
         columns = {name: row[name] for name in ROUND_COLUMNS if name not in ("clients", "accepted", "failures")}
-        return RoundRecord(
-            **columns, cohort=members.cohort, accepted=members.accepted, metrics=metrics or None, failures=tuple(failures)
-        )
+        return RoundRecord(**columns, **members._asdict(), metrics=metrics or None, failures=tuple(failures))
 
     def _list_small_tables(self) -> list[TableWriter]:
         return [self._rounds] if self._failures is None else [self._rounds, self._failures]

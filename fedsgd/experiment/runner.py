@@ -300,6 +300,8 @@ def _open_run(
             raise
         except BaseException as error:
             tables.close_after(error)
+            if checkpoints is not None and checkpoints.last_round and not isinstance(error, RunInterrupted):
+                error.add_note(f"last checkpoint: after round {checkpoints.last_round}; to continue: fedsgd resume {folder}")
             raise
 
 

@@ -26,6 +26,7 @@ Keys of summary.json. A dot separates the key of a table from its parent. null s
 | downlink_bytes_to_target | float | downlink bytes to the target, in the same way |
 | failures, timeouts | int | clients that failed over all rounds, and how many of them by a timeout |
 | first_failure | str | error of the first client that failed; null without one |
+| diverged_clients | int | clients over all rounds that were skipped because their update was not finite |
 | batch_norm | str | policy of batch norm, "mean" or "local"; null if no buffers follow one |
 | buffers | table | numbers of buffer entries: `sent` in a message, `local` to each client; null without buffers |
 | uplink_bytes | int | bytes of all frames that clients sent |
@@ -163,6 +164,7 @@ def _summarize_failures(history: Sequence[RoundRecord]) -> dict[str, Any]:
         "failures": len(failures),
         "first_failure": next(iter(failures), None),
         "timeouts": sum("TimeoutError: " in failure for failure in failures),
+        "diverged_clients": sum(len(record.diverged) for record in history),
     }
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from fedsgd.compression import ClientId
-from fedsgd.errors import FedsgdError, RunError, ScenarioError, WireError
+from fedsgd.errors import FedsgdError, NonFiniteError, RunError, ScenarioError, WireError
 from fedsgd.federation import AggregatedReply, FederationPlan, Message, Reply, ServerState, aggregate, broadcast, rebroadcast
 from fedsgd.federation.server import decode_resync, decode_update
 from fedsgd.sampling import Delivery, ParticipationModel, SampledCohort
@@ -61,7 +61,8 @@ class FrameEvent:
         encode_seconds: seconds that encoding took; 0 for TASK, RESYNC, and events of a shared frame after its first event.
         decode_seconds: on the uplink, seconds that the scheme took to decode and add the update. On the downlink, seconds that
             the client took to decode the whole message, in the event of the first MODEL frame alone.
-        delivery: outcome of the delivery; "refused" for a frame that could not be read, or that a failed round had accepted.
+        delivery: outcome of the delivery; "refused" for a frame that could not be read, or that a failed round had accepted;
+            "diverged" for the empty frame of a client that sent nothing, because its update was not finite.
         decoded: the decoded frame; None if the frame was not decoded.
         steps, examples_processed: of an UPDATE, local steps and examples in all their batches, as the client reports.
     """
@@ -93,12 +94,14 @@ class RoundParticipants:
         accepted: clients whose update was aggregated, ascending.
         replies: all replies but RESYNC frames, ascending by client.
         failures: clients without a reply, or with an unreadable reply.
+        diverged: clients of `failures` that were skipped because their update was not finite, ascending.
     """
 
     cohort: tuple[ClientId, ...]
     accepted: tuple[ClientId, ...]
     replies: tuple[Reply, ...]
     failures: tuple[ClientFailure, ...]
+    diverged: tuple[ClientId, ...] = ()
 
 
 @dataclass(eq=False)
@@ -130,6 +133,7 @@ def run_round(
     observer: FrameObserver,
     timeout: float | None = None,
     on_failure: Literal["stop", "continue"] = "stop",
+    on_divergence: Literal["stop", "skip"] = "stop",
 ) -> tuple[ServerState, RoundParticipants]:
     """Run one round, and return the server's state before the next round, and the round's participants.
 
@@ -142,6 +146,7 @@ def run_round(
         timeout: seconds that the runtime waits for replies; None for no limit.
         on_failure: "stop" raises the failure of a client, or the error of an unreadable reply, as a FedsgdError. "continue"
             treats such a reply as lost. Errors of the runtime, of aggregation and of worker processes are always raised.
+        on_divergence: "skip" treats a client whose update is not finite as a client that sends nothing; "stop" as `on_failure`.
     """
     sampled_cohort = participation.sample_round(server.round)
     exchange = _exchange_with_resync(plan, server, runtime, sampled_cohort.cohort, observer, timeout)
@@ -151,7 +156,9 @@ def run_round(
     try:
         if exchange.runtime_error is not None:
             raise exchange.runtime_error
-        fatal_failures = [f for f in failures if on_failure == "stop" or isinstance(f.error, ChildProcessError)]
+        diverged = [f.client for f in failures if on_divergence == "skip" and isinstance(f.error, NonFiniteError)]
+        other_failures = [failure for failure in failures if failure.client not in diverged]
+        fatal_failures = [f for f in other_failures if on_failure == "stop" or isinstance(f.error, ChildProcessError)]
         if fatal_failures:
             raise as_run_error(server.round, fatal_failures[0])
         next_server, aggregated_replies, unreadable_failures = _aggregate_readable_replies(
@@ -167,7 +174,11 @@ def run_round(
     with PhaseTimer("ledger"):
         for event in _uplink_events(plan, server, replies, deliveries, aggregated_replies):
             observer(event)
-    return next_server, RoundParticipants(sampled_cohort.cohort, tuple(aggregated_replies), tuple(replies), tuple(failures))
+        for client in diverged:
+            observer(FrameEvent(server.round, client, "up", FrameKind.UPDATE, b"", 0, 0.0, 0.0, "diverged"))
+    return next_server, RoundParticipants(
+        sampled_cohort.cohort, tuple(aggregated_replies), tuple(replies), tuple(failures), tuple(diverged)
+    )
 
 
 def _aggregate_readable_replies(

@@ -34,6 +34,7 @@ class RoundRecord:
         metrics: "loss", the metrics of the task, and metrics that `[evaluation]` adds; None if the model was not evaluated.
         seconds: seconds of wall-clock time that the round took.
         failures: one line for each client that failed.
+        diverged: clients that were skipped because their update was not finite, ascending.
     """
 
     round: int
@@ -51,6 +52,7 @@ class RoundRecord:
     metrics: Mapping[str, float] | None
     seconds: float
     failures: tuple[str, ...] = ()
+    diverged: tuple[int, ...] = ()
 
     @property
     def accuracy(self) -> float | None:

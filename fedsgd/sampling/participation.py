@@ -36,7 +36,7 @@ def is_lost(seed: int, round: int, client: int, probability: float) -> bool:
     return bool(derive_generator(seed, "dropout", round, client).random() < probability)
 
 
-Delivery = Literal["received", "lost", "late", "refused"]
+Delivery = Literal["received", "lost", "late", "refused", "diverged"]
 """Outcome of a frame's delivery, in this order: accepted; lost; after the round's end; unreadable, or of a failed round."""
 
 

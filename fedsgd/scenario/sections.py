@@ -184,6 +184,8 @@ class ParticipationConfig(SettingsSection):
         deadline: simulated seconds until the server closes a round; None to wait for all replies.
         durations: simulated durations of the clients' replies, for `over_selection` and `deadline`.
         on_failure: effect of a client that fails: the run ends ("stop"), or the reply counts as lost ("continue").
+        on_divergence: effect of an update that is not finite: the run ends ("stop"), or the client sends nothing in this round,
+            which the ledger and the summary count ("skip"). With "stop", a test loss that is not finite ends the run, too.
     """
 
     over_selection: FloatAtLeastOne = 1.0
@@ -191,6 +193,7 @@ class ParticipationConfig(SettingsSection):
     deadline: PositiveFloat | None = field(default=None, metadata={"example": "60.0"})
     durations: DurationModel = LogNormalDurations()
     on_failure: Literal["stop", "continue"] = "stop"
+    on_divergence: Literal["stop", "skip"] = "stop"
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ import torch
 import fedsgd
 from fedsgd.aggregation import AGGREGATORS
 from fedsgd.compression import COMPRESSORS
-from fedsgd.errors import CheckpointError, OutputError, ResumeWarning, RunInterrupted, ScenarioError
+from fedsgd.errors import CheckpointError, NonFiniteError, OutputError, ResumeWarning, RunInterrupted, ScenarioError
 from fedsgd.experiment.checkpoints import list_manifests
 from fedsgd.experiment.resume import resume, run_or_resume
 from fedsgd.experiment.runner import run
@@ -400,3 +400,51 @@ def test_sweep_runs_cells_of_another_scenario_from_the_start(tmp_path: Path) -> 
         fedsgd.sweep(make_scenario(), out=tmp_path, callbacks=callbacks)
     fedsgd.sweep(make_scenario({"server.cohort": 5}), out=tmp_path, callbacks=callbacks)
     assert seen == [1, 2, 3, 1, 2, 3, 4, 5]
+
+
+# ---------------------------------------------------------------------------------------------------- numbers that are not finite
+
+OVERFLOW = {
+    "faults.hostile": {"kind": "scaling", "share": 0.25, "factor": 3e38},
+    "client": {"steps": 2, "batch_size": 8, "optimizer": {"name": "sgd", "lr": 50.0}},
+    "participation": {},
+}
+"""Two of eight clients multiply their update by more than float32 can hold."""
+
+
+def test_update_that_is_not_finite_stops_the_run_and_names_the_last_checkpoint(tmp_path: Path) -> None:
+    scenario = make_scenario({**OVERFLOW, "server": {"cohort": 2}, "checkpoint.every": 1, "seed": 0})
+    with pytest.raises(NonFiniteError, match=r"round \d, client \d: the update is not finite") as caught:
+        run(scenario, out=tmp_path / "run")
+    done = caught.value.round - 1
+    assert done
+    assert caught.value.__notes__ == [f"last checkpoint: after round {done}; to continue: fedsgd resume {tmp_path}/run"]
+    assert set(pq.read_table(tmp_path / "run" / "ledger.parquet")["round"].to_pylist()) == {*range(1, done + 2)}
+
+
+def test_skipped_clients_are_counted_in_summary_and_ledger(tmp_path: Path) -> None:
+    settings = {**OVERFLOW, "participation.on_divergence": "skip", "server": {"cohort": 8}}
+    check_resumed_run(settings, tmp_path)
+    summary = json.loads((tmp_path / "whole" / "summary.json").read_text())
+    rows = pq.read_table(tmp_path / "whole" / "ledger.parquet").to_pylist()
+    diverged = [row for row in rows if row["fate"] == "diverged"]
+    assert len(diverged) == summary["diverged_clients"] == summary["failures"] == 2 * 5
+    assert {(row["kind"], row["direction"], row["n_bytes"], row["kept"]) for row in diverged} == {("UPDATE", "up", 0, 0)}
+    assert summary["uplink_bytes"] == sum(
+        row["n_bytes"] for row in rows if row["fate"] == "received" and row["direction"] == "up"
+    )
+
+
+def test_test_loss_that_is_not_finite_stops_the_run_unless_clients_are_skipped() -> None:
+    def infinite_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(output, target) + (torch.inf if not torch.is_grad_enabled() else 0.0)
+
+    def ones(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return torch.ones(len(output))
+
+    model = fedsgd.CustomModel(loss=infinite_loss, metrics={"ones": ones})
+    settings = {"engine.name": "sequential", "evaluation.every": 2}
+    with pytest.raises(NonFiniteError, match="round 2, server: the test loss is inf"):
+        run(make_scenario(settings), model=model)
+    result = run(make_scenario({**settings, "participation.on_divergence": "skip"}), model=model)
+    assert result.summary["diverged"] == "test loss is not finite after round 5"
