@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from fedsgd.analysis.compute_profile import find_uncosted_codecs
 from fedsgd.analysis.pricing import price
@@ -13,28 +12,21 @@ from fedsgd.analysis.runs import load_run
 from fedsgd.analysis.tables import collect_uncosted_codec_notes
 from fedsgd.errors import ReportError
 from fedsgd.network import PricingModel
-from fedsgd.trackers import RunFinished, RunStarted, Tracker, TrackerWarning
-
-if TYPE_CHECKING:
-    from fedsgd.federation.round_record import RoundRecord
+from fedsgd.trackers import RunFinished, RunStarted, Tracker, TrackerWarning, TrackerWrapper
 
 
-class PricedTracker:
+class PricedTracker(TrackerWrapper):
     """Wrapper of a tracker that adds the time to each round's end on each network, priced from the ledger in the run folder."""
 
     def __init__(self, tracker: Tracker, pricing_models: Mapping[str, PricingModel]) -> None:
-        self._tracker = tracker
+        super().__init__(tracker, [*pricing_models])
         self._pricing_models = dict(pricing_models)
         self._run: RunStarted | None = None
 
     def begin(self, run: RunStarted) -> None:
         """Forward the start of the run."""
         self._run = run
-        self._tracker.begin(run)
-
-    def round(self, record: RoundRecord) -> None:
-        """Forward the record of a round."""
-        self._tracker.round(record)
+        super().begin(run)
 
     def end(self, outcome: RunFinished) -> None:
         """Forward the outcome with prices. If the run cannot be priced, forward the outcome alone, then raise ReportError."""
@@ -44,7 +36,7 @@ class PricedTracker:
                 outcome = replace(outcome, seconds_by_network=self._price_run())
             except ReportError as error:
                 problem = error
-        self._tracker.end(outcome)
+        super().end(outcome)
         if problem is not None:
             raise problem
 

@@ -13,7 +13,7 @@ from fedsgd.cli.completers import complete_run
 from fedsgd.cli.options import UserPath, plugin_option
 from fedsgd.cli.run_folders import mention_partial_ledger, mention_shared_cores
 from fedsgd.cli.streams import echo_json
-from fedsgd.cli.tracking import print_warnings, tracker_options, trackers_from_options
+from fedsgd.cli.tracking import print_warnings, restore_trackers, tracker_options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,11 +52,13 @@ def resume_command(
 
     Checkpoints are written with [checkpoint] every, with --checkpoint-every of `fedsgd run`, and when Ctrl-C ends a run.
     Parameters, ledger and summary are those of a run that was never interrupted, times apart.
+
+    The trackers of the run are used again, and their records continue; --track adds a tracker, --network replaces the networks.
     """
     from fedsgd.system.forkserver import preload_workers
 
     preload_workers(workers)  # before torch is imported here, so that workers import it in parallel
-    trackers = trackers_from_options(**tracking)
+    trackers = restore_trackers(run_dir, **tracking)
     mention_shared_cores(workers, "workers", quiet)
     _resume(run_dir, rounds, data, workers, trackers, as_json, quiet)
 

@@ -14,11 +14,12 @@ import click
 
 from fedsgd.cli.completers import complete_networks, complete_tracker
 from fedsgd.cli.streams import DISK_FULL_ERRNOS, echo
-from fedsgd.errors import ResumeWarning, ScenarioWarning
+from fedsgd.errors import ResumeWarning, ScenarioError, ScenarioWarning
 
 if TYPE_CHECKING:
     from fedsgd.federation.round_record import RoundRecord
     from fedsgd.flower.deployment import DeploymentCallbacks
+    from fedsgd.network import PricingModel
     from fedsgd.scenario.scenario import Scenario
     from fedsgd.trackers import Tracker, TrackerGroup
 
@@ -94,19 +95,58 @@ def trackers_from_options(track: Sequence[str], networks: str | None) -> list[Tr
     """Create each tracker of the options once. ScenarioError if a tracker is not installed, or if a network is unknown."""
     if networks is not None and not track:
         raise click.UsageError("--network needs --track; use `fedsgd price` for a finished run")
-    pricing_models = {}
-    if networks is not None:
-        from fedsgd.network import build_pricing_model
-
-        pricing_models = {name.strip(): build_pricing_model(name.strip()) for name in networks.split(",")}
+    pricing_models = _build_pricing_models(_split_names(networks))
     from fedsgd.trackers import create_tracker
 
-    trackers = [create_tracker(name) for name in dict.fromkeys(track)]
+    return [_add_prices(create_tracker(name), pricing_models) for name in dict.fromkeys(track)]
+
+
+def restore_trackers(run_dir: Path, track: Sequence[str], networks: str | None) -> list[Tracker]:
+    """Create the trackers of a run's latest checkpoint, and trackers of the options that the run has not used.
+
+    A tracker of the checkpoint that cannot be created is reported on standard error. `networks` replaces the networks of the
+    checkpoint. ScenarioError as for `trackers_from_options`.
+    """
+    from fedsgd.experiment.run_checkpoints import read_trackers
+    from fedsgd.trackers import create_tracker, describe_tracker, find_tracker_name
+
+    given_models = _build_pricing_models(_split_names(networks))
+    given_trackers = [create_tracker(name) for name in dict.fromkeys(track)]
+    trackers: list[Tracker] = []
+    records = read_trackers(run_dir)
+    for record in records:
+        try:
+            models = _build_pricing_models(record.networks) if networks is None else given_models
+            trackers.append(_add_prices(create_tracker(find_tracker_name(record.path)), models))
+        except ScenarioError as error:
+            echo(f"fedsgd: warning: the run continues without its tracker {record.path}: {error}", err=True)
+    used_paths = {record.path for record in records}
+    trackers += [_add_prices(other, given_models) for other in given_trackers if describe_tracker(other).path not in used_paths]
+    if networks is not None and not trackers:
+        raise click.UsageError(f"--network needs --track, because {run_dir} has no tracker")
+    return trackers
+
+
+def _split_names(networks: str | None) -> list[str]:
+    return [] if networks is None else [name.strip() for name in networks.split(",")]
+
+
+def _build_pricing_models(networks: Sequence[str]) -> dict[str, PricingModel]:
+    """Return the pricing models of networks by name. ScenarioError for an unknown name."""
+    if not networks:
+        return {}
+    from fedsgd.network import build_pricing_model
+
+    return {name: build_pricing_model(name) for name in networks}
+
+
+def _add_prices(tracker: Tracker, pricing_models: dict[str, PricingModel]) -> Tracker:
+    """Return a tracker that also receives the times of a run on networks, if there are any."""
     if not pricing_models:
-        return trackers
+        return tracker
     from fedsgd.analysis.tracking import PricedTracker
 
-    return [PricedTracker(tracker, pricing_models) for tracker in trackers]
+    return PricedTracker(tracker, pricing_models)
 
 
 @contextmanager

@@ -71,7 +71,7 @@ def resume(
         data: folder of the data files, None for the folder of the run; or the dataset that was passed to `run`.
         model: torch module or `CustomModel` that was passed to `run`.
         on_round: called after each further round.
-        callbacks: receivers of other events, as for `run`.
+        callbacks: receivers of other events, as for `run`. A tracker continues the record of the run's tracker of its class.
         execution: worker processes and measurements, which do not change results; None for one process.
 
     Raises:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fedsgd.errors import CheckpointError
+from fedsgd.errors import CheckpointError, OutputError
 from fedsgd.experiment.builder import Experiment
 from fedsgd.experiment.checkpoints import (
     Checkpointer,
@@ -18,6 +19,7 @@ from fedsgd.experiment.checkpoints import (
     Manifest,
     find_usable_manifests,
     list_manifests,
+    read_manifest,
     remove_other_files,
     restore,
 )
@@ -28,6 +30,8 @@ from fedsgd.experiment.run_tables import RunTables
 from fedsgd.federation import ServerState
 from fedsgd.federation.round_record import ResidualStatistics, RoundRecord
 from fedsgd.storage.run_directory import CHECKPOINT_FOLDER
+from fedsgd.system.torch_determinism import use_caller_state
+from fedsgd.trackers import TrackerGroup, TrackerRecord
 from fedsgd.training.selection import EngineChoice
 
 
@@ -59,6 +63,15 @@ class ResumePoint:
     def engine(self) -> EngineChoice:
         """Engine that the run selected at its start."""
         return EngineChoice(**self.run["engine"])
+
+    @property
+    def trackers(self) -> list[TrackerRecord]:
+        """Trackers of the run; without positions if this run directory is a copy, so that the original's records stay."""
+        entries = self.run.get("trackers", [])
+        records = [TrackerRecord(**{**entry, "networks": tuple(entry["networks"])}) for entry in entries]
+        original = Path(self.run.get("folder", self.folder))
+        is_copy = original.is_dir() and not original.samefile(self.folder)
+        return [replace(record, position=None) for record in records] if is_copy else records
 
     def check_identity(self, experiment: Experiment) -> list[str]:
         """Return lines about what may change the rounding of results.
@@ -111,6 +124,18 @@ def find_resume_point(folder: Path) -> ResumePoint:
     return ResumePoint(folder, tuple(reversed(manifests)), tuple(damages))
 
 
+def read_trackers(folder: Path) -> list[TrackerRecord]:
+    """Return the trackers in the latest readable manifest of a run directory; nothing if there is none.
+
+    Args:
+        folder: run directory.
+    """
+    for path in list_manifests(folder / CHECKPOINT_FOLDER):
+        with suppress(OutputError):
+            return ResumePoint(folder, (read_manifest(path),)).trackers
+    return []
+
+
 class RunCheckpoints:
     """Checkpoints of one run with a run directory.
 
@@ -119,18 +144,26 @@ class RunCheckpoints:
         execution: open execution of the run.
         tables: tables of the run.
         call: values of the arguments of `run` that `resume` needs: data folder, names of objects in Python.
+        trackers: trackers of the run.
         point: checkpoint from which the run continues; None for a new run.
     """
 
     def __init__(
-        self, folder: Path, execution: Execution, tables: RunTables, call: Mapping[str, Any], point: ResumePoint | None
+        self,
+        folder: Path,
+        execution: Execution,
+        tables: RunTables,
+        call: Mapping[str, Any],
+        trackers: TrackerGroup,
+        point: ResumePoint | None,
     ) -> None:
         experiment, config = execution.experiment, execution.experiment.scenario.checkpoint
         self._experiment = experiment
         self._tables = tables
         self._call = call
+        self._trackers = trackers
         self._point = point
-        self._folder = folder / CHECKPOINT_FOLDER
+        self._run_folder, self._folder = folder, folder / CHECKPOINT_FOLDER
         self._client_files = ClientFiles(self._folder, experiment.plan.n_clients, execution.storage)
         interval = CheckpointInterval(config.every_rounds, config.every_seconds)
         manifests = () if point is None else point.manifests
@@ -181,7 +214,11 @@ class RunCheckpoints:
         if self._identity is None:
             self._identity = describe_identity(self._experiment)
         tables = self._tables.sync()
+        with use_caller_state():
+            trackers = self._trackers.describe()
         run = {
+            "folder": str(self._run_folder.absolute()),
+            "trackers": [asdict(record) for record in trackers],
             "scenario": self._experiment.scenario.to_toml(),
             "identity": self._identity,
             "environment": describe_environment(),

@@ -143,7 +143,8 @@ def execute_run(
     check_paths(out=out)
     start = time.perf_counter()
     data = data or os.environ.get("FEDSGD_DATA") or None
-    with ExitStack() as files:
+    tracker_records = [] if point is None else point.trackers
+    with TrackerGroup(callbacks.trackers, tracker_records) as tracker_group, ExitStack() as files:
         with located_errors:
             experiment = build_experiment(scenario, data, **python_objects, share_data=config.workers > 1)
         experiment = experiment if point is None else _check_resumed_experiment(experiment, point)
@@ -151,24 +152,23 @@ def execute_run(
         _notify_start(experiment, callbacks)
         round_profile = RoundProfile() if config.profile else None
         call = _describe_call(data, python_objects)
-        with TrackerGroup(callbacks.trackers) as tracker_group:
-            with (
-                profiling_into(None if round_profile is None else round_profile.profile),
-                _make_execution(experiment, config, execution_factory) as execution,
-            ):
-                run = files.enter_context(_open_run(execution, out, overwrite, call, point))
-                history, server = _restore_rounds(run)
-                with use_caller_state():
-                    tracker_group.begin(RunStarted(experiment.scenario, run.folder))
-                observers = (on_round, tracker_group.round)
-                server = _run_rounds(run, history, server, observers, round_profile, can_defer=execution_factory is None)
-                model = build_final_model(execution, server)
-                seconds = time.perf_counter() - start + (0.0 if point is None else point.run["seconds"])
-                metadata = _call_metadata(config, round_profile, call) | ({"user_code": user_code} if user_code else {})
-                result = _build_result(run, history, server, model, (seconds, metadata))
-                _save(result, run, server, model)  # the last checkpoint reads the states of the clients
+        with (
+            profiling_into(None if round_profile is None else round_profile.profile),
+            _make_execution(experiment, config, execution_factory) as execution,
+        ):
+            run = files.enter_context(_open_run(execution, out, overwrite, call, tracker_group, point))
+            history, server = _restore_rounds(run)
             with use_caller_state():
-                tracker_group.end(RunFinished(result.summary))
+                tracker_group.begin(RunStarted(experiment.scenario, run.folder, tuple(history)))
+            observers = (on_round, tracker_group.round)
+            server = _run_rounds(run, history, server, observers, round_profile, can_defer=execution_factory is None)
+            model = build_final_model(execution, server)
+            seconds = time.perf_counter() - start + (0.0 if point is None else point.run["seconds"])
+            metadata = _call_metadata(config, round_profile, call) | ({"user_code": user_code} if user_code else {})
+            result = _build_result(run, history, server, model, (seconds, metadata))
+            _save(result, run, server, model)  # the last checkpoint reads the states of the clients
+        with use_caller_state():
+            tracker_group.end(RunFinished(result.summary))
     return result
 
 
@@ -278,7 +278,12 @@ def _save(result: Result, run: _OpenRun, server: ServerState, model: FinalModel)
 
 @contextmanager
 def _open_run(
-    execution: Execution, out: str | Path | None, overwrite: bool, call: Mapping[str, Any], point: ResumePoint | None
+    execution: Execution,
+    out: str | Path | None,
+    overwrite: bool,
+    call: Mapping[str, Any],
+    trackers: TrackerGroup,
+    point: ResumePoint | None,
 ) -> Iterator[_OpenRun]:
     """Yield a run with its outputs, which `_save` completes if the run succeeds.
 
@@ -293,7 +298,7 @@ def _open_run(
             write_atomically(folder / "scenario.toml", scenario.to_toml().encode())
         tables = RunTables(folder, metric_names, None if point is None else point.manifest.tables)
         federation = Federation(execution, tables.ledger)
-        checkpoints = None if folder is None else RunCheckpoints(folder, execution, tables, call, point)
+        checkpoints = None if folder is None else RunCheckpoints(folder, execution, tables, call, trackers, point)
         try:
             yield _OpenRun(folder, tables, federation, checkpoints)
         except OutputError:

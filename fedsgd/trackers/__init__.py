@@ -10,7 +10,17 @@ from typing import Any
 
 from fedsgd.config.registry import Registry
 from fedsgd.errors import ScenarioError
-from fedsgd.trackers.base import RunFinished, RunStarted, Tracker, TrackerGroup, TrackerWarning, check_callbacks
+from fedsgd.trackers.base import (
+    RunFinished,
+    RunStarted,
+    Tracker,
+    TrackerGroup,
+    TrackerRecord,
+    TrackerWarning,
+    TrackerWrapper,
+    check_callbacks,
+    describe_tracker,
+)
 
 __all__ = [
     "TRACKERS",
@@ -18,9 +28,13 @@ __all__ = [
     "RunStarted",
     "Tracker",
     "TrackerGroup",
+    "TrackerRecord",
     "TrackerWarning",
+    "TrackerWrapper",
     "check_callbacks",
     "create_tracker",
+    "describe_tracker",
+    "find_tracker_name",
 ]
 
 
@@ -32,13 +46,14 @@ def _check_tracker_class(cls: Any, base: type, description: str) -> None:
         raise ScenarioError(f"{description} {problem}, expected a class with the methods of fedsgd.{base.__name__}")
 
 
-TRACKERS: Registry[type[Tracker]] = Registry(
-    "tracker",
-    Tracker,
-    {"tensorboard": "fedsgd.trackers.tensorboard:TensorBoard", "mlflow": "fedsgd.trackers.mlflow:MLflow"},
-    check_member=_check_tracker_class,
-)
+_BUILTIN_PATHS = {"tensorboard": "fedsgd.trackers.tensorboard:TensorBoard", "mlflow": "fedsgd.trackers.mlflow:MLflow"}
+TRACKERS: Registry[type[Tracker]] = Registry("tracker", Tracker, _BUILTIN_PATHS, check_member=_check_tracker_class)
 """Trackers by name. Each built-in tracker needs the extra of the same name."""
+
+
+def find_tracker_name(path: str) -> str:
+    """Return the name of a built-in tracker's import path; any other path unchanged, which `TRACKERS` accepts as a name."""
+    return next((name for name, builtin_path in _BUILTIN_PATHS.items() if builtin_path == path), path)
 
 
 def create_tracker(name: str) -> Tracker:

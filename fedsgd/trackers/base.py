@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -21,10 +21,19 @@ SettingValue = bool | int | float | str
 
 @dataclass(frozen=True)
 class RunStarted:
-    """Event before the first round of a run, with the resolved scenario, and with the run folder if there is one."""
+    """Event before the first round of a run, or before the first further round of a resumed run.
+
+    Attributes:
+        scenario: resolved scenario.
+        folder: run folder; None without one.
+        history: records of the rounds before, of a resumed run.
+        position: text that the tracker's method `position` returned at the checkpoint, of a resumed run; None if there is none.
+    """
 
     scenario: Scenario
     folder: Path | None = None
+    history: Sequence[RoundRecord] = ()
+    position: str | None = None
 
     @property
     def name(self) -> str:
@@ -61,6 +70,11 @@ class Tracker(Protocol):
     """Protocol of a tracker, which receives the events of one run after another.
 
     A tracker that raises an error is reported by a `TrackerWarning`, and receives no more events of the run, which continues.
+
+    A resumed run sends `begin` with the records of the rounds up to the checkpoint, and then `round` for each further round. An
+    earlier process may have sent some of these rounds already. A tracker may define a method `position()`, which takes no
+    argument and returns a text, such as the id of a run in a store. A checkpoint stores the text, and the `RunStarted` of the
+    resumed run has it. A checkpoint is written before the trackers receive its last round.
 
     >>> class LossPrinter:
     ...     def begin(self, run):
@@ -108,15 +122,77 @@ class TrackerWarning(RuntimeWarning):
     """Error that a tracker raised, with the tracker's class and method, or a note on prices that a tracker receives."""
 
 
+class TrackerWrapper:
+    """Tracker that forwards all events to another tracker, whose position a checkpoint stores.
+
+    Args:
+        inner: tracker that receives the events.
+        networks: labels of the networks whose times the wrapper adds.
+    """
+
+    def __init__(self, inner: Tracker, networks: Sequence[str] = ()) -> None:
+        self.inner = inner
+        self.networks = tuple(networks)
+
+    def begin(self, run: RunStarted) -> None:
+        """Forward the start of the run."""
+        self.inner.begin(run)
+
+    def round(self, record: RoundRecord) -> None:
+        """Forward the record of a round."""
+        self.inner.round(record)
+
+    def end(self, outcome: RunFinished) -> None:
+        """Forward the end of the run."""
+        self.inner.end(outcome)
+
+    def position(self) -> str | None:
+        """Return the position of the inner tracker; None if it has no such method."""
+        method: Callable[[], str] | None = getattr(self.inner, "position", None)
+        return method() if callable(method) else None
+
+
+@dataclass(frozen=True)
+class TrackerRecord:
+    """Tracker of a run, as a checkpoint stores it.
+
+    Attributes:
+        path: import path of the tracker's class, "module:Class".
+        position: result of the tracker's method `position`; None without the method.
+        networks: labels of the networks whose times the tracker receives.
+    """
+
+    path: str
+    position: str | None = None
+    networks: tuple[str, ...] = ()
+
+
+def describe_tracker(tracker: Tracker, position: str | None = None) -> TrackerRecord:
+    """Return the record of a tracker; the class is that of the inner tracker of a `TrackerWrapper`.
+
+    >>> describe_tracker(TrackerWrapper(TrackerGroup([]), ["4g"]))
+    TrackerRecord(path='fedsgd.trackers.base:TrackerGroup', position=None, networks=('4g',))
+    """
+    inner, networks = (tracker.inner, tracker.networks) if isinstance(tracker, TrackerWrapper) else (tracker, ())
+    return TrackerRecord(f"{type(inner).__module__}:{type(inner).__qualname__}", position, networks)
+
+
 class TrackerGroup:
     """Trackers of one run, in the order in which they are called.
 
     As a context, the group sends `end` with the error if an error leaves the context.
+
+    Args:
+        trackers: trackers of the run.
+        records: trackers of the run at the checkpoint from which the run continues. A tracker receives the position of the
+            first record of its class that no other tracker has.
     """
 
-    def __init__(self, trackers: Sequence[Tracker]) -> None:
+    def __init__(self, trackers: Sequence[Tracker], records: Sequence[TrackerRecord] = ()) -> None:
         self._trackers = list(trackers)
         self._active_trackers: list[Tracker] = []
+        self._unused_records = list(records)
+        self._positions = [self._take_position(tracker) for tracker in trackers]
 
     def __enter__(self) -> Self:
         return self
@@ -126,15 +202,26 @@ class TrackerGroup:
             self.end(RunFinished(error=error))
 
     def begin(self, run: RunStarted) -> None:
-        """Send the start of the run to all trackers."""
-        for tracker in self._trackers:
+        """Send the start of the run to all trackers, each with its position."""
+        for tracker, position in zip(self._trackers, self._positions, strict=True):
             self._active_trackers.append(tracker)  # before the call, so that the tracker receives `end` after an interrupt
-            self._notify(tracker, "begin", run)
+            self._call(tracker, "begin", replace(run, position=position))
 
     def round(self, record: RoundRecord) -> None:
         """Send the end of a round to all trackers that have not raised an error."""
         for tracker in tuple(self._active_trackers):
-            self._notify(tracker, "round", record)
+            self._call(tracker, "round", record)
+
+    def describe(self) -> list[TrackerRecord]:
+        """Return the records of all trackers for a checkpoint, with the last known position of a tracker that failed.
+
+        Records of trackers that this process does not use stay, so that a later process can use these trackers again.
+        """
+        for n, tracker in enumerate(self._trackers):
+            if any(active is tracker for active in self._active_trackers) and callable(getattr(tracker, "position", None)):
+                self._positions[n] = self._call(tracker, "position") or self._positions[n]
+        records = [describe_tracker(*pair) for pair in zip(self._trackers, self._positions, strict=True)]
+        return [*records, *self._unused_records]
 
     def end(self, outcome: RunFinished) -> None:
         """Send the end of the run to all trackers that have not raised an error; later calls have no effect."""
@@ -153,14 +240,28 @@ class TrackerGroup:
         if interrupt is not None:
             raise interrupt
 
-    def _notify(self, tracker: Tracker, method: str, argument: RunStarted | RoundRecord) -> None:
+    def _take_position(self, tracker: Tracker) -> str | None:
+        """Return the position in the first record of the tracker's class that is left, and remove the record."""
+        path = describe_tracker(tracker).path
+        record = next((record for record in self._unused_records if record.path == path), None)
+        if record is None:
+            return None
+        self._unused_records.remove(record)
+        return record.position
+
+    def _call(self, tracker: Tracker, method: str, *arguments: RunStarted | RoundRecord) -> str | None:
+        """Call a method of a tracker, and return a position; after an error, warn and send the tracker no more events."""
         try:
-            getattr(tracker, method)(argument)
+            result = getattr(tracker, method)(*arguments)
+            if method == "position" and result is not None and not isinstance(result, str):
+                raise TypeError(f"got {describe_value(result)}, expected a text")
+            return result if method == "position" else None
         except Exception as error:
             self._active_trackers = [active for active in self._active_trackers if active is not tracker]
             warnings.warn(
                 f"{_describe_failure(tracker, method, error)}; the run continues without it", TrackerWarning, stacklevel=3
             )
+        return None
 
 
 def x_axes(record: RoundRecord) -> dict[str, int]:

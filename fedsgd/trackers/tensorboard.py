@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 from tensorboard.compat.proto import types_pb2
-from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
@@ -53,10 +54,14 @@ class TensorBoard:
     "accuracy/by uplink bytes", "accuracy/by all bytes" and, for each network, "accuracy/by milliseconds on ...". Steps are
     exact. Values are float32, as in all event files.
 
+    A resumed run empties its event files, and writes a new file with all rounds so far, which keep their wall times. A running
+    TensorBoard discards the points that it has read before.
+
     Args:
         folder: folder of the event files of all runs, by default `tensorboard` next to the run folder.
     """
 
+    _event_folder: Path
     _writer: EventFileWriter
     _history: list[tuple[float, Mapping[str, float]]]
 
@@ -64,21 +69,33 @@ class TensorBoard:
         self._folder = None if folder is None else expand_user_path(folder)
 
     def begin(self, run: RunStarted) -> None:
-        """Write the scenario, as text and as hyper-parameters."""
-        folder = _prepare_folder(run, self._folder or run.shared_folder / "tensorboard")
+        """Write the scenario, as text and as hyper-parameters, and the earlier rounds of a resumed run."""
+        self._event_folder = self._select_folder(run)
+        earlier_files = _list_event_files(self._event_folder)
+        times = _read_wall_times(earlier_files) if run.history else {}
+        if not run.history:
+            _remove_files(earlier_files)
         self._history = []
-        self._writer = EventFileWriter(str(folder), QUEUE_SIZE, FLUSH_SECONDS, FILE_SUFFIX)
+        self._writer = EventFileWriter(str(self._event_folder), QUEUE_SIZE, FLUSH_SECONDS, FILE_SUFFIX)
         now = time.time()
-        self._add_summary(now, 0, hparams_pb(run.settings, start_time_secs=now))
-        self._add_summary(now, 0, Summary(value=[_build_text_value("scenario", f"```toml\n{run.scenario.to_toml()}```\n")]))
+        if run.history:
+            self._writer.add_event(Event(wall_time=now, step=0, session_log=SessionLog(status=SessionLog.START)))
+        start = min(times.values(), default=now)
+        self._add_summary(start, 0, hparams_pb(run.settings, start_time_secs=start))
+        self._add_summary(start, 0, Summary(value=[_build_text_value("scenario", f"```toml\n{run.scenario.to_toml()}```\n")]))
+        for record in run.history:
+            self._add_round(times.get(record.round, now), record)
+        if run.history:
+            self._writer.flush()
+            _discard_files(earlier_files)
+
+    def position(self) -> str:
+        """Return the folder of the event files."""
+        return str(self._event_folder.absolute())
 
     def round(self, record: RoundRecord) -> None:
         """Write the figures of a round over rounds, and its metrics over each axis."""
-        now, metrics = time.time(), dict(record.metrics or {})
-        self._history.append((now, metrics))
-        self._add_scalars(now, record.round, {TAGS[name]: value for name, value in round_metrics(record).items()})
-        for axis, step in x_axes(record).items():
-            self._add_scalars(now, step, {f"{name}/by {axis}": value for name, value in metrics.items()})
+        self._add_round(time.time(), record)
 
     def end(self, outcome: RunFinished) -> None:
         """Write the metrics over time on networks, each with the wall time of its round, and the status of the run."""
@@ -94,6 +111,21 @@ class TensorBoard:
         finally:
             self._writer.close()
 
+    def _select_folder(self, run: RunStarted) -> Path:
+        """Return the folder of a run's event files: that of a resumed run, if it exists and the user gives no other parent."""
+        folder = None if run.position is None else Path(run.position)
+        parent = None if self._folder is None else self._folder.absolute()
+        if folder is not None and folder.is_dir() and parent in (None, folder.parent):
+            return folder
+        return _create_folder(run, self._folder or run.shared_folder / "tensorboard")
+
+    def _add_round(self, timestamp: float, record: RoundRecord) -> None:
+        metrics = dict(record.metrics or {})
+        self._history.append((timestamp, metrics))
+        self._add_scalars(timestamp, record.round, {TAGS[name]: value for name, value in round_metrics(record).items()})
+        for axis, step in x_axes(record).items():
+            self._add_scalars(timestamp, step, {f"{name}/by {axis}": value for name, value in metrics.items()})
+
     def _add_scalars(self, timestamp: float, step: int, values: Mapping[str, float]) -> None:
         if values:
             self._add_summary(
@@ -104,8 +136,8 @@ class TensorBoard:
         self._writer.add_event(Event(wall_time=timestamp, step=step, summary=summary))
 
 
-def _prepare_folder(run: RunStarted, parent: Path) -> Path:
-    """Return the folder of a run's event files, and remove files that an earlier run of the same name wrote there.
+def _create_folder(run: RunStarted, parent: Path) -> Path:
+    """Return the folder of a run's event files, which may not exist yet.
 
     A run without a run folder gets a new folder NAME-N, because the run's name is not numbered.
     """
@@ -117,10 +149,36 @@ def _prepare_folder(run: RunStarted, parent: Path) -> Path:
                 return folder
             except FileExistsError:
                 continue
-    folder = parent / run.name
-    for event_file in folder.glob(f"events.out.tfevents.*{FILE_SUFFIX}"):
-        event_file.unlink()
-    return folder
+    return parent / run.name
+
+
+def _list_event_files(folder: Path) -> list[Path]:
+    """Return the files that this tracker wrote in a folder, for the same run or for an earlier run of the same name."""
+    return sorted(folder.glob(f"events.out.tfevents.*{FILE_SUFFIX}"))
+
+
+def _remove_files(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink()
+
+
+def _discard_files(paths: Iterable[Path]) -> None:
+    """Empty files, and remove empty files. A running TensorBoard would not read the next file after the removal of its file."""
+    for path in paths:
+        if path.stat().st_size == 0:
+            path.unlink()
+        else:
+            path.write_bytes(b"")
+
+
+def _read_wall_times(event_files: Iterable[Path]) -> dict[int, float]:
+    """Return the wall time of each round by the round's number. The last event of a file may be incomplete."""
+    times: dict[int, float] = {}
+    for path in event_files:
+        for event in LegacyEventFileLoader(str(path)).Load():
+            if any(value.tag == TAGS["uplink_bytes"] for value in event.summary.value):
+                times.setdefault(event.step, event.wall_time)
+    return times
 
 
 def _build_text_value(tag: str, text: str) -> Summary.Value:

@@ -7,14 +7,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 from click.testing import CliRunner
 
+import fedsgd
 from fedsgd.cli import main
+from fedsgd.experiment.run_checkpoints import find_resume_point
 from fedsgd.federation.round_record import RoundRecord
 from fedsgd.scenario.scenario import Scenario
-from fedsgd.trackers import RunFinished, RunStarted, TrackerGroup, create_tracker
+from fedsgd.trackers import RunFinished, RunStarted, Tracker, TrackerGroup, create_tracker
 
 Make = Callable[..., Scenario]
+RESUME_SETTINGS: dict[str, Any] = {"rounds": 6, "checkpoint.every": 2, "evaluation.every": 3}
 SECONDS_BY_NETWORK = {"lte": [1.0015, 2.5, 1e9], "office": [0.001, 0.002, 0.003]}
 
 
@@ -58,3 +62,19 @@ def send_events(history: list[RoundRecord], scenario: Scenario, folder: Path, na
         for record in history:
             group.round(record)
         group.end(outcome)
+
+
+class InterruptionError(Exception):
+    """Error that ends a run in its last round, after the checkpoint of round 4 and after the trackers received round 5."""
+
+
+def interrupt_run(make_scenario: Make, out: Path, *trackers: Tracker) -> None:
+    """Run a scenario of six rounds until the end of its last round."""
+
+    def stop(record: RoundRecord) -> None:
+        if record.round == 6:
+            raise InterruptionError
+
+    with pytest.raises(InterruptionError):
+        fedsgd.run(make_scenario(RESUME_SETTINGS), out=out, callbacks=trackers, on_round=stop)
+    assert find_resume_point(out).manifest.round == 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +13,21 @@ import pytest
 import fedsgd
 from fedsgd.data import Dataset
 from fedsgd.errors import RunError
+from fedsgd.experiment.run_checkpoints import read_trackers
 from fedsgd.federation.round_record import RoundRecord
 from fedsgd.scenario.scenario import Scenario
 from fedsgd.storage.run_directory import RUN_FILES
-from fedsgd.trackers import RunFinished, RunStarted, create_tracker
+from fedsgd.trackers import RunFinished, RunStarted, TrackerWarning, create_tracker
 from fedsgd.trackers.base import round_metrics, x_axes
-from tests.trackers.helpers import SECONDS_BY_NETWORK, Make, RecordingTracker, run_command, send_events
+from tests.trackers.helpers import (
+    RESUME_SETTINGS,
+    SECONDS_BY_NETWORK,
+    Make,
+    RecordingTracker,
+    interrupt_run,
+    run_command,
+    send_events,
+)
 
 # SQLAlchemy warns of MLflow's declaration of tables; SQLite of connections that MLflow does not close.
 MLFLOW_WARNINGS = [
@@ -179,3 +189,93 @@ class TestMLflow:
         assert (tmp_path / "runs" / "tensorboard" / "quickstart-1").is_dir()
         assert not (tmp_path / "runs" / "mlflow.db").exists()
         assert not (tmp_path / "mlruns").exists()
+
+    # ----------------------------------------------------------------------------------------------------------- resumed runs
+
+    @pytest.mark.parametrize("is_killed", [False, True])
+    def test_resumed_run_has_the_points_of_an_uninterrupted_run(
+        self, store: Any, scenario: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_killed: bool
+    ) -> None:
+        fedsgd.run(scenario(RESUME_SETTINGS), out=tmp_path / "whole", callbacks=[create_tracker("mlflow")])
+        with monkeypatch.context() as patch:
+            if is_killed:
+                patch.setattr("fedsgd.trackers.mlflow.MLflow.end", lambda tracker, outcome: None)
+                patch.setattr("fedsgd.trackers.mlflow.FLUSH_SECONDS", 0.0)
+                patch.setattr("fedsgd.trackers.mlflow.MLflow._send", send_rounds_but_the_third)
+            interrupt_run(scenario, tmp_path / "run", create_tracker("mlflow"))
+        (stopped,) = [run for run in find_runs(store, "thesis") if run.info.run_name == "run"]
+        assert stopped.info.status == ("RUNNING" if is_killed else "FAILED")
+        assert ("fedsgd.error" in stopped.data.tags) is not is_killed
+        stored_rounds = [1, 2, 4, 5] if is_killed else [1, 2, 3, 4, 5]
+        assert [step for step, _ in read_metric(store, stopped, "clients")] == stored_rounds
+        fedsgd.resume(tmp_path / "run", callbacks=[create_tracker("mlflow")])
+        run_by_name = {run.info.run_name: run for run in find_runs(store, "thesis")}
+        assert len(run_by_name) == len(find_runs(store, "thesis")) == 2
+        whole, resumed = run_by_name["whole"], run_by_name["run"]
+        assert (resumed.info.run_id, resumed.info.status) == (stopped.info.run_id, "FINISHED")
+        assert read_points(store, resumed) == read_points(store, whole)
+        assert resumed.data.params == whole.data.params
+        own_tags = [{key: run.data.tags[key] for key in run.data.tags if key[:6] == "fedsgd"} for run in (whole, resumed)]
+        assert own_tags[0] == own_tags[1]
+        files = {file.path for file in store.list_artifacts(resumed.info.run_id)}
+        assert files == {*RUN_FILES}
+
+    def test_continued_run_keeps_its_parameters(self, store: Any, scenario: Make, tmp_path: Path) -> None:
+        settings = {**RESUME_SETTINGS, "rounds": 2}
+        fedsgd.run(scenario(settings), out=tmp_path / "run", callbacks=[create_tracker("mlflow")])
+        fedsgd.resume(tmp_path / "run", rounds=3, callbacks=[create_tracker("mlflow")])
+        (run,) = find_runs(store, "thesis")
+        assert run.info.status == "FINISHED"
+        assert run.data.params["rounds"] == "2"
+        assert [step for step, _ in read_metric(store, run, "uplink_bytes")] == [1, 2, 3]
+
+    def test_run_of_a_deleted_mlflow_run_gets_a_new_one_with_all_rounds(
+        self, store: Any, scenario: Make, tmp_path: Path
+    ) -> None:
+        interrupt_run(scenario, tmp_path / "run", create_tracker("mlflow"))
+        (stopped,) = find_runs(store, "thesis")
+        store.delete_run(stopped.info.run_id)
+        with pytest.warns(TrackerWarning, match=f"MLflow run {stopped.info.run_id} in .* does not exist any more"):
+            fedsgd.resume(tmp_path / "run", callbacks=[create_tracker("mlflow")])
+        (run,) = find_runs(store, "thesis")
+        assert run.info.run_id != stopped.info.run_id
+        assert [step for step, _ in read_metric(store, run, "uplink_bytes")] == [1, 2, 3, 4, 5, 6]
+        assert [step for step, _ in read_metric(store, run, "accuracy")] == [3, 6]
+
+    def test_resumed_run_uses_its_store_also_after_a_move(
+        self, default_settings: None, scenario: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from mlflow import MlflowClient
+
+        runs, moved = tmp_path / "runs", tmp_path / "moved"
+        interrupt_run(scenario, runs / "run", create_tracker("mlflow"))
+        runs.rename(moved)
+        fedsgd.resume(moved / "run", callbacks=[create_tracker("mlflow")])
+        (run,) = find_runs(MlflowClient(f"sqlite:///{moved / 'mlflow.db'}"), "fedsgd")
+        assert run.info.status == "FINISHED"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'other.db'}")
+        fedsgd.resume(moved / "run", rounds=7, callbacks=[create_tracker("mlflow")])
+        (run,) = find_runs(MlflowClient(f"sqlite:///{moved / 'mlflow.db'}"), "fedsgd")
+        assert [step for step, _ in read_metric(MlflowClient(f"sqlite:///{moved / 'mlflow.db'}"), run, "clients")][-1] == 7
+        assert not (tmp_path / "other.db").exists()
+
+    def test_position_has_no_credentials(self, store: Any, scenario: Make, tmp_path: Path) -> None:
+        from fedsgd.trackers.mlflow import _remove_credentials
+
+        interrupt_run(scenario, tmp_path / "run", create_tracker("mlflow"))
+        (record,) = read_trackers(tmp_path / "run")
+        assert json.loads(record.position or "")["tracking_uri"] == f"sqlite:///{tmp_path / 'user.db'}"
+        assert _remove_credentials("https://me:p@ss@host:5000/a@b") == "https://host:5000/a@b"
+        assert _remove_credentials("sqlite:////me@home/mlflow.db") == "sqlite:////me@home/mlflow.db"
+
+
+def read_points(client: Any, run: Any) -> dict[str, list[tuple[int, float]]]:
+    """Return (step, value) of all values of all metrics, without the rounds' wall-clock times."""
+    return {name: read_metric(client, run, name) for name in run.data.metrics if name != "seconds"}
+
+
+def send_rounds_but_the_third(tracker: Any) -> None:
+    """Send the metrics of a round, unless it is the third, as if the process had died before it sent them."""
+    if len(tracker._history) != 3:
+        tracker._client.log_batch(tracker._run_id, metrics=tracker._pending_metrics)
+    tracker._pending_metrics = []

@@ -14,7 +14,13 @@ The rows of ledger.parquet and rounds.parquet up to the round are part of the ch
 
 from fedsgd.experiment.checkpoints.checkpointer import Checkpointer, CheckpointInterval, restore
 from fedsgd.experiment.checkpoints.client_files import ClientFiles, ClientStorage
-from fedsgd.experiment.checkpoints.manifest import Manifest, find_usable_manifests, list_manifests, remove_other_files
+from fedsgd.experiment.checkpoints.manifest import (
+    Manifest,
+    find_usable_manifests,
+    list_manifests,
+    read_manifest,
+    remove_other_files,
+)
 
 __all__ = [
     "CheckpointInterval",
@@ -24,6 +30,7 @@ __all__ = [
     "Manifest",
     "find_usable_manifests",
     "list_manifests",
+    "read_manifest",
     "remove_other_files",
     "restore",
 ]
