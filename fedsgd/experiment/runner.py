@@ -301,10 +301,9 @@ def _open_run(
         checkpoints = None if folder is None else RunCheckpoints(folder, execution, tables, call, trackers, point)
         try:
             yield _OpenRun(folder, tables, federation, checkpoints)
-        except OutputError:
-            raise
         except BaseException as error:
-            tables.close_after(error)
+            if not isinstance(error, OutputError):
+                tables.close_after(error)
             if checkpoints is not None and checkpoints.last_round and not isinstance(error, RunInterrupted):
                 error.add_note(f"last checkpoint: after round {checkpoints.last_round}; to continue: fedsgd resume {folder}")
             raise

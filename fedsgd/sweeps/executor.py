@@ -120,7 +120,10 @@ def run_in_processes(plan: Sequence[PlannedCell], out: Path, data: str | None, j
     process raises a FedsgdError. A main script without `if __name__ == "__main__":` raises a ScenarioError.
     """
     other_processes, processes = {*mp.active_children()}, set()
-    pool = ProcessPoolExecutor(min(jobs, len(plan)), mp.get_context("spawn"), initializer=_initialize_process)
+    try:
+        pool = ProcessPoolExecutor(min(jobs, len(plan)), mp.get_context("spawn"), initializer=_initialize_process)
+    except OSError as error:
+        raise OutputError(f"processes of a sweep need shared memory ({error.strerror}); use --jobs 1") from None
     try:
         with _block_interrupts(), single_threaded_children(), hide_missing_main():
             futures: dict[Future[CellOutcome], Cell] = {}

@@ -85,6 +85,18 @@ class Checkpointer:
         Raises:
             OutputError: a file cannot be written; the earlier checkpoints are unchanged.
         """
+        try:
+            self._write(server, residual_norms, tables, run)
+        finally:
+            remove_other_files(self.folder, self._manifests)
+
+    def _write(
+        self,
+        server: ServerState,
+        residual_norms: Mapping[ClientId, float],
+        tables: Mapping[str, int],
+        run: Mapping[str, Any],
+    ) -> None:
         round = server.round - 1
         try:
             self.folder.mkdir(exist_ok=True)
@@ -100,7 +112,6 @@ class Checkpointer:
         earlier = [other for other in self._manifests if other.round != round]
         self._manifests = [*earlier, manifest][-self._keep :]
         self._last_time = time.monotonic()
-        remove_other_files(self.folder, self._manifests)
 
 
 def restore(client_files: ClientFiles, folder: Path, manifest: Manifest) -> tuple[ServerState, dict[ClientId, float]]:

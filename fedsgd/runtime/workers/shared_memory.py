@@ -7,6 +7,8 @@ import os
 import pickle
 import tempfile
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import reduction
 from pathlib import Path
@@ -33,8 +35,9 @@ class SharedFile:
     """
 
     def __init__(self, descriptor: int | None = None) -> None:
-        """Adopt the open file of a descriptor, or create a file in memory."""
-        self.descriptor = _open_anonymous_file() if descriptor is None else descriptor
+        """Adopt the open file of a descriptor, or create a file in memory. Raise an OutputError if memory cannot be shared."""
+        with _shared_memory_errors():
+            self.descriptor = _open_anonymous_file() if descriptor is None else descriptor
         self.close = weakref.finalize(self, os.close, self.descriptor)
 
     @staticmethod
@@ -73,6 +76,16 @@ class SharedFile:
         return out
 
 
+@contextmanager
+def _shared_memory_errors() -> Iterator[None]:
+    """Raise an OutputError in place of an OSError of the body, which creates or fills a file in memory."""
+    try:
+        yield
+    except OSError as error:
+        problem = f"memory that processes share cannot be created ({error.strerror})"
+        raise OutputError(f"{problem}; use one worker, or free memory and file descriptors") from None
+
+
 def _from_descriptor(descriptor: Any) -> SharedFile:
     return SharedFile(descriptor.detach())
 
@@ -105,9 +118,10 @@ class SharedPickle:
         parts = [memoryview(pickle.dumps(value, protocol=5, buffer_callback=arrays.append))]
         parts += [array.raw() for array in arrays]
         file, offset = SharedFile(), 0
-        for part in parts:
-            offset = align_up(file.write(offset, part))
-        os.ftruncate(file.descriptor, offset)
+        with _shared_memory_errors():
+            for part in parts:
+                offset = align_up(file.write(offset, part))
+            os.ftruncate(file.descriptor, offset)
         return SharedPickle(file, tuple(len(part) for part in parts))
 
     def load(self) -> Any:
