@@ -31,6 +31,7 @@ import pyarrow.parquet as pq
 from fedsgd.errors import ScenarioWarning
 from fedsgd.experiment.ledger import DIGEST_COLUMNS
 from fedsgd.federation.round_record import RoundRecord
+from fedsgd.storage.run_directory import is_complete
 
 TOP_K = {"name": "top-k", "density": 0.05}
 UNIFORM = {"cohort": 5, "weighting": "uniform"}
@@ -176,6 +177,8 @@ class Torturer:
 
     def _start(self, setup: Setup, folder: Path, workers: int, kill: tuple[str, int] | None) -> bool:
         """Run, or resume if there is a checkpoint, in a new process, and return True if it was killed before its end."""
+        if is_complete(folder):  # the last process was killed after its work
+            return False
         is_new = not list((folder / "checkpoints").glob("checkpoint-*.json"))
         receiver, sender = self._context.Pipe(duplex=False)
         process = self._context.Process(target=run_process, args=(setup, folder, is_new, workers, sender))

@@ -60,6 +60,14 @@ checkpoint_option: Callable[[Callable[..., None]], Callable[..., None]] = click.
     "with `fedsgd resume`, a sweep with the same command.",
 )
 """Option of a command that runs scenarios; its value is in `ScenarioOptions`."""
+workers_option: Callable[[Callable[..., None]], Callable[..., None]] = click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="K",
+    help="Train and evaluate in K processes, each with one thread. Results do not depend on K.",
+)
 quiet_option = output_option("--quiet", is_flag=True, help="Show no progress.")
 columns_option = output_option(
     "--columns",

@@ -10,6 +10,7 @@ import click
 
 from fedsgd.cli.app import main
 from fedsgd.cli.completers import complete_run
+from fedsgd.cli.option_groups import workers_option
 from fedsgd.cli.options import UserPath, plugin_option
 from fedsgd.cli.run_folders import mention_partial_ledger, mention_shared_cores
 from fedsgd.cli.streams import echo_json
@@ -32,14 +33,7 @@ EXAMPLES = """Examples:
 @main.command("resume", epilog=EXAMPLES, short_help="Continue a run from its latest checkpoint.")
 @click.argument("run_dir", type=UserPath(), shell_complete=complete_run)
 @click.option("--rounds", type=click.IntRange(min=1), metavar="N", help="Continue a finished run to N rounds in all.")
-@click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    metavar="K",
-    help="Train and evaluate in K processes, each with one thread. Results do not depend on K.",
-)
+@workers_option
 @click.option("--data", type=UserPath(), help="Folder of data files.  [default: the folder of the run]")
 @tracker_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output, and nothing else there.")

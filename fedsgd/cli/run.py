@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fedsgd.cli.app import main
-from fedsgd.cli.option_groups import checkpoint_option
+from fedsgd.cli.option_groups import checkpoint_option, workers_option
 from fedsgd.cli.options import (
     ScenarioOptions,
     UserPath,
@@ -41,14 +41,7 @@ EXAMPLES = """Examples:
 @checkpoint_option
 @click.option("--out", type=UserPath(), help="Run folder.  [default: runs/NAME-N, the next free N]")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier run in the folder.")
-@click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    metavar="K",
-    help="Train and evaluate in K processes, each with one thread. Results do not depend on K.",
-)
+@workers_option
 @tracker_options
 @report_target_option
 @click.option("--profile", is_flag=True, help="Also print the mean time of each phase of a round.")

@@ -139,6 +139,9 @@ def read_trackers(folder: Path) -> list[TrackerRecord]:
 class RunCheckpoints:
     """Checkpoints of one run with a run directory.
 
+    Attributes:
+        are_wanted: True if the scenario asks for checkpoints.
+
     Args:
         folder: run directory.
         execution: open execution of the run.
@@ -168,7 +171,7 @@ class RunCheckpoints:
         interval = CheckpointInterval(config.every_rounds, config.every_seconds)
         manifests = () if point is None else point.manifests
         self._checkpointer = Checkpointer(self._folder, self._client_files, interval, config.keep, manifests)
-        self._is_final_wanted = config.every is not None
+        self.are_wanted = config.every is not None
         self._identity: Mapping[str, Any] | None = None
         self._start = time.perf_counter()
 
@@ -197,11 +200,6 @@ class RunCheckpoints:
         """Record a finished round, and write a checkpoint if the interval asks for one and the run goes on."""
         self._checkpointer.add_cohort(record.cohort)
         if not federation.is_over and self._checkpointer.is_due(record.round):
-            self.write(federation, server)
-
-    def write_final(self, federation: Federation, server: ServerState) -> None:
-        """Write a checkpoint after the last round if the scenario asks for checkpoints, so that the run can be continued."""
-        if self._is_final_wanted:
             self.write(federation, server)
 
     def write(self, federation: Federation, server: ServerState) -> None:

@@ -268,12 +268,9 @@ def _save(result: Result, run: _OpenRun, server: ServerState, model: FinalModel)
     if accuracy is not None and held_out is not None:
         path = folder / "clients.parquet"
         steps["clients.parquet"] = lambda: save_clients(path, train, held_out, accuracy)
-    steps |= {
-        "checkpoints": lambda: checkpoints.write_final(run.federation, server),
-        "ledger.parquet": run.tables.close_ledger,
-        "rounds.parquet": run.tables.close_rounds,
-    }
-    write_all(folder, steps)
+    if checkpoints.are_wanted:  # so that the finished run can be continued
+        steps["checkpoints"] = lambda: checkpoints.write(run.federation, server)
+    write_all(folder, {**steps, "ledger.parquet": run.tables.close_ledger, "rounds.parquet": run.tables.close_rounds})
 
 
 @contextmanager

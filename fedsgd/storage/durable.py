@@ -1,4 +1,4 @@
-"""Files that survive a crash of the system: after a call each file is complete on disk, or unchanged."""
+"""Writing of files completely or not at all, and waiting until bytes and names are on disk."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from fedsgd.errors import make_write_error
 T = TypeVar("T")
 
 
-def write_durably(path: Path, write: Callable[[BinaryIO], T]) -> T:
-    """Write a file completely or not at all, and return the value of `write`.
-
-    The bytes are on disk before the file has its name; `sync_path` on the folder makes the name durable, too.
+def replace_file(path: Path, write: Callable[[BinaryIO], T], is_durable: bool = False) -> T:
+    """Write a file completely or not at all, and return the value of `write`: an error or an interrupt leaves no partial file.
 
     Args:
         path: file that is written or replaced.
         write: function that writes the content to an open file without a buffer.
+        is_durable: True: the bytes are on disk before the file has its name. `sync_path` on the folder makes the name durable.
 
     Raises:
         OutputError: the file cannot be written.
@@ -29,7 +28,8 @@ def write_durably(path: Path, write: Callable[[BinaryIO], T]) -> T:
     try:
         with partial_file.open("wb", buffering=0) as file:
             result = write(file)
-            os.fsync(file.fileno())
+            if is_durable:
+                os.fsync(file.fileno())
         partial_file.replace(path)
     except BaseException as error:
         with suppress(OSError):

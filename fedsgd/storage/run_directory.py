@@ -43,7 +43,7 @@ import importlib
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,7 @@ import numpy as np
 
 from fedsgd.errors import OutputError, ReportError, make_write_error
 from fedsgd.numerics.arrays import F64
+from fedsgd.storage.durable import replace_file, write_fully
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -121,16 +122,21 @@ def clear_run_directory(folder: Path, overwrite: bool) -> Path:
     return folder
 
 
+def create_folder(folder: Path) -> None:
+    """Create a folder and the folders above it, if necessary. OutputError if that fails."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be created or read ({error.strerror})") from None
+
+
 @contextmanager
 def lock_run_directory(folder: Path) -> Iterator[None]:
     """Create a run directory if necessary, and lock it against other runs in the context, if the system supports locks.
 
     The system releases the lock if the process ends. An OutputError is raised if another process has locked the directory.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be created or read ({error.strerror})") from None
+    create_folder(folder)
     with lock_folder(folder, f"{folder}: another run is writing to it; choose another folder, or wait for its end"):
         yield
 
@@ -238,16 +244,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file completely or not at all: an error or an interrupt leaves no partial file."""
-    partial_file = path.with_name(f".{path.name}.partial")
-    try:
-        partial_file.write_bytes(data)
-        partial_file.replace(path)
-    except BaseException as error:
-        with suppress(OSError):
-            partial_file.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise make_write_error(path, error) from None
-        raise
+    replace_file(path, lambda file: write_fully(file, data))
 
 
 def write_all(folder: Path, writers: Mapping[str, Callable[[], object]]) -> None:

@@ -13,6 +13,7 @@ import types
 from collections.abc import Callable
 from multiprocessing.spawn import get_preparation_data
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow.parquet as pq
 import pytest
@@ -293,15 +294,13 @@ def test_full_disk_at_the_end_saves_parameters_summary_and_segments(quick: Scena
 
 
 def test_full_disk_for_parameters_saves_summary_and_tables(quick: Scenario, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_bytes_to_disk = Path.write_bytes
-
-    def write_bytes(path: Path, data: bytes) -> int:
-        if path.name == ".params.safetensors.partial":
-            write_bytes_to_disk(path, data[:100])
+    def write_fully(file: BinaryIO, data: bytes) -> None:
+        if str(file.name).endswith(".params.safetensors.partial"):
+            file.write(data[:100])
             raise FULL
-        return write_bytes_to_disk(path, data)
+        file.write(data)
 
-    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    monkeypatch.setattr(run_directory, "write_fully", write_fully)
     with pytest.raises(OutputError, match=r"params\.safetensors: cannot be written .*; safe in o: summary\.json, ledger\.parq"):
         fedsgd.run(quick, out="o")
     assert sorted(p.name for p in Path("o").iterdir()) == ["ledger.parquet", "rounds.parquet", "scenario.toml", "summary.json"]

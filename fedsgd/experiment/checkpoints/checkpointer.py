@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from fedsgd.compression import ClientId
-from fedsgd.errors import OutputError
 from fedsgd.experiment.checkpoints.client_files import ClientFiles
 from fedsgd.experiment.checkpoints.manifest import Manifest, remove_other_files
 from fedsgd.experiment.checkpoints.server_state import read_server_state, write_server_state
 from fedsgd.federation import ServerState
+from fedsgd.storage.run_directory import create_folder
 
 
 @dataclass(frozen=True)
@@ -85,32 +85,20 @@ class Checkpointer:
         Raises:
             OutputError: a file cannot be written; the earlier checkpoints are unchanged.
         """
-        try:
-            self._write(server, residual_norms, tables, run)
-        finally:
-            remove_other_files(self.folder, self._manifests)
-
-    def _write(
-        self,
-        server: ServerState,
-        residual_norms: Mapping[ClientId, float],
-        tables: Mapping[str, int],
-        run: Mapping[str, Any],
-    ) -> None:
         round = server.round - 1
-        try:
-            self.folder.mkdir(exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"{self.folder}: cannot be created ({error.strerror})") from None
         label = f"{round:06d}"
-        server_file, numbers = write_server_state(self.folder / f"server-{label}.safetensors", server)
-        self._client_files.write(label, self._changed_clients, server.acknowledged_rounds, residual_norms)
-        files = self._client_files
-        manifest = Manifest(round, server_file, numbers, tuple(files.entries), tuple(files.model_entries), tables, run)
-        manifest.write(self.folder)
+        try:
+            create_folder(self.folder)
+            server_file, numbers = write_server_state(self.folder / f"server-{label}.safetensors", server)
+            files = self._client_files
+            files.write(label, self._changed_clients, server.acknowledged_rounds, residual_norms)
+            manifest = Manifest(round, server_file, numbers, tuple(files.entries), tuple(files.model_entries), tables, run)
+            manifest.write(self.folder)
+            earlier = [other for other in self._manifests if other.round != round]
+            self._manifests = [*earlier, manifest][-self._keep :]
+        finally:  # also the files of a checkpoint that could not be completed
+            remove_other_files(self.folder, self._manifests)
         self._changed_clients = set()
-        earlier = [other for other in self._manifests if other.round != round]
-        self._manifests = [*earlier, manifest][-self._keep :]
         self._last_time = time.monotonic()
 
 

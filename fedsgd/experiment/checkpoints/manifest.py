@@ -13,7 +13,7 @@ from typing import Any
 
 from fedsgd.errors import OutputError
 from fedsgd.experiment.checkpoints.tensor_file import FileEntry, find_damage
-from fedsgd.storage.durable import sync_path, write_durably, write_fully
+from fedsgd.storage.durable import replace_file, sync_path, write_fully
 from fedsgd.storage.run_directory import is_checkpoint_file
 
 FORMAT_VERSION = 1
@@ -57,7 +57,7 @@ class Manifest:
         sync_path(folder)  # the names of the other files
         content = json.dumps(asdict(self))
         text = json.dumps({"format": FORMAT_VERSION, "sha256": _hash(content), "checkpoint": json.loads(content)}, indent=1)
-        write_durably(folder / self.name, lambda file: write_fully(file, text.encode() + b"\n"))
+        replace_file(folder / self.name, lambda file: write_fully(file, text.encode() + b"\n"), is_durable=True)
         sync_path(folder)
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsgd.errors import OutputError
-from fedsgd.storage.durable import write_durably, write_fully
+from fedsgd.storage.durable import replace_file, write_fully
 
 _TYPES = {
     "bool": "BOOL",
@@ -109,7 +109,7 @@ def write_tensors(
         write_fully(file, head)
         return FileEntry(path.name, start + body.n_bytes, zlib.crc32(head, body.crc32))
 
-    return write_durably(path, write)
+    return replace_file(path, write, is_durable=True)
 
 
 class _Body:
