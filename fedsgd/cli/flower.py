@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -18,7 +19,7 @@ from fedsgd.cli.options import (
     UserPath,
     scenario_options,
 )
-from fedsgd.cli.run_folders import claim_numbered_folder, mention_partial_ledger
+from fedsgd.cli.run_folders import claim_numbered_folder, mention_partial_ledger, mention_resumption
 from fedsgd.cli.streams import echo_json
 from fedsgd.cli.tracking import print_warnings, tracker_options, trackers_from_options, with_trackers
 
@@ -75,6 +76,9 @@ def flower_command(
 
     If a node dies or does not reply in time, the run ends. With [participation] on_failure = "continue", the run continues and
     the node's clients count as dropouts. All processes are stopped at the end of the run, also after an error.
+
+    With [checkpoint] every, a checkpoint is written after each round. `fedsgd resume` then continues a deployment that lost its
+    server, its nodes or its launcher.
     """
     from fedsgd.scenario.scenario import errors_in_file
 
@@ -101,6 +105,7 @@ def _deploy(
 
     with (
         mention_partial_ledger(out),
+        mention_resumption(out, time.time()),
         print_warnings(options.quiet),
         terminal.show_deployment_progress(scenario, options.quiet) as progress,
         with_trackers(trackers, scenario, out, progress) as (callbacks, tracker_group),

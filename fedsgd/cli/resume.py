@@ -12,9 +12,9 @@ from fedsgd.cli.app import main
 from fedsgd.cli.completers import complete_run
 from fedsgd.cli.option_groups import workers_option
 from fedsgd.cli.options import UserPath, plugin_option
-from fedsgd.cli.run_folders import mention_partial_ledger, mention_shared_cores
+from fedsgd.cli.run_folders import mention_partial_ledger, mention_resumption, mention_shared_cores
 from fedsgd.cli.streams import echo_json
-from fedsgd.cli.tracking import print_warnings, restore_trackers, tracker_options
+from fedsgd.cli.tracking import print_warnings, restore_trackers, tracker_options, with_trackers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,14 +45,23 @@ def resume_command(
     """Continue the run in RUN_DIR from its latest checkpoint, as if it had never stopped.
 
     Checkpoints are written with [checkpoint] every, with --checkpoint-every of `fedsgd run`, and when Ctrl-C ends a run.
-    Parameters, ledger and summary are those of a run that was never interrupted, times apart.
+    Parameters, ledger and summary are those of a run that was never interrupted, times apart. A run of `fedsgd flower`
+    continues as a deployment with its nodes and options.
 
     The trackers of the run are used again, and their records continue; --track adds a tracker, --network replaces the networks.
     """
     from fedsgd.system.forkserver import preload_workers
 
     preload_workers(workers)  # before torch is imported here, so that workers import it in parallel
+    from fedsgd.experiment.run_checkpoints import read_deployment
+
     trackers = restore_trackers(run_dir, **tracking)
+    if read_deployment(run_dir) is not None:
+        if workers != 1:
+            problem = f"got {workers}, expected no such option: the nodes of the deployment in {run_dir} train the clients"
+            raise click.BadParameter(problem, param_hint="--workers")
+        _resume_deployment(run_dir, rounds, data, trackers, as_json, quiet)
+        return
     mention_shared_cores(workers, "workers", quiet)
     _resume(run_dir, rounds, data, workers, trackers, as_json, quiet)
 
@@ -80,6 +89,30 @@ def _resume(
             callbacks=RunCallbacks(progress.on_engine, progress.on_state_budget, trackers),
             execution=ExecutionConfig(workers=workers),
         )
+    if as_json:
+        echo_json(json.dumps(result.summary, indent=2))
+    else:
+        terminal.print_result(result)
+
+
+def _resume_deployment(
+    run_dir: Path, rounds: int | None, data: Path | None, trackers: Sequence[Tracker], as_json: bool, quiet: bool
+) -> None:
+    from fedsgd.cli import terminal
+    from fedsgd.experiment.resume import read_scenario
+    from fedsgd.flower.deployment import resume_deployment
+    from fedsgd.trackers import RunFinished
+
+    scenario = read_scenario(run_dir, rounds)
+    with (
+        mention_partial_ledger(run_dir),
+        mention_resumption(run_dir),
+        print_warnings(quiet),
+        terminal.show_deployment_progress(scenario, quiet) as progress,
+        with_trackers(trackers, scenario, run_dir, progress) as (callbacks, tracker_group),
+    ):
+        result = resume_deployment(run_dir, rounds=rounds, data=data, callbacks=callbacks)
+        tracker_group.end(RunFinished(result.summary))
     if as_json:
         echo_json(json.dumps(result.summary, indent=2))
     else:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fedsgd.cli.streams import echo
 from fedsgd.errors import DeploymentError, OutputError, RunError, WireError
+from fedsgd.storage.run_directory import CHECKPOINT_FOLDER
 
 
 def mention_shared_cores(n_processes: int, noun: str, quiet: bool) -> None:
@@ -29,6 +30,23 @@ def mention_partial_ledger(out: Path) -> Iterator[None]:
         ledger = out / "ledger.parquet"
         if ledger.is_file() or (ledger.is_dir() and any(ledger.iterdir())):
             echo(f"fedsgd: {ledger} has the ledger of the rounds so far", err=True)
+        raise
+
+
+@contextmanager
+def mention_resumption(out: Path, since: float = 0.0) -> Iterator[None]:
+    """Print the command that continues a deployment, if it is interrupted or loses a process after a checkpoint.
+
+    Args:
+        out: run folder.
+        since: seconds since the epoch; an earlier checkpoint is of a run that the deployment was going to replace.
+    """
+    try:
+        yield
+    except (DeploymentError, KeyboardInterrupt):
+        manifests = (out / CHECKPOINT_FOLDER).glob("checkpoint-*.json")
+        if any(path.stat().st_mtime >= since for path in manifests):
+            echo(f"fedsgd: to continue: fedsgd resume {out}", err=True)
         raise
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from fedsgd.experiment.builder import Experiment
 from fedsgd.experiment.checkpoints import ClientStorage
@@ -40,14 +40,18 @@ class Execution(ABC):
         evaluator: evaluation that the scenario asks for; set while the context is open.
         storage: states and models of the clients; set while the context is open, None if they are not in this process's reach.
         worker_phase_seconds: function that returns the seconds by phase, summed over all workers; None without workers.
+        deployment: settings with which a deployment is launched again, as JSON has them; None for a simulation.
+        needs_checkpoint_each_round: whether each round needs a checkpoint, if checkpoints are written at all.
     """
 
+    needs_checkpoint_each_round = False
     runtime: Runtime
     evaluator: Evaluator
 
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
         self.storage: ClientStorage | None = None
+        self.deployment: Mapping[str, Any] | None = None
         self.worker_phase_seconds: Callable[[], dict[Phase, float]] | None = None
         self._resources = ExitStack()
 

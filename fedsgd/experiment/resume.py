@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from fedsgd.config.argument_checks import resolve_config
 from fedsgd.data import Dataset
-from fedsgd.errors import CheckpointError, FedsgdError, ResumeWarning, ScenarioError
+from fedsgd.errors import CheckpointError, FedsgdError, OutputError, ResumeWarning, ScenarioError
 from fedsgd.experiment.checkpoints import list_manifests
 from fedsgd.experiment.options import (
     CustomModel,
@@ -77,7 +77,7 @@ def resume(
     Raises:
         CheckpointError: the directory has no checkpoint that can be used; or the scenario, the data, the user's code, or the
             version of fedsgd, torch or the wire format has changed.
-        OutputError: another run is writing to the directory, or it cannot be written.
+        OutputError: another run is writing to the directory, it cannot be written, or it is of a deployment.
         ScenarioError: `rounds` does not continue the run, or an argument is wrong.
         DataError, ModelError, RunError: as for `run`.
 
@@ -93,15 +93,16 @@ def resume(
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: there is no such run directory")
     with lock_run_directory(folder), isolate_global_state():
-        point = find_resume_point(folder)
-        if rounds is None and point.run["is_over"] and is_complete(folder):
-            hint = "pass --rounds (in Python: rounds=...) to continue it"
-            raise CheckpointError(f"{folder}: the run is finished, after {point.manifest.round} rounds; {hint}")
+        point, scenario = plan_resumption(folder, rounds)
+        if point.deployment is not None:
+            function = "fedsgd.flower.deployment.resume_deployment"
+            problem = f"is the run of a deployment; continue it with `fedsgd resume`, in Python {function}"
+            raise OutputError(f"{folder}: {problem}")
         for damage in point.damages:
             text = f"{damage}: the run continues from the checkpoint after round {point.manifest.round}"
             warnings.warn(text, ResumeWarning, stacklevel=3)
         return execute_run(
-            _plan_scenario(point, rounds),
+            scenario,
             data=data_folder or point.run["data"],
             objects=collect_objects(dataset, model),
             out=folder,
@@ -152,6 +153,24 @@ def read_scenario(run_dir: Path, rounds: int | None) -> Scenario:
         raise CheckpointError(f"{run_dir}: there is no such run directory")
     scenario = load(run_dir / "scenario.toml")
     return scenario if rounds is None else replace(scenario, rounds=rounds)
+
+
+def plan_resumption(folder: Path, rounds: int | None) -> tuple[ResumePoint, Scenario]:
+    """Return the checkpoint from which a run continues, and the scenario of the rest of the run.
+
+    Args:
+        folder: run directory.
+        rounds: maximum number of rounds in place of the scenario's; None for the scenario's.
+
+    Raises:
+        CheckpointError: there is no checkpoint that can be used, the run is finished, or its scenario has changed.
+        ScenarioError: `rounds` does not continue the run.
+    """
+    point = find_resume_point(folder)
+    if rounds is None and point.run["is_over"] and is_complete(folder):
+        hint = "pass --rounds (in Python: rounds=...) to continue it"
+        raise CheckpointError(f"{folder}: the run is finished, after {point.manifest.round} rounds; {hint}")
+    return point, _plan_scenario(point, rounds)
 
 
 def _plan_scenario(point: ResumePoint, rounds: int | None) -> Scenario:

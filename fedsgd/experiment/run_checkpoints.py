@@ -60,6 +60,12 @@ class ResumePoint:
         return self.manifest.run
 
     @property
+    def deployment(self) -> Mapping[str, Any] | None:
+        """Settings with which a deployment is launched again; None for a simulation."""
+        settings: Mapping[str, Any] | None = self.run.get("deployment")
+        return settings
+
+    @property
     def engine(self) -> EngineChoice:
         """Engine that the run selected at its start."""
         return EngineChoice(**self.run["engine"])
@@ -136,6 +142,19 @@ def read_trackers(folder: Path) -> list[TrackerRecord]:
     return []
 
 
+def read_deployment(folder: Path) -> Mapping[str, Any] | None:
+    """Return the settings of the deployment that wrote a run directory; None for a simulation, or without any checkpoint.
+
+    Args:
+        folder: run directory.
+    """
+    for path in list_manifests(folder / CHECKPOINT_FOLDER):
+        with suppress(OutputError):
+            settings: Mapping[str, Any] | None = read_manifest(path).run.get("deployment")
+            return settings
+    return None
+
+
 class RunCheckpoints:
     """Checkpoints of one run with a run directory.
 
@@ -171,7 +190,11 @@ class RunCheckpoints:
         interval = CheckpointInterval(config.every_rounds, config.every_seconds)
         manifests = () if point is None else point.manifests
         self._checkpointer = Checkpointer(self._folder, self._client_files, interval, config.keep, manifests)
-        self.are_wanted = config.every is not None
+        is_wanted = config.every is not None
+        # nodes store the states of one round back, so the file of a resumed deployment cannot turn checkpoints off
+        self._is_each_round = execution.needs_checkpoint_each_round and (is_wanted or point is not None)
+        self.are_wanted = is_wanted or self._is_each_round
+        self._deployment = execution.deployment
         self._identity: Mapping[str, Any] | None = None
         self._start = time.perf_counter()
 
@@ -199,7 +222,7 @@ class RunCheckpoints:
     def add_round(self, federation: Federation, server: ServerState, record: RoundRecord) -> None:
         """Record a finished round, and write a checkpoint if the interval asks for one and the run goes on."""
         self._checkpointer.add_cohort(record.cohort)
-        if not federation.is_over and self._checkpointer.is_due(record.round):
+        if not federation.is_over and (self._is_each_round or self._checkpointer.is_due(record.round)):
             self.write(federation, server)
 
     def write(self, federation: Federation, server: ServerState) -> None:
@@ -226,6 +249,7 @@ class RunCheckpoints:
             "ledger_sha256": federation.ledger.sha256,
             "rounds_missed": sorted(federation.residuals.rounds_missed.items()),
             "seconds": time.perf_counter() - self._start + (0.0 if self._point is None else self._point.run["seconds"]),
+            "deployment": self._deployment,
             **self._call,
         }
         self._checkpointer.write(server, federation.residuals.norms, tables, run)

@@ -71,7 +71,7 @@ Keys of summary.json. A dot separates the key of a table from its parent. null s
 | user_code | table | SHA-256 of the source of each class or function outside fedsgd, by import path; only with such code |
 | reported_model | str | file of the model that was evaluated |
 | warnings | list | settings that do not suit a component, one line each |
-| flower | table | of a deployment: nodes, TLS, seconds of a round, and bytes by direction in messages and on sockets |
+| flower | table | of a deployment, from round first_round on: nodes, TLS, seconds of a round, and bytes by direction |
 """
 
 from __future__ import annotations

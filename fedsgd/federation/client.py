@@ -88,11 +88,11 @@ def decode_task(
     if header.acknowledged > state.last_reply_round:
         return _reply_state_lost(plan, client, header, state)
     uncommitted_state = state.uncommitted_state
-    if uncommitted_state is not None and uncommitted_state.round == header.round and uncommitted_state.reply_frame is not None:
-        n_steps = plan.local_training.n_steps(len(examples))
-        n_processed = plan.local_training.n_examples_processed(len(examples))
-        reply = Reply(client, (uncommitted_state.reply_frame,), seconds, 0.0, n_steps, examples_processed=n_processed)
-        return ImmediateReply(reply, state)
+    rounds_missed = header.round - state.last_reply_round - 1 if state.last_reply_round else -1
+    if uncommitted_state is not None and uncommitted_state.round == header.round:
+        rounds_missed = uncommitted_state.rounds_missed
+        if uncommitted_state.reply_frame is not None:
+            return ImmediateReply(_repeat_reply(plan, client, uncommitted_state, len(examples), seconds), state)
     has_model = state.model_round <= header.round and downlink_cache.model_cache.has(state.model_round)
     model_round = state.model_round if has_model else 0
     if header.base > model_round:
@@ -102,7 +102,6 @@ def decode_task(
     next_model_round = header.round if plan.downlink.clients_keep_model else 0
     next_state = ClientState(state.resolve(header.round, header.acknowledged), None, next_model_round)
     job = _build_job(plan, header.round, client, downlink, next_state.committed_state, examples)
-    rounds_missed = header.round - state.last_reply_round - 1 if state.last_reply_round else -1
     return ClientTask(job, next_state, downlink, state.model_round, rounds_missed, seconds + downlink.decode_seconds)
 
 
@@ -151,6 +150,24 @@ def _reply_state_lost(plan: FederationPlan, client: ClientId, header: Header, st
         explanation = f"{plan.uplink.name} stores a vector at each client, and at the server only the sum of these vectors"
         raise RunError(header.round, client, f"{cause}; {explanation}: the state of this client cannot be restored")
     return ImmediateReply(_encode_resync(client, header.round, 0, 0), ClientState())
+
+
+def _repeat_reply(
+    plan: FederationPlan, client: ClientId, uncommitted_state: UncommittedState, n_examples: int, decode_seconds: float
+) -> Reply:
+    """Return the reply that the client sent before in the round of its uncommitted state."""
+    assert uncommitted_state.reply_frame is not None
+    return Reply(
+        client,
+        (uncommitted_state.reply_frame,),
+        decode_seconds,
+        0.0,
+        plan.local_training.n_steps(n_examples),
+        uncommitted_state.residual_norm,
+        uncommitted_state.residual_norm_if_lost,
+        uncommitted_state.rounds_missed,
+        plan.local_training.n_examples_processed(n_examples),
+    )
 
 
 def _encode_resync(client: ClientId, round: int, model_round: int, last_reply_round: int) -> Reply:
@@ -209,8 +226,9 @@ def encode_update(plan: FederationPlan, task: ClientTask, result: TrainingResult
         **with_prefix(LOCAL, local_entries),
     }
     rollback = with_prefix(SCHEME, encoded.rollback)
-    uncommitted_state = UncommittedState(round, state_if_accepted, rollback, frame if state_if_accepted else None)
     seconds, norms = (task.decode_seconds, encode_seconds), _residual_norms(plan, encoded)
+    repeated_frame = frame if state_if_accepted else None
+    uncommitted_state = UncommittedState(round, state_if_accepted, rollback, repeated_frame, *norms, task.rounds_missed)
     n_processed = training.n_examples_processed(result.n_examples)
     reply = Reply(client, (frame,), *seconds, result.n_steps, *norms, task.rounds_missed, n_processed)
     return reply, ClientState({}, uncommitted_state, task.state.model_round)

@@ -7,6 +7,7 @@ uncommitted state or rolls the state back.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -35,12 +36,17 @@ class UncommittedState:
         rollback: patches that turn `state_if_accepted` into the state for a reply that is not accepted.
         reply_frame: the UPDATE frame, to be sent again if the same TASK frame arrives again. None if the state is empty: then
             training again gives the same frame.
+        residual_norm, residual_norm_if_lost: `Reply.residual_norm` and `Reply.residual_norm_if_lost` of the reply.
+        rounds_missed: `Reply.rounds_missed` of the reply.
     """
 
     round: int
     state_if_accepted: StateArrays
     rollback: Mapping[str, EntryPatch | None]
     reply_frame: bytes | None = None
+    residual_norm: float = math.nan
+    residual_norm_if_lost: float = math.nan
+    rounds_missed: int = -1
 
 
 @dataclass(frozen=True, eq=False)

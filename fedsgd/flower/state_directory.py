@@ -4,6 +4,8 @@ Flower sends its Context over the loopback with each message and loses it when t
 small record: the folder's path, and the folder's generation, which counts the commits. A new run removes the folders of runs
 that wrote nothing for a week.
 
+The states of a run that can be resumed are in the run's directory instead.
+
 - FEDSGD_STATE: root folder of all runs, by default `fedsgd` in Flower's home. The root also stores compiled loops if numba
   has no folder for them.
 - FEDSGD_STATE_BUDGET: maximum number of bytes of all runs under the root, like "2 GiB"; by default no limit but the disk.
@@ -27,15 +29,24 @@ from fedsgd.flower.deployment.app_bundle import MODULE_FOLDER
 from fedsgd.flower.records import RECORD_KEY
 from fedsgd.numerics.kernels import set_fallback_cache
 from fedsgd.runtime.stores.directory import CLIENT_PREFIX, FolderStore
+from fedsgd.storage.run_directory import lock_folder
 from fedsgd.system.user_files import expand_user_path
 
 RETENTION_DAYS = 7
+LOCK_SECONDS = 60.0
+"""Time limit for a process of an earlier launch to release a node's states; the guard ends it within seconds."""
 ROOT_VARIABLE, BUDGET_VARIABLE = "FEDSGD_STATE", "FEDSGD_STATE_BUDGET"
 _RUN_PREFIX, _KERNEL_FOLDER = "run-", "kernels"
 _FOLDER_KEY, _GENERATION_KEY = "folder", "generation"
 
 
-def open_state_store(context: Context, name: str = "", session: int | None = None, expected_bytes: int = 0) -> FolderStore:
+def open_state_store(
+    context: Context,
+    name: str = "",
+    session: int | None = None,
+    expected_bytes: int = 0,
+    run_folder: Path | None = None,
+) -> FolderStore:
     """Open the stored states of this node's clients in this run.
 
     The disk has precedence over the Context: the disk is ahead if a process was killed between the two writes, or if the
@@ -47,20 +58,22 @@ def open_state_store(context: Context, name: str = "", session: int | None = Non
         name: name of the federation, for a run with several federations.
         session: number of the federation's session; folders of earlier sessions of this name are removed.
         expected_bytes: maximum size of the folder, for which space is checked before the first state is stored; 0: no check.
+        run_folder: folder of all nodes of a run that can be resumed, which another SuperLink finds, too; None for the folder of
+            Flower's run below the root.
     """
     set_fallback_cache(_get_root() / _KERNEL_FOLDER)
-    node = context.node_config.get("partition-id", context.node_id)
-    series = f"node-{node}{name and '-'}{name}"
-    folder = _get_root() / f"{_RUN_PREFIX}{context.run_id}" / (series if session is None else f"{series}-{session}")
+    series = f"{_name_node(context)}{name and '-'}{name}"
+    folder = (run_folder or _get_run_folder(context)) / (series if session is None else f"{series}-{session}")
     record = context.state[RECORD_KEY] if _check_record_name(context.state) else ConfigRecord()
     assert isinstance(record, ConfigRecord)
     try:
+        _get_root().mkdir(mode=0o700, parents=True, exist_ok=True)  # the lock of the budget needs it
         if not folder.exists():
             _prepare_run_folder(folder, f"{series}-", session or 0)
         if expected_bytes and not any(folder.glob(f"{CLIENT_PREFIX}*")):
             with _reserve_space(folder.parent, max(0, expected_bytes - _count_folder_bytes(folder))):
                 pass
-        store = FolderStore(folder, _reserve_space)
+        store = FolderStore(folder, _reserve_space, is_durable=run_folder is not None)
         generation = record.get(_GENERATION_KEY, 0) if record.get(_FOLDER_KEY) == str(folder) else 0
         if isinstance(generation, int) and store.generation < generation:
             store.clear()
@@ -69,6 +82,34 @@ def open_state_store(context: Context, name: str = "", session: int | None = Non
             f"{folder}: cannot be used for client state ({error.strerror}); set {ROOT_VARIABLE} to another folder"
         ) from None
     return store
+
+
+@contextmanager
+def use_state_store(context: Context, run_folder: Path | None) -> Iterator[FolderStore]:
+    """Open the stored states, and in a run that can be resumed lock them against a process of an earlier launch.
+
+    Args:
+        context: Flower's context of the node.
+        run_folder: as for `open_state_store`.
+
+    Raises:
+        OutputError: the folder cannot be used, or another process does not release it within `LOCK_SECONDS`.
+    """
+    store = open_state_store(context, run_folder=run_folder)
+    if run_folder is None:
+        yield store
+        return
+    with lock_folder(store.folder, f"{store.folder}: another process uses these client states", LOCK_SECONDS):
+        yield open_state_store(context, run_folder=run_folder)  # the other process may have written states
+
+
+def prepare_cache_folder(context: Context, store: FolderStore) -> Path:
+    """Return the folder of the node's cache, which ends with the deployment: it has pickled objects, unlike a run directory."""
+    if store.folder.is_relative_to(_get_root()):
+        return store.folder
+    folder = _get_run_folder(context) / _name_node(context)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
 
 
 def commit_state(context: Context, store: FolderStore) -> None:
@@ -102,6 +143,14 @@ def add_user_folders_to_path() -> None:
             sys.path.append(folder)
 
 
+def _name_node(context: Context) -> str:
+    return f"node-{context.node_config.get('partition-id', context.node_id)}"
+
+
+def _get_run_folder(context: Context) -> Path:
+    return _get_root() / f"{_RUN_PREFIX}{context.run_id}"
+
+
 def _get_root() -> Path:
     if root := os.environ.get(ROOT_VARIABLE):
         return expand_user_path(root)
@@ -129,13 +178,12 @@ def _check_record_name(state: RecordDict) -> bool:
 def _prepare_run_folder(folder: Path, series: str, session: int) -> None:
     """Create the run's folder above a session's folder, and remove expired runs and earlier sessions of the series."""
     run = folder.parent
-    _remove_expired_runs(run.parent)
+    _remove_expired_runs(_get_root())
     for session_folder in run.iterdir() if run.is_dir() else ():
         number = session_folder.name.removeprefix(series)
         if session_folder.name.startswith(series) and number.isdecimal() and int(number) < session:
             shutil.rmtree(session_folder, ignore_errors=True)
-    for parent in (run.parent, run):
-        parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    run.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def _remove_expired_runs(root: Path) -> None:
@@ -161,7 +209,7 @@ def _reserve_space(folder: Path, n_bytes: int) -> Iterator[None]:
 def _check_space(folder: Path, n_bytes: int, budget: int | None) -> None:
     space = shutil.disk_usage(folder).free
     problem, remedy = f"{format_bytes(space)} free on its disk", "free disk space"
-    if budget is not None and (rest := max(0, budget - _count_run_bytes(_get_root()))) < space:
+    if budget is not None and (rest := max(0, budget - _count_run_bytes(_get_root(), folder))) < space:
         problem = f"{format_bytes(rest)} free in the budget of {format_binary_bytes(budget)} for all runs in {_get_root()}"
         space, remedy = rest, f"increase {BUDGET_VARIABLE}"
     if n_bytes > space:
@@ -178,9 +226,13 @@ def _read_budget() -> int | None:
         raise ScenarioError(f"{BUDGET_VARIABLE}: {error}") from None
 
 
-def _count_run_bytes(root: Path) -> int:
-    """Return the bytes of all runs' files. A stored sum would be wrong after a process is killed or a user removes a folder."""
-    return sum(_count_folder_bytes(run) for run in root.glob(f"{_RUN_PREFIX}*"))
+def _count_run_bytes(root: Path, folder: Path) -> int:
+    """Return the bytes of all runs' files, and of a folder that is not below the root.
+
+    A stored sum would be wrong after a process is killed or a user removes a folder.
+    """
+    other_folders = [] if folder.is_relative_to(root) else [folder]
+    return sum(map(_count_folder_bytes, [*root.glob(f"{_RUN_PREFIX}*"), *other_folders]))
 
 
 def _count_folder_bytes(folder: Path) -> int:

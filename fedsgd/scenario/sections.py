@@ -242,7 +242,7 @@ class CheckpointConfig(SettingsSection):
 
     Attributes:
         every: rounds, such as 10, or time, such as "5min", between two checkpoints. Unset: a checkpoint is written only when
-            Ctrl-C stops the run.
+            Ctrl-C stops the run. A deployment with `every` writes one after each round, whatever the value.
         keep: number of checkpoints that are kept.
     """
 

@@ -42,6 +42,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,7 +66,11 @@ RUN_FILES = ("scenario.toml", ROUNDS_FILE, LEDGER_FILE, PARAMETERS_FILE, "summar
 OPTIONAL_FILES = ("clients.parquet", "transport.parquet", FAILURES_FILE, EVALUATED_FILE, LOSS_FILE, CLIENTS_FILE)
 CHECKPOINT_FOLDER = "checkpoints"
 """Folder of checkpoints in a run directory; `fedsgd.experiment.checkpoints` describes its files."""
+NODE_FOLDER = "nodes"
+"""Folder in `CHECKPOINT_FOLDER` with a folder of client states, node-I, for each node I of a deployment."""
+LOCK_POLL_SECONDS = 0.1
 _CHECKPOINT_FILE = re.compile(r"\.?(checkpoint|server|clients|model)-\d{6,}\.(json|safetensors)(\.partial)?")
+_NODE_FILE = re.compile(r"\.?((client|model)-\d+|generation)(\.\d+)?")
 ROUND_COLUMNS: Mapping[str, type] = {
     "round": int,
     "lr": float,
@@ -116,7 +121,7 @@ def clear_run_directory(folder: Path, overwrite: bool) -> Path:
     """
     for path in find_files_to_remove(folder, overwrite):
         try:
-            path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+            path.rmdir() if _is_folder(path) else path.unlink()
         except OSError as error:
             raise make_write_error(path, error) from None
     return folder
@@ -131,22 +136,25 @@ def create_folder(folder: Path) -> None:
 
 
 @contextmanager
-def lock_run_directory(folder: Path) -> Iterator[None]:
+def lock_run_directory(folder: Path, wait_seconds: float = 0.0) -> Iterator[None]:
     """Create a run directory if necessary, and lock it against other runs in the context, if the system supports locks.
 
-    The system releases the lock if the process ends. An OutputError is raised if another process has locked the directory.
+    The system releases the lock if the process ends. An OutputError is raised if another process has locked the directory, and
+    does not release it within `wait_seconds`.
     """
     create_folder(folder)
-    with lock_folder(folder, f"{folder}: another run is writing to it; choose another folder, or wait for its end"):
+    problem = f"{folder}: another run is writing to it; choose another folder, or wait for its end"
+    with lock_folder(folder, problem, wait_seconds):
         yield
 
 
 @contextmanager
-def lock_folder(folder: Path, problem: str) -> Iterator[None]:
-    """Lock a folder against other processes in the context, if the system supports locks, or raise OutputError(problem)."""
-    try:
-        import fcntl
-    except ImportError:  # the system has no such module
+def lock_folder(folder: Path, problem: str, wait_seconds: float = 0.0) -> Iterator[None]:
+    """Lock a folder against other processes in the context, if the system supports locks.
+
+    OutputError(problem) is raised if another process does not release its lock within `wait_seconds`.
+    """
+    if os.name != "posix":  # the system has no such locks
         yield
         return
     try:
@@ -154,16 +162,29 @@ def lock_folder(folder: Path, problem: str) -> Iterator[None]:
     except OSError as error:
         raise OutputError(f"{folder}: cannot be created or read ({error.strerror})") from None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system releases the lock when this process ends
-    except BlockingIOError:
-        os.close(descriptor)
-        raise OutputError(problem) from None
-    except OSError:  # a file system without locks
-        pass
-    try:
+        if not _wait_for_lock(descriptor, wait_seconds):
+            raise OutputError(problem)
         yield
     finally:
         os.close(descriptor)
+
+
+def _wait_for_lock(descriptor: int, wait_seconds: float) -> bool:
+    """Return whether this process has the lock of an open folder, which the system releases when the process ends."""
+    import fcntl  # only on POSIX systems
+
+    deadline = time.monotonic() + wait_seconds
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(LOCK_POLL_SECONDS)
+        except OSError:  # a file system without locks
+            return True
+        else:
+            return True
 
 
 def is_complete(folder: Path) -> bool:
@@ -201,18 +222,43 @@ def find_files_to_remove(folder: Path, overwrite: bool) -> list[Path]:
 
 
 def _run_owned_paths(path: Path) -> list[Path]:
-    """Return the segments in a path, then the path, or raise an OutputError if no finished or killed run wrote them."""
+    """Return the files in a path, then the path, or raise an OutputError if no finished or killed run wrote them."""
     name = path.name
+    if name == CHECKPOINT_FOLDER and _is_folder(path):
+        return _list_checkpoint_paths(path)
     files = (*RUN_FILES, *OPTIONAL_FILES)
     temporary_names = [f".{file}.{end}" for file in files for end in ("partial", "merged", "segments", "resumed")]
-    is_folder = path.is_dir() and not path.is_symlink()
+    is_folder = _is_folder(path)
     entries = sorted(path.iterdir()) if is_folder else []
-    is_own = is_checkpoint_file if name == CHECKPOINT_FOLDER else _is_segment
-    foreign_paths = [entry for entry in entries if not is_own(entry.name) or entry.is_dir()]
-    is_own_folder = name == CHECKPOINT_FOLDER or "parquet" in name
-    if name not in (*files, *temporary_names, CHECKPOINT_FOLDER) or foreign_paths or (is_folder and not is_own_folder):
-        raise OutputError(f"{foreign_paths[0] if foreign_paths else path}: no run wrote this; choose another folder")
+    foreign_paths = [entry for entry in entries if not _is_segment(entry.name) or entry.is_dir()]
+    if name not in (*files, *temporary_names) or foreign_paths or (is_folder and "parquet" not in name):
+        raise _make_foreign_error(foreign_paths[0] if foreign_paths else path)
     return [*entries, path]
+
+
+def _list_checkpoint_paths(folder: Path) -> list[Path]:
+    """Return the files of checkpoints and of nodes, each before its folder, or raise an OutputError for any other path."""
+    paths = list[Path]()
+    for entry in sorted(folder.iterdir()):
+        if entry.name == NODE_FOLDER and _is_folder(entry):
+            for node in sorted(entry.iterdir()):
+                files = sorted(node.iterdir()) if _is_folder(node) and node.name.startswith("node-") else [node]
+                foreign_path = next((file for file in files if file.is_dir() or not _NODE_FILE.fullmatch(file.name)), None)
+                if foreign_path is not None:
+                    raise _make_foreign_error(foreign_path)
+                paths += [*files, node]
+        elif entry.is_dir() or not is_checkpoint_file(entry.name):
+            raise _make_foreign_error(entry)
+        paths.append(entry)
+    return [*paths, folder]
+
+
+def _make_foreign_error(path: Path) -> OutputError:
+    return OutputError(f"{path}: no run wrote this; choose another folder")
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
 def _is_segment(name: str) -> bool:

@@ -81,12 +81,18 @@ TRANSPORT_ROWS = {
 
 
 def _build_transport_table(summary: Mapping[str, Any]) -> ColumnTable:
-    """Return the bytes of a deployment as frames, messages and on sockets. In rounds, each has its ratio to the row before."""
+    """Return the bytes of a deployment as frames, messages and on sockets. In rounds, each has its ratio to the row before.
+
+    The transport of a resumed deployment is of its last rounds, so it is not compared with the frames of all rounds.
+    """
     flower = summary["flower"]
     title = f"over Flower {flower['version']}: {flower['nodes']} node{'s' * (flower['nodes'] > 1)}{', TLS' * flower['tls']}"
     directions = [flower["transport"][direction] for direction in ("up", "down")]
     previous_figures = [summary["uplink"]["n_bytes"], summary["downlink"]["n_bytes"]]
     rows = [("frames, one for each client", f"{previous_figures[0]:,}", "", f"{previous_figures[1]:,}", "")]
+    first_round = flower.get("first_round", 1)
+    if first_round > 1:
+        title, previous_figures, rows = f"{title}, from round {first_round} on", [0, 0], []
     for key, name in TRANSPORT_ROWS.items():
         figures = [transport[key] for transport in directions]
         if None in figures:

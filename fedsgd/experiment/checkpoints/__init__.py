@@ -8,6 +8,7 @@ The folder `checkpoints` of a run directory has, for each checkpoint that is kep
 | server-R.safetensors | model, states of aggregator and optimizer, frames of the next round |
 | clients-R.safetensors | states of the clients that took part since the checkpoint before; later checkpoints need it, too |
 | model-R.safetensors | a model that clients store, under a downlink policy whose clients keep it |
+| nodes/node-I | folder with the states of the clients of node I, in place of these two, in a deployment |
 
 The rows of ledger.parquet and rounds.parquet up to the round are part of the checkpoint as well.
 """

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fedsgd.flower.deployment.monitor import DeploymentCallbacks
+    from fedsgd.flower.deployment.resumption import resume_deployment
     from fedsgd.flower.deployment.runner import DeploymentConfig, DeploymentResult, deploy
 
 _EXPORT_MODULES = {
@@ -19,9 +20,10 @@ _EXPORT_MODULES = {
     "DeploymentConfig": "runner",
     "DeploymentResult": "runner",
     "deploy": "runner",
+    "resume_deployment": "resumption",
 }
 
-__all__ = ["DeploymentCallbacks", "DeploymentConfig", "DeploymentResult", "deploy"]
+__all__ = ["DeploymentCallbacks", "DeploymentConfig", "DeploymentResult", "deploy", "resume_deployment"]
 
 
 def __getattr__(name: str) -> object:

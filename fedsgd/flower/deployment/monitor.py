@@ -76,6 +76,7 @@ class DeploymentMonitor:
     Args:
         start_seconds: seconds, time limit for the start of the ServerApp.
         tolerate_node_loss: whether the run continues without a SuperNode that ended.
+        first_round: first round of this launch; later than 1 in a resumed run.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class DeploymentMonitor:
         callbacks: DeploymentCallbacks,
         start_seconds: float,
         tolerate_node_loss: bool,
+        first_round: int = 1,
     ) -> None:
         self.progress = ServerAppProgress()
         self._cluster = cluster
@@ -95,6 +97,7 @@ class DeploymentMonitor:
         self._start_deadline = time.monotonic() + start_seconds
         self._start_seconds = start_seconds
         self._tolerate_node_loss = tolerate_node_loss
+        self._first_round = first_round
         self._dead_node_pids: dict[int, int] = {}
         self._last_event_time = self._last_response_time = time.monotonic()
         self._stop_probing = threading.Event()
@@ -142,7 +145,7 @@ class DeploymentMonitor:
                 self._callbacks.on_status(f"waiting for {self._cluster.config.nodes} nodes")
             case "ready":
                 progress.ready_time = time_of_event
-                self._callbacks.on_status("round 1")
+                self._callbacks.on_status(f"round {self._first_round}")
             case "carried":
                 progress.messages.append(event)
             case "round":
@@ -152,7 +155,10 @@ class DeploymentMonitor:
                     record[key] = tuple(record[key])
                 self._callbacks.on_round(RoundRecord(**record))
             case "error":
-                raise self._build_error(event)
+                error = self._build_error(event)
+                for note in event.get("notes", []):
+                    error.add_note(note)
+                raise error
             case "done":
                 progress.is_done = True
 

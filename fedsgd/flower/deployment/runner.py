@@ -28,10 +28,11 @@ from fedsgd.flower.deployment.guard import Guard
 from fedsgd.flower.deployment.monitor import DeploymentCallbacks, DeploymentMonitor, ServerAppProgress
 from fedsgd.flower.deployment.user_modules import import_from_scenario_folder, read_user_modules
 from fedsgd.scenario.scenario import PythonObjects, Scenario, open_scenario
-from fedsgd.storage.run_directory import find_files_to_remove, write_atomically
+from fedsgd.storage.run_directory import CHECKPOINT_FOLDER, NODE_FOLDER, find_files_to_remove, write_atomically
 from fedsgd.system.forkserver import MAX_PROCESSES
 from fedsgd.system.user_files import check_paths, expand_user_path, find_temporary_folder
 
+EVENT_FILE = "events.jsonl"
 _STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
@@ -108,32 +109,83 @@ def deploy(
     callbacks = resolve_config("callbacks", callbacks, DeploymentCallbacks)
     source, scenario = open_scenario(scenario)
     check_paths(out=out, data=data, logs=execution.logs)
-    _check_nodes(nodes, scenario.data.n_clients)
-    start_seconds = execution.start_seconds
-    _check_seconds(start_seconds=start_seconds, round_seconds=execution.round_seconds)
-    config = ClusterConfig(
-        nodes, scenario.to_toml(), _locate_data(data), execution.tls, execution.measure_socket, execution.use_fork_server
-    )
     folder = expand_user_path(out).absolute()
-    logs = None if execution.logs is None else _resolve_log_folder(execution.logs, folder)
+    _check_settings(scenario, nodes, execution, folder)
     find_files_to_remove(folder, overwrite)  # only a check: the files are replaced when the nodes are ready
-    settings: dict[str, app_bundle.AppConfigValue] = {
-        "out": str(folder),
-        "start-seconds": float(start_seconds),
-        "round-seconds": float(execution.round_seconds),
-    }
-    with source, _handle_signals() as signals, _temporary_folders(logs) as folders:
+    with source:
+        return launch(scenario, folder, nodes, _locate_data(data), execution, callbacks)
+
+
+def launch(
+    scenario: Scenario,
+    folder: Path,
+    nodes: int,
+    data: str,
+    execution: DeploymentConfig,
+    callbacks: DeploymentCallbacks,
+    rounds_done: int = 0,
+) -> DeploymentResult:
+    """Start a deployment, run the rounds of its scenario that are left, and stop all processes at the end.
+
+    Args:
+        scenario: scenario of the run.
+        folder: absolute path of the run folder.
+        nodes: number of SuperNodes.
+        data: absolute path of the folder of the data files, "" for the default.
+        execution: checked settings of the deployment.
+        callbacks: functions that are called during the run.
+        rounds_done: last round of the checkpoint from which the run continues; 0 for a new run.
+    """
+    start_seconds = execution.start_seconds
+    config = ClusterConfig(nodes, scenario.to_toml(), data, execution.tls, execution.measure_socket, execution.use_fork_server)
+    logs = None if execution.logs is None else _resolve_log_folder(execution.logs, folder)
+    settings = _build_run_settings(scenario, folder, nodes, execution, rounds_done)
+    with _handle_signals() as signals, _temporary_folders(logs) as folders:
         PythonObjects().check(scenario, require_importable=True)
         config = replace(config, user_modules=read_user_modules(scenario))
         callbacks = _keep_logs_on_trouble(callbacks, folders)
         with local_cluster(config, folders.work, folders.logs, signals.ignore, callbacks.on_trouble, folders.guard) as cluster:
             callbacks.on_cluster_start(cluster)
-            progress = _run_app(cluster, settings, callbacks, scenario.participation.on_failure == "continue", start_seconds)
+            tolerate_node_loss = scenario.participation.on_failure == "continue"
+            app = _write_app(cluster, settings)
+            submission = cluster.submit(app)
+            callbacks.on_status("submitting the app")
+            progress = DeploymentMonitor(
+                cluster, app.parent / EVENT_FILE, submission, callbacks, start_seconds, tolerate_node_loss, rounds_done + 1
+            ).wait()
             signals.ignore()
             has_fork_server = cluster.fork_server is not None
             byte_counters = cluster.read_flower_byte_counters() if config.measure_socket else None
             traffic = {node: list(proxy.traffic) for node, proxy in cluster.proxies.items()} if config.measure_socket else None
-        return _write_outputs(folder, replace(config, use_fork_server=has_fork_server), progress, traffic, byte_counters)
+        config = replace(config, use_fork_server=has_fork_server)
+        return _write_outputs(folder, config, progress, traffic, byte_counters, rounds_done + 1)
+
+
+def _check_settings(scenario: Scenario, nodes: int, execution: DeploymentConfig, folder: Path) -> None:
+    """Raise a ScenarioError or an OutputError for settings that do not fit."""
+    _check_nodes(nodes, scenario.data.n_clients)
+    _check_seconds(start_seconds=execution.start_seconds, round_seconds=execution.round_seconds)
+    if execution.logs is not None:
+        _resolve_log_folder(execution.logs, folder)
+
+
+def _build_run_settings(
+    scenario: Scenario, folder: Path, nodes: int, execution: DeploymentConfig, rounds_done: int
+) -> dict[str, app_bundle.AppConfigValue]:
+    """Return the settings of the run, and the settings of its launch, which checkpoints store for `resume_deployment`.
+
+    The states of a run with checkpoints are in its folder, because another launch needs them.
+    """
+    has_checkpoints = scenario.checkpoint.every is not None or rounds_done > 0
+    settings = {name: value for name, value in vars(execution).items() if name != "logs"}
+    return {
+        "out": str(folder),
+        "start-seconds": float(execution.start_seconds),
+        "round-seconds": float(execution.round_seconds),
+        "state": str(folder / CHECKPOINT_FOLDER / NODE_FOLDER) if has_checkpoints else "",
+        "launch": json.dumps({"nodes": nodes, "execution": settings}),
+        "is-resumed": rounds_done > 0,
+    }
 
 
 def _keep_logs_on_trouble(callbacks: DeploymentCallbacks, folders: _WorkingFolders) -> DeploymentCallbacks:
@@ -175,14 +227,9 @@ def _check_seconds(**settings: float) -> None:
             raise ScenarioError(f"{name}: got {seconds!r:.80}, expected a positive number of seconds")
 
 
-def _run_app(
-    cluster: LocalCluster,
-    settings: Mapping[str, app_bundle.AppConfigValue],
-    callbacks: DeploymentCallbacks,
-    tolerate_node_loss: bool,
-    start_seconds: float,
-) -> ServerAppProgress:
-    events = cluster.folder / "events.jsonl"
+def _write_app(cluster: LocalCluster, settings: Mapping[str, app_bundle.AppConfigValue]) -> Path:
+    """Create the empty file of events and the folder of the app next to it, and return the folder."""
+    events = cluster.folder / EVENT_FILE
     run_config: dict[str, app_bundle.AppConfigValue] = {
         "scenario": cluster.config.scenario_toml,
         "data": cluster.config.data,
@@ -191,12 +238,9 @@ def _run_app(
     }
     try:
         events.touch()
-        app = app_bundle.write_app(cluster.folder / "app", {**run_config, **settings}, cluster.config.user_modules)
+        return app_bundle.write_app(cluster.folder / "app", {**run_config, **settings}, cluster.config.user_modules)
     except OSError as error:
         raise make_write_error(error.filename or cluster.folder, error) from None
-    submission = cluster.submit(app)
-    callbacks.on_status("submitting the app")
-    return DeploymentMonitor(cluster, events, submission, callbacks, start_seconds, tolerate_node_loss).wait()
 
 
 def _write_outputs(
@@ -205,13 +249,15 @@ def _write_outputs(
     progress: ServerAppProgress,
     socket_traffic: Mapping[int, Sequence[SocketTraffic]] | None,
     byte_counters: dict[str, int] | None,
+    first_round: int,
 ) -> DeploymentResult:
     """Add transport.parquet and the table `flower` of summary.json to the run folder.
 
-    `socket_traffic` is by partition, `byte_counters` by direction. Each is None if the bytes were not counted.
+    `socket_traffic` is by partition, `byte_counters` by direction. Each is None if the bytes were not counted. Both files
+    cover the rounds of this launch, from `first_round` on.
     """
     boundaries = [progress.ready_time or 0.0, *progress.round_ends]
-    rows = transport_table.transport_rows(progress.messages, boundaries, socket_traffic)
+    rows = transport_table.transport_rows(progress.messages, boundaries, socket_traffic, first_round)
     transport_table.save(out / transport_table.FILE_NAME, rows)
     round_seconds = [end - start for start, end in itertools.pairwise(boundaries)]
     summary = json.loads((out / "summary.json").read_bytes())
@@ -220,6 +266,7 @@ def _write_outputs(
         "tls": config.tls,
         "warm": config.use_fork_server,
         "version": version("flwr"),
+        "first_round": first_round,
         "round_seconds_median": statistics.median(round_seconds) if round_seconds else None,
         "transport": transport_table.sum_by_direction(rows),
         "counted_by_flower": byte_counters,

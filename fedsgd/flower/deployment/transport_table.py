@@ -11,6 +11,8 @@
 | socket_bytes | int | all bytes on the node's connections during the round; null if not measured |
 | process | int | id of the process that answered last; null without an answer |
 | seconds | float | sum over messages of the time from the node's receipt to its answer; null without an answer |
+
+The table of a resumed deployment begins with the first round after the checkpoint.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ def transport_rows(
     messages: Sequence[Mapping[str, Any]],
     round_boundaries: Sequence[float],
     socket_traffic: Mapping[int, Sequence[SocketTraffic]] | None,
+    first_round: int = 1,
 ) -> list[TransportRow]:
     """Return a row for each round, node and direction with any traffic, in this order.
 
@@ -50,6 +53,7 @@ def transport_rows(
         messages: messages with the fields of `fedsgd.flower.runtime.grid_runtime.MessageEvent`.
         round_boundaries: [R + 1] seconds by the monotonic clock: when the nodes were ready, and the end of each round.
         socket_traffic: bytes that each node's proxy counted, by partition; None if not measured.
+        first_round: round whose end follows the first of `round_boundaries`; later than 1 in a resumed run.
     """
     row_by_key: dict[tuple[int, int, str], TransportRow] = {}
 
@@ -67,8 +71,9 @@ def transport_rows(
             row["process"], row["seconds"] = message["process"], (row["seconds"] or 0.0) + message["seconds"]
     for node, events in (socket_traffic or {}).items():
         for event in events:
-            round = bisect_left(round_boundaries, event.time)
-            find_row(round if 0 < round < len(round_boundaries) else 0, node, event.direction)["socket_bytes"] += event.n_bytes
+            position = bisect_left(round_boundaries, event.time)
+            round = first_round - 1 + position if 0 < position < len(round_boundaries) else 0
+            find_row(round, node, event.direction)["socket_bytes"] += event.n_bytes
     return [row_by_key[key] for key in sorted(row_by_key)]
 
 

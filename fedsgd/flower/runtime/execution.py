@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from fedsgd.errors import ScenarioError
 from fedsgd.experiment.builder import Experiment
@@ -24,7 +24,11 @@ class FlowerExecution(Execution):
         grid_runtime: carrier of the messages over the Grid.
         start_seconds: seconds, time limit for all nodes to be ready.
         on_start: called with "waiting" before and with "ready" after the wait for the nodes.
+        deployment: settings with which the deployment is launched again, for its checkpoints.
     """
+
+    needs_checkpoint_each_round = True
+    """The states are on the nodes, and a node can return to the beginning of its last round, but not further."""
 
     def __init__(
         self,
@@ -32,8 +36,10 @@ class FlowerExecution(Execution):
         grid_runtime: FlowerRuntime,
         start_seconds: float,
         on_start: Callable[[Literal["waiting", "ready"]], None] = lambda event: None,
+        deployment: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(experiment)
+        self.deployment = deployment
         self._grid_runtime = grid_runtime
         self._start_seconds = start_seconds
         self._on_start = on_start

@@ -60,12 +60,12 @@ def create_runtime(store: FolderStore, experiment: NodeExperiment) -> InProcessR
     return InProcessRuntime(experiment.plan, experiment.engine, store, experiment.data, FolderModelCache(store))
 
 
-def load_node(store: FolderStore, source: NodeSource, is_local_client: Callable[[int], bool]) -> NodeExperiment:
-    """Return the experiment: prebuilt, from the cache in the store's folder, or built and then cached for the local clients."""
+def load_node(cache_folder: Path, source: NodeSource, is_local_client: Callable[[int], bool]) -> NodeExperiment:
+    """Return the experiment: prebuilt, from the cache in a folder, or built and then cached for the local clients."""
     add_user_folders_to_path()
     if source in PREBUILT:
         return PREBUILT[source]
-    cache_path = store.folder / CACHE_FILE
+    cache_path = cache_folder / CACHE_FILE
     return _load_cached(cache_path, source) or _build_and_cache(source, cache_path, is_local_client)
 
 

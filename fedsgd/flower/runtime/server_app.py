@@ -9,6 +9,7 @@ import json
 import os
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -19,14 +20,16 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedsgd.config.user_classes import find_import_paths, identify_classes
-from fedsgd.errors import FedsgdError, make_write_error
+from fedsgd.errors import FedsgdError, ResumeWarning, make_write_error
 from fedsgd.experiment.builder import Experiment
 from fedsgd.experiment.options import RunCallbacks
+from fedsgd.experiment.run_checkpoints import ResumePoint, find_resume_point
 from fedsgd.experiment.runner import execute_run
 from fedsgd.flower.runtime.execution import FlowerExecution
 from fedsgd.flower.runtime.grid_runtime import FlowerRuntime, MessageEvent
 from fedsgd.flower.runtime.settings import ServerAppConfig, read_scenario, read_server_config
 from fedsgd.flower.state_directory import add_user_folders_to_path
+from fedsgd.storage.run_directory import lock_run_directory
 from fedsgd.system.torch_determinism import isolate_global_state
 
 app = ServerApp()
@@ -80,6 +83,7 @@ def main(grid: Grid, context: Context) -> None:
             is_own = isinstance(error, FedsgdError)
             values = {key: getattr(error, name) for key, name in _ERROR_ATTRIBUTES.items() if is_own and hasattr(error, name)}
             kind, text = type(error).__name__, str(error)
+            values["notes"] = getattr(error, "__notes__", [])
             events.write("error", kind=kind if is_own else "", text=text if is_own else f"{kind}: {text}", **values)
             raise
         events.write("done")
@@ -105,9 +109,9 @@ def _run_scenario(grid: Grid, config: ServerAppConfig, events: EventLog) -> None
             events.write("warning", text=text)
         engine, n_clients = str(experiment.engine_choice), len(experiment.train)
         runtime = FlowerRuntime(grid, n_clients, config.nodes, config.round_seconds, write_message, engine, server_classes)
-        return FlowerExecution(experiment, runtime, config.start_seconds, events.write)
+        return FlowerExecution(experiment, runtime, config.start_seconds, events.write, json.loads(config.launch))
 
-    with isolate_global_state():
+    with isolate_global_state(), _forward_resume_warnings(events), _open_resume_point(config) as point:
         execute_run(
             scenario,
             data=config.data or None,
@@ -116,4 +120,32 @@ def _run_scenario(grid: Grid, config: ServerAppConfig, events: EventLog) -> None
             on_round=lambda record: events.write("round", record=asdict(record)),
             callbacks=RunCallbacks(on_engine=lambda engine: events.write("engine", text=str(engine))),
             execution_factory=create_execution,
+            point=point,
         )
+
+
+@contextmanager
+def _open_resume_point(config: ServerAppConfig) -> Iterator[ResumePoint | None]:
+    """Lock the directory of a run that is resumed, and yield the run's latest checkpoint. Yield None for a new run."""
+    if not config.is_resumed:
+        yield None
+        return
+    with lock_run_directory(Path(config.out)):
+        yield find_resume_point(Path(config.out))
+
+
+@contextmanager
+def _forward_resume_warnings(events: EventLog) -> Iterator[None]:
+    """Write an event for each `ResumeWarning` in the context."""
+    with warnings.catch_warnings():
+        show_other_warning = warnings.showwarning
+
+        def show_warning(message: Warning | str, category: type[Warning], *location: Any, **options: Any) -> None:
+            if issubclass(category, ResumeWarning):
+                events.write("warning", text=str(message))
+            else:
+                show_other_warning(message, category, *location, **options)
+
+        warnings.simplefilter("always", ResumeWarning)
+        warnings.showwarning = show_warning
+        yield

@@ -29,6 +29,7 @@ def _is_positive(value: Any) -> bool:
 CLIENT_FIELDS: Mapping[str, FieldCheck] = {
     "scenario": ("a scenario in TOML", _is_text),
     "data": ('the path of a folder, or ""', _is_text),
+    "state": ('the path of a folder, or ""', _is_text),
 }
 SERVER_FIELDS: Mapping[str, FieldCheck] = {
     **CLIENT_FIELDS,
@@ -37,6 +38,8 @@ SERVER_FIELDS: Mapping[str, FieldCheck] = {
     "out": ("the path of a folder", _is_text),
     "start-seconds": ("a positive number", _is_positive),
     "round-seconds": ("a positive number", _is_positive),
+    "launch": ("the launcher's settings in JSON", _is_text),
+    "is-resumed": ("true or false", lambda value: isinstance(value, bool)),
 }
 _PURPOSE = (
     "runs a fedsgd scenario, and `fedsgd flower SCENARIO --nodes N` submits it with its settings; another app is compressed by "
@@ -48,22 +51,30 @@ class ServerAppConfig(NamedTuple):
     """Run config of the ServerApp, in the order of `SERVER_FIELDS`.
 
     `scenario` is TOML. `data` is "" for the default folder. The limits are for the start of all nodes, and for a node's reply.
+    If `is_resumed`, the run in `out` continues from its latest checkpoint.
     """
 
     scenario: str
     data: str
+    state: str
     nodes: int
     events: str
     out: str
     start_seconds: float
     round_seconds: float
+    launch: str
+    is_resumed: bool
 
 
 class ClientAppConfig(NamedTuple):
-    """Run config of the ClientApp, in the order of `CLIENT_FIELDS`: scenario as TOML, and folder of the data files."""
+    """Run config of the ClientApp, in the order of `CLIENT_FIELDS`: scenario as TOML, and folder of the data files.
+
+    `state` is the folder of all nodes' states of a run that can be resumed; "" for states that end with the deployment.
+    """
 
     scenario: str
     data: str
+    state: str
 
 
 def read_server_config(config: Mapping[str, Any]) -> ServerAppConfig:

@@ -23,6 +23,7 @@ from fedsgd.federation.client_state import ClientState, ModelCache
 from fedsgd.numerics.arrays import F32
 from fedsgd.runtime.stores.shared import HEADER, deserialize_state, serialize_state
 from fedsgd.runtime.workers.shared_memory import align_up
+from fedsgd.storage.durable import sync_path
 
 CLIENT_PREFIX, MODEL_PREFIX, GENERATION_FILE = "client-", "model-", "generation"
 _CHECKSUM = Struct("<I")
@@ -46,9 +47,16 @@ class FolderStore:
         unreadable_clients: clients whose files could not be read.
     """
 
-    def __init__(self, folder: Path, space_reservation: SpaceReservation = reserve_unlimited) -> None:
-        """Open the folder, or create it. `space_reservation` is the context in which each state and each model is written."""
+    def __init__(self, folder: Path, space_reservation: SpaceReservation = reserve_unlimited, is_durable: bool = False) -> None:
+        """Open the folder, or create it.
+
+        Args:
+            folder: folder of the files.
+            space_reservation: context in which each state and each model is written.
+            is_durable: whether all states are on disk after `commit`, so that also a crash of the system loses none.
+        """
         self.folder = folder
+        self._is_durable = is_durable
         self.unreadable_clients: list[ClientId] = []
         self.is_new = not folder.exists()
         self._space_reservation = space_reservation
@@ -84,12 +92,14 @@ class FolderStore:
         """Write a state to a file of the folder completely, or not at all. Errors as in `save`, without RuntimeError."""
         parts = _serialize_with_checksum(state)
         with self._space_reservation(self.folder, sum(map(len, parts))):
-            _write_atomically(self.folder / name, parts)
+            _write_atomically(self.folder / name, parts, self._is_durable)
 
     def commit(self) -> int:
         """Count one message as processed, and return the new generation."""
         self.generation += 1
-        _write_atomically(self.folder / GENERATION_FILE, [str(self.generation).encode()])
+        _write_atomically(self.folder / GENERATION_FILE, [str(self.generation).encode()], self._is_durable)
+        if self._is_durable:
+            sync_path(self.folder)
         return self.generation
 
     def clear(self) -> None:
@@ -181,12 +191,15 @@ def _serialize_with_checksum(state: ClientState) -> list[bytes | memoryview]:
     return [*parts, _CHECKSUM.pack(checksum)]
 
 
-def _write_atomically(path: Path, parts: list[bytes | memoryview]) -> None:
-    """Write a file completely or not at all, even if the process is killed; a crash of the system may lose data."""
+def _write_atomically(path: Path, parts: list[bytes | memoryview], is_durable: bool) -> None:
+    """Write a file completely or not at all, even if the process is killed, or if the system crashes and `is_durable`."""
     partial_file = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with partial_file.open("wb") as file:
             file.writelines(parts)
+            if is_durable:
+                file.flush()
+                os.fsync(file.fileno())
         partial_file.replace(path)
     except BaseException:
         partial_file.unlink(missing_ok=True)

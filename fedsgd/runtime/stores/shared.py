@@ -11,6 +11,7 @@ neither the rest of a slot nor clients that never take part cost much memory. Lo
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ _NUMBER = struct.Struct("<Q")
 _COUNT = struct.Struct("<q")
 HEADER = struct.Struct("<QI")
 """Number of used bytes, and length of the description."""
+_NORMS = struct.Struct("<dd")
 _INDEX_BYTES = _NUMBER.size * (1 + N_SIZE_CLASSES)
 
 NamedArray = tuple[str, str, NDArray[Any] | None]
@@ -213,7 +215,8 @@ def serialize_state(state: ClientState) -> list[bytes | memoryview]:
             arrays.append(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
             offset += align_up(array.nbytes)
         descriptions.append([group, name, array.dtype.str, array.shape, offsets[id(array)]])
-    text = json.dumps([state.model_round, state.uncommitted_state and state.uncommitted_state.round, descriptions]).encode()
+    round = None if state.uncommitted_state is None else state.uncommitted_state.round
+    text = json.dumps([state.model_round, round, descriptions, *_describe_reply(state.uncommitted_state)]).encode()
     n_used_bytes = align_up(HEADER.size + len(text)) + offset
     return [HEADER.pack(n_used_bytes, len(text)) + text, *arrays]
 
@@ -221,7 +224,7 @@ def serialize_state(state: ClientState) -> list[bytes | memoryview]:
 def deserialize_state(data: U8) -> ClientState:
     """Return the state that `serialize_state` wrote. Its arrays are views of `data`."""
     _, length = HEADER.unpack_from(data.data)
-    model_round, round, descriptions = json.loads(data[HEADER.size : HEADER.size + length].tobytes())
+    model_round, round, descriptions, *reply_values = json.loads(data[HEADER.size : HEADER.size + length].tobytes())
     first_offset = align_up(HEADER.size + length)
     groups: dict[str, dict[str, Any]] = {"memory": {}, "if_received": {}, "undo": {}, "indices": {}, "reply": {}}
     for group, name, dtype, shape, offset in descriptions:
@@ -236,7 +239,26 @@ def deserialize_state(data: U8) -> ClientState:
     indices = groups["indices"]
     rollback = {name: None if v is None else EntryPatch(indices.get(name), v) for name, v in groups["undo"].items()}
     reply_frame = groups["reply"]["frame"].tobytes() if groups["reply"] else None
-    return ClientState(groups["memory"], UncommittedState(round, groups["if_received"], rollback, reply_frame), model_round)
+    statistics = _read_reply_statistics(*reply_values)
+    return ClientState(
+        groups["memory"], UncommittedState(round, groups["if_received"], rollback, reply_frame, *statistics), model_round
+    )
+
+
+def _describe_reply(uncommitted_state: UncommittedState | None) -> list[int | str]:
+    """Return the values of the last reply: rounds missed, and both norms of the residual, if any, in a text of fixed length."""
+    if uncommitted_state is None:
+        return []
+    norms = uncommitted_state.residual_norm, uncommitted_state.residual_norm_if_lost
+    text = [] if math.isnan(norms[0]) else [_NORMS.pack(*norms).hex()]
+    return [uncommitted_state.rounds_missed, *text]
+
+
+def _read_reply_statistics(rounds_missed: int = -1, norms: str | None = None) -> tuple[float, float, int]:
+    """Return both norms and the rounds missed; the defaults are for states without values of a reply."""
+    if norms is None:
+        return math.nan, math.nan, rounds_missed
+    return *_NORMS.unpack(bytes.fromhex(norms)), rounds_missed
 
 
 def _iterate_arrays(state: ClientState) -> Iterator[NamedArray]:

@@ -64,6 +64,17 @@ def test_error_of_fedsgd_in_the_server_app_is_raised_with_equal_attributes(tmp_p
     assert vars(caught.value) == vars(error)
 
 
+def test_notes_of_an_error_and_the_first_round_of_a_resumed_run_arrive(tmp_path: Path) -> None:
+    statuses: list[str] = []
+    error = {"event": "error", "kind": "OutputError", "text": "cannot be resumed", "notes": ["versions.torch was 1, now 2"]}
+    monitor = create_monitor(tmp_path, {"event": "ready"}, error, callbacks=DeploymentCallbacks(on_status=statuses.append))
+    monitor._first_round = 3
+    with pytest.raises(OutputError, match="cannot be resumed") as caught:
+        monitor.wait()
+    assert caught.value.__notes__ == ["versions.torch was 1, now 2"]
+    assert statuses == ["round 3"]
+
+
 def test_warning_of_the_server_app_is_issued_by_the_launcher(tmp_path: Path) -> None:
     event = {"event": "warning", "text": "uplink.compressor.momentum = 0.9: ..."}
     with pytest.warns(ScenarioWarning, match="^uplink.compressor.momentum = 0.9: ...$"):

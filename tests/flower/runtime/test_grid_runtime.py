@@ -33,7 +33,7 @@ from fedsgd.flower.runtime import message_content, node, server_app
 from fedsgd.flower.runtime.client_app import app
 from fedsgd.flower.runtime.execution import FlowerExecution
 from fedsgd.flower.runtime.grid_runtime import FlowerRuntime, MessageEvent
-from fedsgd.flower.runtime.settings import read_scenario
+from fedsgd.flower.runtime.settings import SERVER_FIELDS, read_scenario
 from fedsgd.runtime.workers import protocol
 from fedsgd.scenario.scenario import PythonObjects, Scenario
 from fedsgd.system.torch_determinism import isolate_global_state
@@ -54,7 +54,7 @@ def state_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
 
 
 def create_grid(scenario: Scenario, n_nodes: int, data: Path | None = None) -> InProcessGrid:
-    return InProcessGrid.of(app, n_nodes, scenario=scenario.to_toml(), data=str(data or ""))
+    return InProcessGrid.of(app, n_nodes, scenario=scenario.to_toml(), data=str(data or ""), state="")
 
 
 def run_over_grid(
@@ -253,7 +253,10 @@ def test_error_of_a_client_fails_one_client_and_error_of_an_app_its_node(scenari
     assert "client state cannot be written (Is a directory)" in errors[1]
     grid.nodes[grid.find_id(1)].settings = {}
     error = exchange_errors(runtime, experiment)[3]
-    assert "node 1: its app raised an error: <class 'fedsgd.errors.ScenarioError'>:<'run config: no scenario, data: " in error
+    assert (
+        "node 1: its app raised an error: <class 'fedsgd.errors.ScenarioError'>:<'run config: no scenario, data, state: "
+        in error
+    )
 
 
 def test_error_of_a_client_has_its_class_and_message_at_the_server(scenario: Make) -> None:
@@ -272,8 +275,8 @@ def test_missing_or_unsuitable_node_is_a_run_error(scenario: Make) -> None:
     with pytest.raises(RunError, match=r"node \d: cannot take part: its engine would be .*; the server expects another"):
         FlowerRuntime(create_grid(s, 2), 8, 2, expected_engine="another").wait_for_nodes(5.0)
     with pytest.raises(RunError, match=r"a node reports partition \d of 2, expected a partition-id from 0 to 2 of 3"):
-        FlowerRuntime(InProcessGrid.of(app, 2, scenario=s.to_toml(), data=""), 8, 3).wait_for_nodes(5.0)
-    grid_without_data = InProcessGrid.of(app, 1, scenario=s.to_toml().replace('"digits"', '"mnist"'), data="/nowhere")
+        FlowerRuntime(InProcessGrid.of(app, 2, scenario=s.to_toml(), data="", state=""), 8, 3).wait_for_nodes(5.0)
+    grid_without_data = InProcessGrid.of(app, 1, scenario=s.to_toml().replace('"digits"', '"mnist"'), data="/nowhere", state="")
     with pytest.raises(RunError, match=r"node 0: cannot take part: .*/nowhere"):
         FlowerRuntime(grid_without_data, 8, 1).wait_for_nodes(5.0)
 
@@ -350,9 +353,11 @@ def test_missing_or_wrong_run_config_is_an_error_of_one_line(scenario: Make, tmp
     """A user's app may name fedsgd's apps without their run config."""
     complete = {"scenario": scenario().to_toml(), "data": "", "nodes": 2, "events": str(tmp_path / "events")}
     complete |= {"out": str(tmp_path / "out"), "start-seconds": 5, "round-seconds": 5.0}
+    complete |= {"state": "", "launch": "{}", "is-resumed": False}
     purpose = "fedsgd.flower.runtime.server_app:app runs a fedsgd scenario, and `fedsgd flower SCENARIO --nodes N` submits it"
     for config, message in (
-        ({}, f"run config: no scenario, data, nodes, events, out, start-seconds, round-seconds: {purpose}"),
+        ({}, f"run config: no {', '.join(SERVER_FIELDS)}: {purpose}"),
+        ({**complete, "is-resumed": 1}, "run config: is-resumed: got 1, expected true or false: "),
         ({k: v for k, v in complete.items() if k != "events"}, f"run config: no events: {purpose}"),
         ({**complete, "nodes": "2"}, f"run config: nodes: got '2', expected a whole number from 1 on: {purpose}"),
         ({**complete, "nodes": 0}, f"run config: nodes: got 0, expected a whole number from 1 on: {purpose}"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -89,6 +91,16 @@ store.save(1, make_state(2))
     assert process.returncode == -signal.SIGKILL
     assert len(list(tmp_path.iterdir())) == 2, "the second write had begun"
     assert FolderStore(tmp_path).load(1).model_round == 1
+
+
+def test_durable_store_syncs_each_file_and_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    is_folder: list[bool] = []
+    monkeypatch.setattr(os, "fsync", lambda file: is_folder.append(stat.S_ISDIR(os.fstat(file).st_mode)))
+    for is_durable in (False, True):
+        store = FolderStore(tmp_path, is_durable=is_durable)
+        store.save(1, make_state())
+        store.commit()
+    assert is_folder == [False, False, True]
 
 
 def test_full_disk_leaves_the_old_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ Every process loads the last saved state, of any size and with any number of cli
 from __future__ import annotations
 
 import gc
+import math
 import multiprocessing as mp
 import os
 import shutil
@@ -38,7 +39,7 @@ from fedsgd.federation.client_state import (
     to_float32_state,
 )
 from fedsgd.runtime.stores.directory import FolderStore
-from fedsgd.runtime.stores.shared import PAGE_BYTES, SlotStore, serialize_state, stored_bytes
+from fedsgd.runtime.stores.shared import HEADER, PAGE_BYTES, SlotStore, deserialize_state, serialize_state, stored_bytes
 from fedsgd.scenario.scenario import Scenario
 from fedsgd.wire import encode_values
 from tests.effort import examples
@@ -85,7 +86,7 @@ def is_equal(a: Any, b: Any) -> bool:
         return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
     if isinstance(a, ClientState | UncommittedState | EntryPatch):
         return type(a) is type(b) and all(is_equal(v, getattr(b, k)) for k, v in vars(a).items())
-    return bool(a == b)
+    return bool(a == b) or (a != a and b != b)  # NaN is equal to NaN
 
 
 @pytest.mark.slow
@@ -140,6 +141,25 @@ def test_state_with_only_a_round_takes_64_bytes() -> None:
     store.save(1, empty)
     assert store._read_number(0) == end + 64 == end + stored_bytes(empty)
     assert is_equal(store.load(1), empty)
+
+
+@pytest.mark.parametrize(("norms", "rounds_missed"), [((1 / 3, 2e-300), 17), ((0.0, 0.0), 0), ((math.nan, math.nan), -1)])
+def test_statistics_of_the_last_reply_are_stored_with_the_uncommitted_state(
+    norms: tuple[float, float], rounds_missed: int
+) -> None:
+    state = ClientState({}, UncommittedState(3, {}, {}, b"reply", *norms, rounds_missed))
+    store = SlotStore(1)
+    store.save(0, state)
+    assert is_equal(store.load(0), state)
+    lengths = [sum(map(len, serialize_state(ClientState({}, UncommittedState(3, {}, {}, None, x, x))))) for x in (0.5, 1 / 3)]
+    assert lengths[0] == lengths[1], "the size of a state does not depend on its norms"
+
+
+def test_state_without_statistics_of_its_reply_can_be_read() -> None:
+    text = b"[2, 5, []]"
+    data = HEADER.pack(64, len(text)) + text
+    state = deserialize_state(np.frombuffer(data.ljust(64, b"\0"), dtype=np.uint8))
+    assert is_equal(state, ClientState({}, UncommittedState(5, {}, {}), 2))
 
 
 def test_unknown_client_and_object_array_raise_errors() -> None:
