@@ -53,8 +53,9 @@ def resume_command(
     from fedsgd.system.forkserver import preload_workers
 
     preload_workers(workers)  # before torch is imported here, so that workers import it in parallel
-    from fedsgd.experiment.run_checkpoints import read_deployment
+    from fedsgd.experiment.run_checkpoints import read_deployment, search_modules_of_run
 
+    click.get_current_context().with_resource(search_modules_of_run(run_dir))
     trackers = restore_trackers(run_dir, **tracking)
     if read_deployment(run_dir) is not None:
         if workers != 1:

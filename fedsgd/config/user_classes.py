@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from fedsgd.config.component import Component, ValidatedConfig
 from fedsgd.config.registry import import_by_path
-from fedsgd.config.source_files import find_root, is_own_module, list_source_files
+from fedsgd.config.source_files import find_root, is_on_every_path, is_own_module, list_source_files
 from fedsgd.errors import ScenarioError
 
 _DIGEST_LENGTH = 16
@@ -61,6 +61,16 @@ def find_import_paths(settings: ValidatedConfig) -> list[str]:
         if isinstance(value, Component):
             paths |= {path for path in value.list_import_paths().values() if ":" in path}
     return sorted(path for path in paths if not is_own_module(path.partition(":")[0]))
+
+
+def list_module_folders(settings: ValidatedConfig) -> list[str]:
+    """Return the folders of the modules outside fedsgd that settings use and that are not installed, sorted.
+
+    Args:
+        settings: scenario, section or component.
+    """
+    roots = {find_root(path.partition(":")[0]) for path in find_import_paths(settings)}
+    return sorted(str(root) for root in roots if root is not None and not is_on_every_path(root))
 
 
 def identify_classes(paths: Sequence[str]) -> list[ClassIdentity]:

@@ -23,7 +23,12 @@ from fedsgd.experiment.options import (
     resolve_data,
 )
 from fedsgd.experiment.result import Result
-from fedsgd.experiment.run_checkpoints import ResumePoint, find_resume_point, raise_for_differences
+from fedsgd.experiment.run_checkpoints import (
+    ResumePoint,
+    find_resume_point,
+    raise_for_differences,
+    search_modules_of_run,
+)
 from fedsgd.experiment.run_identity import list_scenario_differences
 from fedsgd.experiment.runner import execute_run, run
 from fedsgd.federation.round_record import RoundRecord
@@ -92,7 +97,7 @@ def resume(
     folder, (data_folder, dataset) = expand_user_path(run_dir, "run_dir"), resolve_data(data)
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: there is no such run directory")
-    with lock_run_directory(folder), isolate_global_state():
+    with lock_run_directory(folder), search_modules_of_run(folder), isolate_global_state():
         point, scenario = plan_resumption(folder, rounds)
         if point.deployment is not None:
             function = "fedsgd.flower.deployment.resume_deployment"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fedsgd.config.user_classes import list_module_folders
 from fedsgd.errors import CheckpointError, OutputError
 from fedsgd.experiment.builder import Experiment
 from fedsgd.experiment.checkpoints import (
@@ -31,6 +32,7 @@ from fedsgd.federation import ServerState
 from fedsgd.federation.round_record import ResidualStatistics, RoundRecord
 from fedsgd.storage.run_directory import CHECKPOINT_FOLDER
 from fedsgd.system.torch_determinism import use_caller_state
+from fedsgd.system.user_files import search_folders
 from fedsgd.trackers import TrackerGroup, TrackerRecord
 from fedsgd.training.selection import EngineChoice
 
@@ -94,7 +96,7 @@ class ResumePoint:
 
 
 def raise_for_differences(folder: Path, differences: Sequence[str]) -> None:
-    """Raise an CheckpointError if there is a difference, with a note for each further difference."""
+    """Raise a CheckpointError if there is a difference, with a note for each further difference."""
     if differences:
         first, *others = differences
         error = CheckpointError(f"{folder}: cannot be resumed, because its results would change: {first}")
@@ -128,6 +130,18 @@ def find_resume_point(folder: Path) -> ResumePoint:
     if not manifests:
         raise CheckpointError(f"{folder}: cannot be resumed: {damages[0]}")
     return ResumePoint(folder, tuple(reversed(manifests)), tuple(damages))
+
+
+def search_modules_of_run(folder: Path) -> AbstractContextManager[None]:
+    """Return a context in which modules are also imported from the folders of the run's own modules, if there are any.
+
+    Args:
+        folder: run directory.
+    """
+    for path in list_manifests(folder / CHECKPOINT_FOLDER):
+        with suppress(OutputError):
+            return search_folders(read_manifest(path).run.get("module_folders", ()))
+    return nullcontext()
 
 
 def read_trackers(folder: Path) -> list[TrackerRecord]:
@@ -248,6 +262,7 @@ class RunCheckpoints:
             "totals": {direction: asdict(total) for direction, total in federation.ledger.totals.items()},
             "ledger_sha256": federation.ledger.sha256,
             "rounds_missed": sorted(federation.residuals.rounds_missed.items()),
+            "module_folders": list_module_folders(self._experiment.scenario),
             "seconds": time.perf_counter() - self._start + (0.0 if self._point is None else self._point.run["seconds"]),
             "deployment": self._deployment,
             **self._call,

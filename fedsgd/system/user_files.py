@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -65,13 +65,22 @@ def search_scenario_folder(scenario: object) -> Iterator[None]:
     Args:
         scenario: path of the file; no folder is added for any other object.
     """
-    folder = str(expand_user_path(scenario).absolute().parent) if isinstance(scenario, str | Path) else None
-    if folder is None or folder in sys.path:
+    with search_folders([expand_user_path(scenario).absolute().parent] if isinstance(scenario, str | Path) else []):
         yield
-        return
-    sys.path.append(folder)
+
+
+@contextmanager
+def search_folders(folders: Iterable[str | Path]) -> Iterator[None]:
+    """Import modules also from some folders in the context, after all other folders.
+
+    Args:
+        folders: absolute paths.
+    """
+    new_folders = [str(folder) for folder in folders if str(folder) not in sys.path]
+    sys.path += new_folders
     try:
         yield
     finally:
-        if folder in sys.path:
-            sys.path.remove(folder)
+        for folder in new_folders:
+            if folder in sys.path:
+                sys.path.remove(folder)

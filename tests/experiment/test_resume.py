@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -448,3 +449,21 @@ def test_test_loss_that_is_not_finite_stops_the_run_unless_clients_are_skipped()
         run(make_scenario(settings), model=model)
     result = run(make_scenario({**settings, "participation.on_divergence": "skip"}), model=model)
     assert result.summary["diverged"] == "test loss is not finite after round 5"
+
+
+def test_module_of_the_run_is_found_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "modules"
+    folder.mkdir()
+    (folder / "resumed_operator.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from fedsgd.compression.operators.dense import Dense\n"
+        "@dataclass(frozen=True)\n"
+        "class Whole(Dense):\n"
+        "    name = 'whole'\n"
+    )
+    monkeypatch.syspath_prepend(folder)
+    interrupt(make_scenario({"uplink.compressor": {"name": "resumed_operator:Whole"}}), tmp_path / "run", 3)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry != str(folder)])
+    monkeypatch.delitem(sys.modules, "resumed_operator")
+    assert resume(tmp_path / "run").history[-1].round == 5
+    assert str(folder) not in sys.path
