@@ -96,7 +96,8 @@ def read_ledger_stats(run: Run, with_coding_seconds: bool = False) -> LedgerStat
     names += ["encode_seconds", "decode_seconds"] * with_coding_seconds
     for batch in read_batches(run.folder / "ledger.parquet", names):
         _check_row_ranges(run, batch)
-        uplink_rows, update_rows = batch["direction"].isin("up"), batch["kind"].isin("UPDATE")
+        update_rows = batch["kind"].isin("UPDATE")
+        uplink_rows = batch["direction"].isin("up") & ~batch["fate"].isin("diverged")  # nothing was sent
         for rows, totals in ((uplink_rows, stats.uplink_bytes_by_client), (~uplink_rows, stats.downlink_bytes_by_client)):
             totals += np.bincount(batch["client"][rows], batch["n_bytes"][rows], minlength=n_clients)
         task_rows = batch["kind"].isin("TASK")  # each downlink message has one TASK frame
@@ -235,7 +236,7 @@ def _extract_columns(batch: LedgerBatch) -> dict[str, NDArray[Any]]:
     direction, kind, fate = batch["direction"], batch["kind"], batch["fate"]
     numbers = {name: batch[name] for name in ("round", "client", "n_bytes", "examples")}
     conditions = {
-        "is_uplink": direction.isin("up"),
+        "is_uplink": direction.isin("up") & ~fate.isin("diverged"),  # nothing was sent
         "is_task": kind.isin("TASK"),
         "is_resync": kind.isin("RESYNC"),
         "is_accepted": kind.isin("UPDATE") & fate.isin("received"),

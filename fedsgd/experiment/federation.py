@@ -123,7 +123,7 @@ class Federation:
                 on_failure=participation.on_failure,
                 on_divergence=participation.on_divergence,
             )
-            metrics, self.client_accuracy = self._evaluate(next_state) if self._evaluates_in(state.round) else (None, None)
+            metrics, self.client_accuracy = self._evaluate(next_state) if self.evaluates_in(state.round) else (None, None)
         if metrics is not None and participation.on_divergence == "stop" and not math.isfinite(metrics["loss"]):
             raise NonFiniteError(state.round, None, f"the test loss is {metrics['loss']}; is the learning rate too large?")
         record = self._build_record(state.round, participants, metrics, time.perf_counter() - start)
@@ -186,7 +186,12 @@ class Federation:
         is_target_reached = target is not None and metrics is not None and target.is_reached_by(metrics[target.metric])
         return is_target_reached or round == self.scenario.rounds
 
-    def _evaluates_in(self, round: int) -> bool:
+    def evaluates_in(self, round: int) -> bool:
+        """Return whether the model is evaluated after a round.
+
+        Args:
+            round: number of the round, from 1.
+        """
         return round == self.scenario.rounds or round % self.scenario.evaluation.every == 0
 
     @timed("evaluate")

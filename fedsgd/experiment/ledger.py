@@ -175,7 +175,7 @@ class Ledger:
         self._digest.update(encode_canonical_row(row))
         self._writer.append(row)
         total = self.totals[event.direction]
-        total.frames += 1
+        total.frames += bool(event.frame)  # a client that diverged sent nothing
         total.n_bytes += len(event.frame)
         total.received += len(event.frame) * (event.delivery == "received")
         total.broadcast += len(event.frame) * is_first

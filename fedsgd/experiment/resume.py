@@ -172,10 +172,11 @@ def plan_resumption(folder: Path, rounds: int | None) -> tuple[ResumePoint, Scen
         ScenarioError: `rounds` does not continue the run.
     """
     point = find_resume_point(folder)
-    if rounds is None and point.run["is_over"] and is_complete(folder):
+    scenario = _plan_scenario(point, rounds)
+    if rounds is None and point.run["is_over"] and scenario.rounds == point.scenario_rounds and is_complete(folder):
         hint = "pass --rounds (in Python: rounds=...) to continue it"
         raise CheckpointError(f"{folder}: the run is finished, after {point.manifest.round} rounds; {hint}")
-    return point, _plan_scenario(point, rounds)
+    return point, scenario
 
 
 def _plan_scenario(point: ResumePoint, rounds: int | None) -> Scenario:
@@ -188,10 +189,8 @@ def _plan_scenario(point: ResumePoint, rounds: int | None) -> Scenario:
         except ValueError as error:
             raise CheckpointError(f"{path}: not valid TOML: {error}") from None
         raise_for_differences(point.folder, list_scenario_differences(recorded_toml, text))
-        if rounds is None and isinstance(present.get("rounds"), int) and present["rounds"] > scenario.rounds:
-            raise CheckpointError(
-                f"{path}: rounds was {scenario.rounds}, now {present['rounds']}: pass --rounds {present['rounds']}"
-            )
+        if rounds is None and present.get("rounds", scenario.rounds) != scenario.rounds:
+            rounds = present["rounds"]  # edited, or written by a continuation that was stopped before its first checkpoint
         with suppress(FedsgdError):  # [checkpoint] has no effect on results, so the file may change it
             scenario = replace(scenario, checkpoint=parse_scenario(present).checkpoint)
     return scenario if rounds is None else _change_rounds(scenario, point, rounds)
@@ -200,9 +199,10 @@ def _plan_scenario(point: ResumePoint, rounds: int | None) -> Scenario:
 def _change_rounds(scenario: Scenario, point: ResumePoint, rounds: int) -> Scenario:
     """Return the scenario with another number of rounds. ScenarioError if these rounds do not continue the run."""
     done = point.manifest.round
-    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds <= done:
-        raise ScenarioError(f"rounds: got {rounds!r}, expected more than the {done} rounds of the checkpoint")
-    if point.run["is_over"] and done < scenario.rounds:
+    n_least = done + is_complete(point.folder)
+    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < n_least:
+        raise ScenarioError(f"rounds: got {rounds!r}, expected at least {n_least}, because {done} rounds are done")
+    if point.run["is_over"] and done < scenario.rounds and rounds > done:
         raise ScenarioError(f"rounds: the run ended after round {done}, because it reached the target of [stop]")
     for key, optimizer, n_steps in (
         ("client.optimizer", scenario.client.optimizer, scenario.client.steps),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -30,7 +31,8 @@ from fedsgd.experiment.run_identity import describe_environment, describe_identi
 from fedsgd.experiment.run_tables import RunTables
 from fedsgd.federation import ServerState
 from fedsgd.federation.round_record import ResidualStatistics, RoundRecord
-from fedsgd.storage.run_directory import CHECKPOINT_FOLDER
+from fedsgd.storage.durable import sync_path
+from fedsgd.storage.run_directory import CHECKPOINT_FOLDER, remove_results, write_atomically
 from fedsgd.system.torch_determinism import use_caller_state
 from fedsgd.system.user_files import search_folders
 from fedsgd.trackers import TrackerGroup, TrackerRecord
@@ -66,6 +68,11 @@ class ResumePoint:
         """Settings with which a deployment is launched again; None for a simulation."""
         settings: Mapping[str, Any] | None = self.run.get("deployment")
         return settings
+
+    @property
+    def scenario_rounds(self) -> int:
+        """Maximum number of rounds of the run at the checkpoint."""
+        return int(tomllib.loads(self.run["scenario"])["rounds"])
 
     @property
     def engine(self) -> EngineChoice:
@@ -173,7 +180,7 @@ class RunCheckpoints:
     """Checkpoints of one run with a run directory.
 
     Attributes:
-        are_wanted: True if the scenario asks for checkpoints.
+        are_wanted: True if the scenario asks for checkpoints, or if the run continues from one.
 
     Args:
         folder: run directory.
@@ -207,9 +214,10 @@ class RunCheckpoints:
         is_wanted = config.every is not None
         # nodes store the states of one round back, so the file of a resumed deployment cannot turn checkpoints off
         self._is_each_round = execution.needs_checkpoint_each_round and (is_wanted or point is not None)
-        self.are_wanted = is_wanted or self._is_each_round
+        self.are_wanted = is_wanted or point is not None
         self._deployment = execution.deployment
         self._identity: Mapping[str, Any] | None = None
+        self._changed_record: RoundRecord | None = None
         self._start = time.perf_counter()
 
     def restore(self, federation: Federation) -> tuple[list[RoundRecord], ServerState] | None:
@@ -225,13 +233,33 @@ class RunCheckpoints:
             return None
         manifest, run = self._point.manifest, self._point.run
         history = self._tables.replay(run["totals"])
-        if self._tables.ledger.sha256 != run["ledger_sha256"]:
-            raise CheckpointError(f"{self._point.folder}: ledger.parquet was changed after the checkpoint: its digest differs")
+        for name, digest, recorded in (
+            ("ledger.parquet", self._tables.ledger.sha256, run["ledger_sha256"]),
+            ("rounds.parquet or failures.parquet", self._tables.rounds_sha256, run["rounds_sha256"]),
+        ):
+            if digest != recorded:
+                raise CheckpointError(f"{self._point.folder}: {name} was changed after the checkpoint: its digest differs")
         server, norms = restore(self._client_files, self._folder, manifest)
         missed = Counter({int(rounds): count for rounds, count in run["rounds_missed"]})
+        if history[-1].metrics is not None and not federation.evaluates_in(manifest.round):
+            # the last round of a shorter run is always evaluated, but not the same round of the longer run
+            history[-1] = self._changed_record = replace(history[-1], metrics=None)
         federation.restore(server, history, ResidualStatistics(norms, missed))
+        if federation.is_over and manifest.round < self._experiment.scenario.rounds:
+            raise CheckpointError(
+                f"{self._point.folder}: the run ended after round {manifest.round}, because it reached the target of [stop]"
+            )
         remove_other_files(self._folder, list(self._point.manifests))
         return history, server
+
+    def start(self) -> None:
+        """Remove what only the shorter run has, after `restore` has succeeded: its results, and the evaluation at its end."""
+        if self._point is None:
+            return
+        write_atomically(self._run_folder / "scenario.toml", self._experiment.scenario.to_toml().encode())
+        if self._changed_record is not None:
+            self._tables.replace_last_round(self._changed_record)
+        remove_results(self._run_folder)
 
     def add_round(self, federation: Federation, server: ServerState, record: RoundRecord) -> None:
         """Record a finished round, and write a checkpoint if the interval asks for one and the run goes on."""
@@ -240,15 +268,19 @@ class RunCheckpoints:
             self.write(federation, server)
 
     def write(self, federation: Federation, server: ServerState) -> None:
-        """Write a checkpoint, unless the latest has this round and the same settings.
+        """Write a checkpoint, unless the latest has this round already.
 
         Args:
             federation: federation between two rounds.
             server: state of its server before the next round.
         """
+        if self.last_round == server.round - 1:  # a second client file of the round would lack the states that did not change
+            return
         if self._identity is None:
             self._identity = describe_identity(self._experiment)
         tables = self._tables.sync()
+        if not self.last_round:
+            sync_path(self._run_folder)  # the names of the tables
         with use_caller_state():
             trackers = self._trackers.describe()
         run = {
@@ -261,6 +293,7 @@ class RunCheckpoints:
             "is_over": federation.is_over,
             "totals": {direction: asdict(total) for direction, total in federation.ledger.totals.items()},
             "ledger_sha256": federation.ledger.sha256,
+            "rounds_sha256": self._tables.rounds_sha256,
             "rounds_missed": sorted(federation.residuals.rounds_missed.items()),
             "module_folders": list_module_folders(self._experiment.scenario),
             "seconds": time.perf_counter() - self._start + (0.0 if self._point is None else self._point.run["seconds"]),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from fedsgd.config.argument_checks import resolve_config
 from fedsgd.config.user_classes import digest_user_code
 from fedsgd.data import Dataset
-from fedsgd.errors import ModelWarning, OutputError, ResumeWarning, RunInterrupted, ScenarioWarning, warn_once
+from fedsgd.errors import CheckpointError, ModelWarning, OutputError, ResumeWarning, RunInterrupted, ScenarioWarning, warn_once
 from fedsgd.experiment.builder import Experiment, build_experiment
 from fedsgd.experiment.execution import Execution, ExecutionFactory, make_execution
 from fedsgd.experiment.federation import Federation
@@ -35,7 +35,7 @@ from fedsgd.experiment.summary import build_summary, save_clients
 from fedsgd.federation import ServerState
 from fedsgd.federation.round_record import RoundRecord
 from fedsgd.scenario.scenario import PythonObjects, Scenario, open_scenario
-from fedsgd.storage.run_directory import clear_run_directory, lock_run_directory, remove_results, write_all, write_atomically
+from fedsgd.storage.run_directory import clear_run_directory, lock_run_directory, write_all, write_atomically
 from fedsgd.system.forkserver import preload_workers
 from fedsgd.system.interrupts import InterruptRequest, defer_interrupt
 from fedsgd.system.notebook import NotebookLine
@@ -212,7 +212,7 @@ def _notify_start(experiment: Experiment, callbacks: RunCallbacks) -> None:
 
 
 def _check_resumed_experiment(experiment: Experiment, point: ResumePoint) -> Experiment:
-    """Return the experiment with the reason for its engine, or raise an OutputError if the results would change."""
+    """Return the experiment with the engine choice of the run's start, or raise a CheckpointError if results would change."""
     experiment = replace(experiment, engine_choice=point.engine)
     for difference in point.check_identity(experiment):
         warnings.warn(f"{difference}: roundings may differ from those before", ResumeWarning, stacklevel=5)
@@ -290,10 +290,11 @@ def _open_run(
     scenario, metric_names = execution.experiment.scenario, execution.experiment.evaluation.metric_names
     folder = None if out is None else expand_user_path(out)
     with nullcontext() if folder is None or point is not None else lock_run_directory(folder):
-        if folder is not None:
-            clear_run_directory(folder, overwrite) if point is None else remove_results(folder)
+        if folder is not None and point is None:
+            clear_run_directory(folder, overwrite)
             write_atomically(folder / "scenario.toml", scenario.to_toml().encode())
-        tables = RunTables(folder, metric_names, None if point is None else point.manifest.tables)
+        n_kept_rows = None if point is None else point.manifest.tables
+        tables = RunTables(folder, metric_names, scenario.evaluation.every, n_kept_rows)
         federation = Federation(execution, tables.ledger)
         checkpoints = None if folder is None else RunCheckpoints(folder, execution, tables, call, trackers, point)
         try:
@@ -301,7 +302,7 @@ def _open_run(
         except BaseException as error:
             if not isinstance(error, OutputError):
                 tables.close_after(error)
-            if checkpoints is not None and checkpoints.last_round and not isinstance(error, RunInterrupted):
+            if checkpoints is not None and checkpoints.last_round and not isinstance(error, RunInterrupted | CheckpointError):
                 error.add_note(f"last checkpoint: after round {checkpoints.last_round}; to continue: fedsgd resume {folder}")
             raise
 
@@ -309,7 +310,10 @@ def _open_run(
 def _restore_rounds(run: _OpenRun) -> tuple[list[RoundRecord], ServerState]:
     """Return the records of earlier rounds, and the server's state before the next round."""
     restored = None if run.checkpoints is None else run.checkpoints.restore(run.federation)
-    return restored or ([], run.federation.initial_state())
+    if restored is None or run.checkpoints is None:
+        return [], run.federation.initial_state()
+    run.checkpoints.start()
+    return restored
 
 
 def _run_rounds(
@@ -325,7 +329,7 @@ def _run_rounds(
     The first Ctrl-C ends the run after its round, with a checkpoint, if there is a run directory and `can_defer`.
     """
     federation, line = run.federation, NotebookLine()
-    message = "fedsgd: the run stops after this round, with a checkpoint; press Ctrl-C again to stop now"
+    message = "fedsgd: the run ends after this round; press Ctrl-C again to stop now"
     with defer_interrupt(message, is_wanted=can_defer and run.checkpoints is not None) as interrupt:
         while not federation.is_over:
             server, record = federation.step(server)

@@ -37,7 +37,7 @@ def is_lost(seed: int, round: int, client: int, probability: float) -> bool:
 
 
 Delivery = Literal["received", "lost", "late", "refused", "diverged"]
-"""Outcome of a frame's delivery, in this order: accepted; lost; after the round's end; unreadable, or of a failed round."""
+"""Outcome of a delivery, in this order: accepted; lost; late; unreadable, or of a failed round; nothing sent (not finite)."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,13 +13,14 @@ from fedsgd.errors import make_write_error
 T = TypeVar("T")
 
 
-def replace_file(path: Path, write: Callable[[BinaryIO], T], is_durable: bool = False) -> T:
+def replace_file(path: Path, write: Callable[[BinaryIO], T]) -> T:
     """Write a file completely or not at all, and return the value of `write`: an error or an interrupt leaves no partial file.
+
+    The bytes are on disk before the file has its name; `sync_path` on the folder makes the name durable, too.
 
     Args:
         path: file that is written or replaced.
         write: function that writes the content to an open file without a buffer.
-        is_durable: True: the bytes are on disk before the file has its name. `sync_path` on the folder makes the name durable.
 
     Raises:
         OutputError: the file cannot be written.
@@ -28,8 +29,7 @@ def replace_file(path: Path, write: Callable[[BinaryIO], T], is_durable: bool = 
     try:
         with partial_file.open("wb", buffering=0) as file:
             result = write(file)
-            if is_durable:
-                os.fsync(file.fileno())
+            os.fsync(file.fileno())
         partial_file.replace(path)
     except BaseException as error:
         with suppress(OSError):

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from fedsgd.errors import OutputError, ReportError, make_write_error, suggest_name
 from fedsgd.numerics.arrays import I32, BoolArray
 from fedsgd.storage.durable import sync_path
-from fedsgd.storage.table_recovery import keep_first_rows
+from fedsgd.storage.table_recovery import keep_first_rows, replace_segment
 
 SEGMENT_ROWS = 100_000
 SEGMENT_SECONDS = 2.0
@@ -48,6 +48,7 @@ class TableWriter:
         self._last_flush = 0.0
         self._n_written = 0
         self._unsynced_paths: list[Path] = []
+        self._is_durable = n_kept_rows is not None
         if path is not None and n_kept_rows is not None:
             self._n_segments, self._n_written = keep_first_rows(path, n_kept_rows), n_kept_rows
         elif path is not None:
@@ -63,11 +64,20 @@ class TableWriter:
     def sync(self) -> int:
         """Write all rows, wait until they are on disk, and return their number."""
         self.flush(force=True)
+        self._is_durable = True
         if self.path is not None and self._unsynced_paths:
             for path in (*self._unsynced_paths, self.path):
                 sync_path(path)
             self._unsynced_paths = []
         return self._n_written
+
+    def replace_last_row(self, row: Mapping[str, Any]) -> None:
+        """Replace the last row of a table that continues the table of an earlier process and has no new rows."""
+        assert self.path is not None
+        last = self.path / f"segment-{self._n_segments - 1:06d}.parquet"
+        kept = pq.read_table(last, schema=self.schema)
+        table = pa.concat_tables([kept.slice(0, kept.num_rows - 1), pa.Table.from_pylist([row], schema=self.schema)])
+        replace_segment(last, table)
 
     def flush(self, force: bool = False) -> bool:
         """Write the rows to a segment and return True, if they fill a segment or the last segment is `SEGMENT_SECONDS` old.
@@ -116,8 +126,12 @@ class TableWriter:
             with pq.ParquetWriter(merged_file, self.schema, compression="zstd") as writer:
                 for segment in sorted(self.path.glob("segment-*.parquet")):
                     writer.write_table(pq.read_table(segment, schema=self.schema))
+            if self._is_durable:
+                sync_path(merged_file)
             self.path.rename(segment_folder)
             merged_file.rename(self.path)
+            if self._is_durable:
+                sync_path(self.path.parent)
         except OSError as error:
             with suppress(OSError):
                 merged_file.unlink(missing_ok=True)

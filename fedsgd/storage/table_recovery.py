@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fedsgd.errors import CheckpointError, make_write_error
+from fedsgd.storage.durable import sync_path
 
 FIRST_SEGMENT = "segment-000000.parquet"
 
@@ -37,6 +38,34 @@ def keep_first_rows(path: Path, n_rows: int) -> int:
         raise make_write_error(path, error) from None
 
 
+def replace_segment(segment: Path, table: pa.Table) -> None:
+    """Replace a segment, so that a crash leaves the old one or the new one.
+
+    Args:
+        segment: file of the segment.
+        table: its new rows.
+    """
+    partial_file = segment.with_name(f".{segment.name}")
+    pq.write_table(table, partial_file, compression="zstd")
+    sync_path(partial_file)
+    partial_file.replace(segment)
+    sync_path(segment.parent)
+
+
+def remove_table(path: Path) -> None:
+    """Remove a table, and what an interrupted change of it left. OutputError if that fails.
+
+    Args:
+        path: table, a file or a folder of segments.
+    """
+    try:
+        for name in (path.name, *(f".{path.name}.{end}" for end in ("merged", "segments", "resumed"))):
+            other = path.with_name(name)
+            shutil.rmtree(other) if other.is_dir() else other.unlink(missing_ok=True)
+    except OSError as error:
+        raise make_write_error(path, error) from None
+
+
 def _become_folder(path: Path) -> None:
     """Turn a table of one file into a folder with one segment, and finish or undo such a change that was interrupted."""
     merged_file, segment_folder, new_folder = (
@@ -48,6 +77,8 @@ def _become_folder(path: Path) -> None:
     merged_file.unlink(missing_ok=True)
     for folder in (segment_folder, new_folder):
         shutil.rmtree(folder, ignore_errors=True)
+    if not path.exists():
+        path.mkdir()  # a table without rows, whose folder was being merged
     if path.is_file():
         new_folder.mkdir()
         path.rename(new_folder / FIRST_SEGMENT)
@@ -65,9 +96,7 @@ def _cut_segments(folder: Path, n_rows: int) -> int:
             continue
         n_segment_rows = pq.read_metadata(segment).num_rows
         if n_kept + n_segment_rows > n_rows:
-            table = pq.read_table(segment, partitioning=None).slice(0, n_rows - n_kept)
-            pq.write_table(table, folder / f".{segment.name}", compression="zstd")
-            (folder / f".{segment.name}").replace(segment)
+            replace_segment(segment, pq.read_table(segment, partitioning=None).slice(0, n_rows - n_kept))
             n_segment_rows = n_rows - n_kept
         n_kept += n_segment_rows
         next_number = int(segment.stem.removeprefix("segment-")) + 1

@@ -73,7 +73,8 @@ def _is_truncated(folder: Path) -> bool:
         return False
     try:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        expected_rows = [summary["rounds"], summary["uplink"]["frames"] + summary["downlink"]["frames"]]
+        n_frames = summary["uplink"]["frames"] + summary["downlink"]["frames"] + summary.get("diverged_clients", 0)
+        expected_rows = [summary["rounds"], n_frames]
         return not (folder / "params.safetensors").exists() or [*map(count_rows, tables)] != expected_rows
     except (OSError, ValueError, LookupError, TypeError, ReportError):
         return True

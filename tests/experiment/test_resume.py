@@ -25,6 +25,7 @@ from fedsgd.compression import COMPRESSORS
 from fedsgd.errors import CheckpointError, NonFiniteError, OutputError, ResumeWarning, RunInterrupted, ScenarioError
 from fedsgd.experiment.checkpoints import list_manifests
 from fedsgd.experiment.resume import resume, run_or_resume
+from fedsgd.experiment.run_tables import RunTables
 from fedsgd.experiment.runner import run
 from fedsgd.federation.round_record import RoundRecord
 from fedsgd.optim import OPTIMIZERS
@@ -44,6 +45,14 @@ BASE: Mapping[str, Any] = {
 }
 
 
+OVERFLOW = {
+    "faults.hostile": {"kind": "scaling", "share": 0.25, "factor": 3e38},
+    "client": {"steps": 2, "batch_size": 8, "optimizer": {"name": "sgd", "lr": 50.0}},
+    "participation": {},
+}
+"""Two of eight clients multiply their update by more than float32 can hold."""
+
+
 class StopError(Exception):
     """Error that ends a run from within a callback."""
 
@@ -56,6 +65,16 @@ def stop_after(round: int) -> Callable[[RoundRecord], None]:
     def on_round(record: RoundRecord) -> None:
         if record.round == round:
             raise StopError
+
+    return on_round
+
+
+def press_after(round: int) -> Callable[[RoundRecord], None]:
+    """Return a callback that presses Ctrl-C after a round."""
+
+    def on_round(record: RoundRecord) -> None:
+        if record.round == round:
+            os.kill(os.getpid(), signal.SIGINT)
 
     return on_round
 
@@ -191,7 +210,7 @@ def copy(finished: Path, tmp_path: Path) -> Path:
 def test_finished_run_continues(copy: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="the run is finished, after 5 rounds; pass --rounds"):
         resume(copy)
-    with pytest.raises(ScenarioError, match="rounds: got 5, expected more than the 5 rounds"):
+    with pytest.raises(ScenarioError, match="rounds: got 5, expected at least 6, because 5 rounds are done"):
         resume(copy, rounds=5)
     resume(copy, rounds=8)
     run(make_scenario({**SETTINGS["differences"], "rounds": 8}), out=tmp_path / "whole")
@@ -264,7 +283,104 @@ def test_other_machine_is_a_warning(copy: Path) -> None:
         resume(copy, rounds=6)
 
 
+def test_rounds_of_an_edited_scenario_are_continued(copy: Path, tmp_path: Path) -> None:
+    path = copy / "scenario.toml"
+    path.write_text(path.read_text().replace("rounds = 5", "rounds = 7"))
+    assert resume(copy).history[-1].round == 7
+
+
+def test_longer_run_has_no_evaluation_of_the_shorter_runs_end(tmp_path: Path) -> None:
+    settings = {"evaluation.every": 4, "rounds": 6, "stop.target": "accuracy>0.99"}
+    run(make_scenario(settings), out=tmp_path / "run")
+    resume(tmp_path / "run", rounds=8)
+    run(make_scenario({**settings, "rounds": 8}), out=tmp_path / "whole")
+    assert find_difference(read_results(tmp_path / "whole"), read_results(tmp_path / "run")) is None
+
+
+def test_target_of_the_shorter_runs_end_does_not_end_the_longer_run(tmp_path: Path) -> None:
+    settings = {"evaluation.every": 4, "rounds": 5, "stop.target": "accuracy>0.01"}
+    run(make_scenario({**settings, "evaluation.every": 100}), out=tmp_path / "run")
+    assert resume(tmp_path / "run", rounds=7).history[-1].round == 7
+    run(make_scenario({**settings, "evaluation.every": 5}), out=tmp_path / "over")
+    with pytest.raises(CheckpointError, match=r"the run ended after round 5, because it reached the target of \[stop\]"):
+        resume(tmp_path / "over", rounds=7)
+    assert (tmp_path / "over" / "summary.json").exists()
+
+
+def test_stop_soon_after_more_rounds_continues_to_them(copy: Path) -> None:
+    with pytest.raises(StopError):
+        resume(copy, rounds=9, on_round=stop_after(6))
+    assert resume(copy).history[-1].round == 9
+
+
+def test_run_that_ctrl_c_stopped_is_finished_after_it_was_resumed(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(RunInterrupted):
+        run(make_scenario({"checkpoint": {}}), out=folder, on_round=press_after(2))
+    resume(folder)
+    with pytest.raises(CheckpointError, match="the run is finished, after 5 rounds"):
+        resume(folder)
+
+
 # ------------------------------------------------------------------------------------------------------------------- damage
+
+
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("keep", [1, 2])
+def test_interrupt_at_a_checkpoint_keeps_the_states(every: int, keep: int, tmp_path: Path) -> None:
+    scenario = make_scenario({**SETTINGS["differences"], "checkpoint": {"every": every, "keep": keep}, "rounds": 9})
+    run(scenario, out=tmp_path / "whole")
+    with pytest.raises(RunInterrupted):
+        run(scenario, out=tmp_path / "cut", on_round=press_after(4))
+    with pytest.raises(RunInterrupted):
+        resume(tmp_path / "cut", on_round=press_after(8))
+    resume(tmp_path / "cut")
+    assert find_difference(read_results(tmp_path / "whole"), read_results(tmp_path / "cut")) is None
+
+
+def test_run_that_was_stopped_between_its_summary_and_its_tables_is_completed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scenario = make_scenario({**SETTINGS["differences"], "checkpoint.keep": 1})
+    run(scenario, out=tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(RunTables, "close_ledger", lambda self: (_ for _ in ()).throw(StopError))
+        with pytest.raises(StopError):
+            run(scenario, out=tmp_path / "cut")
+    resume(tmp_path / "cut")
+    assert find_difference(read_results(tmp_path / "whole"), read_results(tmp_path / "cut")) is None
+    assert resume(tmp_path / "cut", rounds=6).history[-1].round == 6
+
+
+def test_failures_after_the_checkpoint_are_not_kept(tmp_path: Path) -> None:
+    settings = {**OVERFLOW, "participation.on_failure": "continue", "server": {"cohort": 1}, "rounds": 8, "seed": 7}
+    run(make_scenario({**settings, "checkpoint.every": 1}), out=tmp_path / "whole")
+    first = pq.read_table(tmp_path / "whole" / "failures.parquet")["round"].to_pylist()[0]
+    assert first > 2
+    interrupt(make_scenario({**settings, "checkpoint.every": first - 1}), tmp_path / "cut", first)
+    resume(tmp_path / "cut")
+    tables = [pq.read_table(tmp_path / name / "failures.parquet").to_pylist() for name in ("whole", "cut")]
+    assert tables[0] == tables[1]
+
+
+@pytest.mark.parametrize("name", ["rounds", "ledger"])
+def test_damaged_table_is_refused_in_one_line_before_results_are_removed(name: str, copy: Path) -> None:
+    path = copy / f"{name}.parquet"
+    content = bytearray(path.read_bytes())
+    content[10:200] = bytes(190)
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"(cannot be read|was changed after the checkpoint)"):
+        resume(copy, rounds=6)
+    assert (copy / "summary.json").exists()
+
+
+def test_changed_number_of_a_round_is_refused(copy: Path) -> None:
+    table = pq.read_table(copy / "rounds.parquet")
+    rows = table.to_pylist()
+    rows[1]["loss"] += 1.0
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), copy / "rounds.parquet")
+    with pytest.raises(CheckpointError, match=r"rounds\.parquet or failures\.parquet was changed after the checkpoint"):
+        resume(copy, rounds=6)
 
 
 @pytest.mark.parametrize("pattern", ["checkpoint-000005.json", "server-000005.safetensors", "clients-000005.safetensors"])
@@ -342,7 +458,7 @@ def test_first_interrupt_ends_the_round_and_writes_a_checkpoint(tmp_path: Path, 
         RunInterrupted, match=rf"^stopped after round 2; to continue: fedsgd resume {re.escape(str(tmp_path))}/cut$"
     ):
         run(scenario, out=tmp_path / "cut", on_round=press)
-    assert "the run stops after this round, with a checkpoint; press Ctrl-C again to stop now" in capfd.readouterr().err
+    assert "the run ends after this round; press Ctrl-C again to stop now" in capfd.readouterr().err
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     resume(tmp_path / "cut")
     assert find_difference(read_results(tmp_path / "whole"), read_results(tmp_path / "cut")) is None
@@ -404,13 +520,6 @@ def test_sweep_runs_cells_of_another_scenario_from_the_start(tmp_path: Path) -> 
 
 
 # ---------------------------------------------------------------------------------------------------- numbers that are not finite
-
-OVERFLOW = {
-    "faults.hostile": {"kind": "scaling", "share": 0.25, "factor": 3e38},
-    "client": {"steps": 2, "batch_size": 8, "optimizer": {"name": "sgd", "lr": 50.0}},
-    "participation": {},
-}
-"""Two of eight clients multiply their update by more than float32 can hold."""
 
 
 def test_update_that_is_not_finite_stops_the_run_and_names_the_last_checkpoint(tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ from fedsgd.runtime.workers.shared_memory import align_up
 
 _LIVE_SHARE = 0.25
 """Share of a file's bytes at or below which the next checkpoint writes these bytes again."""
+_MAX_FILES = 200
+"""Number of files from which the next checkpoint joins the smaller half of them."""
 _ENTRY_BYTES = 32
 """Bytes of a client in a file besides its state."""
 
@@ -168,9 +170,12 @@ class ClientFiles:
         self._record_model_rounds(np.array(clients, dtype=np.int64), np.array(model_rounds, dtype=np.int32))
 
     def _list_clients_to_move(self) -> Iterator[ClientId]:
-        """Yield the clients of each file of which few bytes count."""
+        """Yield the clients of each file of which few bytes count, and of the smallest files if there are too many."""
+        by_size = sorted(self._files, key=self._live_bytes.__getitem__)
+        merged_numbers = set(by_size[: _MAX_FILES // 2] if len(by_size) >= _MAX_FILES else ())
         for number, file in self._files.items():
-            if self._live_bytes[number] <= _LIVE_SHARE * (file.entry.n_bytes + _ENTRY_BYTES * len(file.clients)):
+            limit = _LIVE_SHARE * (file.entry.n_bytes + _ENTRY_BYTES * len(file.clients))
+            if number in merged_numbers or self._live_bytes[number] <= limit:
                 yield from file.clients[self._file_of_client[file.clients] == number].tolist()
 
     def _record_file(self, file: _ClientFile, n_bytes: I64) -> None:

@@ -57,7 +57,7 @@ class Manifest:
         sync_path(folder)  # the names of the other files
         content = json.dumps(asdict(self))
         text = json.dumps({"format": FORMAT_VERSION, "sha256": _hash(content), "checkpoint": json.loads(content)}, indent=1)
-        replace_file(folder / self.name, lambda file: write_fully(file, text.encode() + b"\n"), is_durable=True)
+        replace_file(folder / self.name, lambda file: write_fully(file, text.encode() + b"\n"))
         sync_path(folder)
 
 
@@ -105,13 +105,15 @@ def find_usable_manifests(folder: Path) -> Iterator[tuple[Path, Manifest | str]]
     Args:
         folder: folder of the checkpoints.
     """
+    damages: dict[FileEntry, str | None] = {}  # several checkpoints share files
     for path in list_manifests(folder):
         try:
             manifest = read_manifest(path)
         except OutputError as error:
             yield path, str(error)
             continue
-        damage = next((damage for entry in manifest.files if (damage := find_damage(folder, entry))), None)
+        damages |= {entry: find_damage(folder, entry) for entry in manifest.files if entry not in damages}
+        damage = next((damages[entry] for entry in manifest.files if damages[entry]), None)
         yield path, manifest if damage is None else f"{path}: {damage}"
 
 

@@ -109,7 +109,7 @@ def write_tensors(
         write_fully(file, head)
         return FileEntry(path.name, start + body.n_bytes, zlib.crc32(head, body.crc32))
 
-    return replace_file(path, write, is_durable=True)
+    return replace_file(path, write)
 
 
 class _Body:
