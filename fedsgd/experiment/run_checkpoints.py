@@ -245,7 +245,7 @@ class RunCheckpoints:
             # the last round of a shorter run is always evaluated, but not the same round of the longer run
             history[-1] = self._changed_record = replace(history[-1], metrics=None)
         federation.restore(server, history, ResidualStatistics(norms, missed))
-        if federation.is_over and manifest.round < self._experiment.scenario.rounds:
+        if federation.is_over and manifest.round < self._experiment.scenario.rounds > self._point.scenario_rounds:
             raise CheckpointError(
                 f"{self._point.folder}: the run ended after round {manifest.round}, because it reached the target of [stop]"
             )
