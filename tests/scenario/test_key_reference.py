@@ -86,7 +86,8 @@ def test_sections_are_those_of_a_scenario_with_all_their_keys() -> None:
     assert {*list_sections()} - {"scenario"} < set(field_types(Scenario))
     assert [key.key for key in describe_section("scenario").keys] == ["name", "seed", "rounds"]
     keys = [key.key for key in describe_section("participation").keys]
-    assert keys == [f"participation.{key}" for key in ("over_selection", "dropout", "deadline", "durations", "on_failure")]
+    names = ("over_selection", "dropout", "deadline", "durations", "on_failure", "on_divergence")
+    assert keys == [f"participation.{name}" for name in names]
     data = describe_section("data")
     assert (data.family, [key.key for key in data.keys]) == ("datasets", ["data.name", "data.partition", "data.held_out"])
     assert describe_section("model").family == "models"
