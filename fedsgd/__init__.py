@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from fedsgd.data import datasets as datasets
     from fedsgd.data import partitioners as partitioners
     from fedsgd.errors import (
+        CheckpointError,
         DataError,
         DeploymentError,
         FedsgdError,
@@ -60,7 +61,9 @@ if TYPE_CHECKING:
         NonFiniteError,
         OutputError,
         ReportError,
+        ResumeWarning,
         RunError,
+        RunInterrupted,
         ScenarioError,
         ScenarioWarning,
         WireError,
@@ -102,6 +105,7 @@ if TYPE_CHECKING:
 _EXPORT_MODULES = {
     "Certificate": "certification",
     "CheckpointConfig": "scenario.sections",
+    "CheckpointError": "errors",
     "ClientConfig": "scenario.sections",
     "CustomModel": "experiment.options",
     "DataConfig": "scenario.sections",
@@ -127,10 +131,12 @@ _EXPORT_MODULES = {
     "OutputError": "errors",
     "ParticipationConfig": "scenario.sections",
     "ReportError": "errors",
+    "ResumeWarning": "errors",
     "Result": "experiment.result",
     "RoundRecord": "federation.round_record",
     "RunCallbacks": "experiment.options",
     "RunError": "errors",
+    "RunInterrupted": "errors",
     "Scenario": "scenario.scenario",
     "ScenarioError": "errors",
     "ScenarioWarning": "errors",
@@ -176,6 +182,7 @@ _NAMESPACES = {
 __all__ = [
     "Certificate",
     "CheckpointConfig",
+    "CheckpointError",
     "ClientConfig",
     "CustomModel",
     "DataConfig",
@@ -202,9 +209,11 @@ __all__ = [
     "ParticipationConfig",
     "ReportError",
     "Result",
+    "ResumeWarning",
     "RoundRecord",
     "RunCallbacks",
     "RunError",
+    "RunInterrupted",
     "Scenario",
     "ScenarioError",
     "ScenarioWarning",

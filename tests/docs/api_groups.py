@@ -104,8 +104,8 @@ GROUPS = (
         "Errors and warnings",
         "Every error of fedsgd is a `FedsgdError`. [Troubleshooting](../../guides/troubleshooting.md) starts from the symptom.",
         _in_fedsgd(
-            "FedsgdError ScenarioError DataError ModelError RunError NonFiniteError WireError LawError OutputError ReportError "
-            "DeploymentError ScenarioWarning"
+            "FedsgdError ScenarioError DataError ModelError RunError NonFiniteError WireError LawError OutputError CheckpointError "
+            "ReportError DeploymentError RunInterrupted ScenarioWarning ResumeWarning"
         ),
     ),
 )
