@@ -50,7 +50,8 @@ def read_server_state(path: Path, numbers: Mapping[str, Any], acknowledged_round
         acknowledged_rounds: last accepted round of each client.
     """
     with open_tensors(path) as reader:
-        arrays = {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118
+        names = reader.keys()
+        arrays = {name: reader.get_tensor(name) for name in names}
     frames = _split_frames(arrays.pop(_FRAMES), numbers["frames"])
     public_arrays = entries_of(arrays, "public")
     full_model_frames = frames[_FULL_MODEL]
