@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import gc
 import importlib.util
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +32,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 SLOW_KINDS = ("deployment", "browser", "examples")
 """Markers of tests that are slow by their kind."""
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a process in the background, from which all processes inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("default", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("default")
@@ -55,7 +59,10 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark tests that open a browser with `browser`, and tests of each slow kind with `slow`; leave out nightly tests."""
+    """Mark tests that open a browser with `browser`, and tests of each slow kind with `slow`; leave out nightly tests.
+
+    Modules with slow tests come first. One of them alone at the end would leave the other workers of pytest without work.
+    """
     nightly = [item for item in items if EFFORT == 1 and item.get_closest_marker("nightly")]
     if nightly:
         config.hook.pytest_deselected(items=nightly)
@@ -65,6 +72,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker("browser")
         if any(item.get_closest_marker(kind) for kind in SLOW_KINDS):
             item.add_marker("slow")
+    slow_modules = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow_modules)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -67,14 +67,6 @@ def stop_after(round: int) -> Callable[[RoundRecord], None]:
             raise StopError
 
     return on_round
-
-
-@pytest.fixture(autouse=True)
-def default_interrupts() -> Iterator[None]:
-    """Handle Ctrl-C as in a terminal: a process in the background ignores it."""
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, handler)
 
 
 def press_after(round: int) -> Callable[[RoundRecord], None]:
