@@ -33,7 +33,7 @@ from fedsgd.experiment.run_identity import list_scenario_differences
 from fedsgd.experiment.runner import execute_run, run
 from fedsgd.federation.round_record import RoundRecord
 from fedsgd.scenario.scenario import Scenario, load, parse_scenario
-from fedsgd.storage.run_directory import CHECKPOINT_FOLDER, is_complete, lock_run_directory
+from fedsgd.storage.run_directory import CHECKPOINT_FOLDER, is_complete, lock_run_directory, write_atomically
 from fedsgd.system.forkserver import preload_workers
 from fedsgd.system.torch_determinism import isolate_global_state
 from fedsgd.system.user_files import expand_user_path, read_text
@@ -137,6 +137,8 @@ def run_or_resume(
     """
     if list_manifests(out / CHECKPOINT_FOLDER):
         try:
+            stored = load(out / "scenario.toml")  # resume reads [checkpoint] from this file
+            write_atomically(out / "scenario.toml", replace(stored, checkpoint=scenario.checkpoint).to_toml().encode())
             return resume(out, data=data, on_round=on_round)
         except CheckpointError as error:
             warnings.warn(f"{error}: the run begins again", ResumeWarning, stacklevel=2)

@@ -483,8 +483,10 @@ def test_run_or_resume_begins_again_where_a_checkpoint_cannot_be_used(tmp_path: 
     folder, scenario = tmp_path / "run", make_scenario()
     seen: list[int] = []
     interrupt(scenario, folder, 3)
-    run_or_resume(scenario, folder, None, lambda record: seen.append(record.round))
+    planned = scenario.with_settings({"checkpoint.every": 1, "checkpoint.keep": 3})
+    run_or_resume(planned, folder, None, lambda record: seen.append(record.round))
     assert seen == [3, 4, 5]
+    assert len(list_manifests(folder / "checkpoints")) == 3
     interrupt(scenario, folder, 3, overwrite=True)
     edit_manifest(folder, identity={"versions.torch": "2.6.0"})
     seen.clear()
