@@ -6,6 +6,7 @@ import importlib
 import inspect
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -84,6 +85,18 @@ for name in {[*REGISTRIES, "networks"]!r}:
 assert not {{"torch", "pyarrow", "sklearn", "datasets", "pandas", "pint"}} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.slow
+def test_quickstart_imports_what_it_uses(root: Path) -> None:
+    code = """
+import sys, fedsgd
+fedsgd.run(fedsgd.load("scenarios/quickstart.toml", {"rounds": 2}))
+unused = {"numba", "sympy", "scipy", "sklearn", "pandas", "matplotlib", "torch._dynamo", "torch._inductor", "flwr", "rich"}
+print(sorted(unused & set(sys.modules)))
+"""
+    process = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=root)
+    assert process.stdout == "[]\n"
 
 
 def test_every_error_is_a_fedsgd_error_and_in_the_docstring() -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from fedsgd.storage import parquet
@@ -44,6 +47,35 @@ def test_table_without_rows_has_its_columns(path: Path) -> None:
     writer.close()
     assert list(pd.read_parquet(path).columns) == list(COLUMNS)
     assert TableWriter(None, COLUMNS).to_table().column_names == list(COLUMNS)
+
+
+ROWS = [
+    {"n": 1, "x": 0.5, "text": "ä, €", "i": np.int64(2**62)},
+    {"n": None, "x": float("nan"), "text": "", "i": -(2**63)},
+    {"x": None, "text": None, "i": 0},
+    {"n": 3, "x": 2, "text": "x", "i": 1},
+]
+
+
+@pytest.mark.parametrize("rows", [ROWS, ROWS[:1], [{}, {}], []], ids=["mixed", "one", "nulls", "none"])
+def test_rows_become_the_table_of_pyarrow(rows: list[dict[str, Any]]) -> None:
+    columns = {"n": int, "x": float, "text": str, "i": int}
+    writer = TableWriter(None, columns)
+    for row in rows:
+        writer.append(row)
+    table = writer.to_table()
+    expected = pa.Table.from_pylist(rows, schema=writer.schema)
+    table.validate(full=True)
+    assert repr(table.to_pylist()) == repr(expected.to_pylist())  # NaN != NaN
+    assert [column.null_count for column in table.columns] == [column.null_count for column in expected.columns]
+
+
+@pytest.mark.parametrize("value", [1.5, "1", 2**63], ids=repr)
+def test_value_that_does_not_fit_its_column_is_refused(value: Any) -> None:
+    writer = TableWriter(None, {"n": int})
+    writer.append({"n": value})
+    with pytest.raises(TypeError):
+        writer.to_table()
 
 
 def test_unflushed_rows_are_limited_in_number(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
