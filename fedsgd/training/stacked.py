@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch.fx import Graph
+from torch.fx import Graph, Node
 
 from fedsgd.config.user_errors import wrap_user_errors
 from fedsgd.data import Examples
@@ -33,6 +33,7 @@ from fedsgd.training.evaluation_result import EvaluationResult
 from fedsgd.training.flat_module import TensorFormat, as_tensor, batch_tensors, check_attributes, copy_for_capture
 from fedsgd.training.graph.passes import write_gradients
 from fedsgd.training.graph.program import Program
+from fedsgd.training.graph.recorder import copy_graph
 from fedsgd.training.graph.stacked_step import SMALL_CLIENT_COUNT, record_stacked_step
 from fedsgd.training.graph.step import (
     RELATIVE_TOLERANCE,
@@ -111,21 +112,19 @@ class StackedStep:
         self, step_buffers: StepBuffers, client_stack: ClientStack, fused_update: FusedUpdate | None, batch: Examples
     ) -> None:
         graph, gradients, unused_slices = record_stacked_step(step_buffers, batch, client_stack.capacity)
+        update_graph = copy_graph(graph, gradients)
         self.used_parameters = [segment not in unused_slices for _, segment, _ in client_stack.layout.list_slices()]
         _bind_placeholders(graph, client_stack.w)
         write_gradients(graph, gradients, add_placeholders(graph, "g", client_stack.g))
         self.bind_gradient = functools.lru_cache(512)(Program(graph).bind)
         self.bind_update: Callable[[int, int], Callable[..., None]] | None = None
         if fused_update is not None and fused_update.is_applicable(unused_slices):
-            self.bind_update = functools.lru_cache(512)(
-                _build_fused_program(step_buffers, client_stack, fused_update, batch).bind
-            )
+            self.bind_update = functools.lru_cache(512)(_build_fused_program(client_stack, fused_update, *update_graph).bind)
 
 
 def _build_fused_program(
-    step_buffers: StepBuffers, client_stack: ClientStack, fused_update: FusedUpdate, batch: Examples
+    client_stack: ClientStack, fused_update: FusedUpdate, graph: Graph, gradients: Sequence[Node]
 ) -> Program:
-    graph, gradients, _ = record_stacked_step(step_buffers, batch, client_stack.capacity)
     _bind_placeholders(graph, client_stack.w)
     targets = client_stack.w
     if fused_update.has_velocity:

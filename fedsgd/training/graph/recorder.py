@@ -20,7 +20,6 @@ from torch._ops import OpOverload
 from torch.fx import Graph, Node
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 
 from fedsgd.training.base import NotCapturableError
 
@@ -84,7 +83,7 @@ class Recorder(TorchDispatchMode):
         _check_data_independence(func, args)
         if any(isinstance(value, torch.Generator) for value in (kwargs or {}).values()):
             raise NotCapturableError(f"{func} draws from its own generator")
-        arguments = tree_map_only(Tensor, self.get_node, (args, dict(kwargs or {})))
+        arguments = self._replace_tensors(args), self._replace_tensors(dict(kwargs or {}))
         result = func(*args, **(kwargs or {}))
         node = self.graph.call_function(func, *arguments)
         if isinstance(result, Tensor):
@@ -96,6 +95,16 @@ class Recorder(TorchDispatchMode):
         elif result is not None:
             raise NotCapturableError(f"{func} returns a {type(result).__name__}, not a tensor")
         return result
+
+    def _replace_tensors(self, argument: Any) -> Any:
+        """Return an argument of an operation with the nodes of its tensors."""
+        if isinstance(argument, Tensor):
+            return self.get_node(argument)
+        if isinstance(argument, tuple | list):
+            return type(argument)(self._replace_tensors(value) for value in argument)
+        if isinstance(argument, dict):
+            return {name: self._replace_tensors(value) for name, value in argument.items()}
+        return argument
 
 
 def _storage_key(tensor: Tensor) -> tuple[int, TensorSpec]:
@@ -123,6 +132,16 @@ def _check_data_independence(func: OpOverload, args: tuple[Any, ...]) -> None:
         indices = args[1] if func is torch.ops.aten.index.Tensor else ()
         if not indices or any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in indices):  # a mask
             raise NotCapturableError(f"{func} returns a tensor whose shape depends on the data")
+
+
+def copy_graph(graph: Graph, nodes: Sequence[Node]) -> tuple[Graph, list[Node]]:
+    """Return a copy of a graph without an output node, and the copies of the nodes. The values of placeholders are shared."""
+    copy, copies = Graph(), dict[Node, Node]()
+    copy.graph_copy(graph, copies)
+    for node in copy.nodes:
+        if "owner" in node.meta:
+            node.meta["owner"] = copies[node.meta["owner"]]
+    return copy, [copies[node] for node in nodes]
 
 
 def record(

@@ -115,8 +115,32 @@ def _interpret(graph: Graph, results: Sequence[Node], inputs: Mapping[str, Tenso
             values[node] = inputs[node.name] if node.name in inputs else node.meta["value"]
         else:
             args, kwargs = map_arg((node.args, dict(node.kwargs)), values.__getitem__)
-            values[node] = node.target(*args, **kwargs)
+            values[node] = _VMAP_REPLACEMENTS.get(node.target, node.target)(*args, **kwargs)
     return tuple(values[node] for node in results)
+
+
+def _nll_loss_forward(
+    log_probabilities: Tensor, target: Tensor, weight: Tensor | None, reduction: int, ignore_index: int
+) -> tuple[Tensor, Tensor]:
+    """Return the result of the operation of this name for a batch of one client, and the weight of the batch.
+
+    The operations are those that vmap would choose. Torch's own form of them imports sympy, which takes as long as half a
+    second, in order to compare two lengths.
+    """
+    if weight is not None or target.dim() == 0:
+        loss, total_weight = torch.ops.aten.nll_loss_forward.default(log_probabilities, target, weight, reduction, ignore_index)
+        return loss, total_weight
+    is_counted = target != ignore_index
+    classes = torch.where(is_counted, target, 0).unsqueeze(1)
+    losses = torch.where(is_counted, -torch.gather(log_probabilities, 1, classes).squeeze(1), 0)
+    if reduction == _NO_REDUCTION:
+        return losses, log_probabilities.new_full((), 0.0)
+    total_weight = is_counted.sum().to(log_probabilities)
+    return (losses.sum() / total_weight if reduction == _MEAN_REDUCTION else losses.sum()), total_weight
+
+
+_NO_REDUCTION, _MEAN_REDUCTION = 0, 1
+_VMAP_REPLACEMENTS: dict[Any, Callable[..., Any]] = {torch.ops.aten.nll_loss_forward.default: _nll_loss_forward}
 
 
 # ------------------------------------------------------------------------------------------------------- any number of clients

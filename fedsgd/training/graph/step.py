@@ -18,7 +18,7 @@ from fedsgd.training.base import LocalTraining, NotCapturableError
 from fedsgd.training.flat_module import FlatModule, TensorFormat, batch_tensors, find_unused_slices
 from fedsgd.training.graph.passes import fuse_update, is_random, simplify, write_gradients
 from fedsgd.training.graph.program import compile_graph
-from fedsgd.training.graph.recorder import record
+from fedsgd.training.graph.recorder import copy_graph, record
 
 RELATIVE_TOLERANCE = 1e-3
 """Maximum norm of a gradient's error, relative to the norm of autograd's gradient, for a step with another order of sums.
@@ -158,13 +158,14 @@ def capture_step(
             graph, gradients, unused_slices = record_gradients(step_buffers, first_batch)
             gradients = simplify(graph, gradients)
             draws_numbers = any(is_random(node) for node in graph.nodes)
+            update_graph = copy_graph(graph, gradients)
             write_gradients(
                 graph, gradients, add_placeholders(graph, "g", step_buffers.tensor_format.view_tensors(step_buffers.g))
             )
             update = (
                 None
                 if fused_update is None or not fused_update.is_applicable(unused_slices)
-                else _record_fused_update(step_buffers, fused_update, first_batch)
+                else _build_fused_update(step_buffers, fused_update, *update_graph)
             )
             step = CapturedStep(_compile_step(graph), update, draws_numbers, tuple(unused_slices))
             for batch in (first_batch, second_batch):
@@ -208,12 +209,13 @@ def add_placeholders(graph: Graph, name: str, values: Sequence[Tensor]) -> list[
     return nodes
 
 
-def _record_fused_update(step_buffers: StepBuffers, fused_update: FusedUpdate, batch: Examples) -> Callable[..., None]:
-    graph, gradients, _ = record_gradients(step_buffers, batch)
+def _build_fused_update(
+    step_buffers: StepBuffers, fused_update: FusedUpdate, graph: Graph, gradients: Sequence[Node]
+) -> Callable[..., None]:
     target = step_buffers.optimizer_buffers["velocity"] if fused_update.has_velocity else step_buffers.w
     append_update(
         graph,
-        simplify(graph, gradients),
+        gradients,
         fused_update,
         step_buffers.tensor_format.view_tensors(target),
         ([step_buffers.w], [target]),
