@@ -16,6 +16,7 @@ from fedsgd.certification.samples import UpdateSample
 from fedsgd.certification.simulate_rounds import SEED, as_scheme, encode_message
 from fedsgd.compression import CodecContext, StateArrays
 from fedsgd.numerics.arrays import F32
+from fedsgd.numerics.kernels import use_loops
 from fedsgd.wire import decode_frame
 
 MIN_POOL_BYTES, MAX_POOL_BYTES = 2**26, 2**29
@@ -51,8 +52,9 @@ def read_cache_bytes() -> int | None:
 def measure_throughput(compressor: CompressorLike, sample: UpdateSample, pool: F32) -> Throughput:
     """Measure the seconds of a copy, of encoding to a frame, and of decoding a frame and adding, on vectors of a pool [n, P].
 
-    Each time is a median; the first repeat does not count.
+    Each time is a median; the first repeat does not count. Compiled loops are used, also for short vectors.
     """
+    use_loops()
     scheme = as_scheme(compressor)
     copies, total = np.empty_like(pool), np.zeros(sample.layout.size)
     copies.fill(0)  # maps the pages, so that no timed copy includes page faults

@@ -1,9 +1,12 @@
 """Kernels: array functions in two forms with bit-equal results, a reference in numpy and a loop that numba compiles.
 
-Tests compare the loop with the reference. The reference runs where numba is not installed or FEDSGD_KERNELS=numpy is set. No
-other module imports numba. A loop is compiled at its first call, so that importing fedsgd stays fast. Compiled loops are stored
-on disk if possible: in numba's own cache, else in the folder of `FALLBACK_CACHE_VARIABLE`. The loops do not use numba's
-`fastmath`: results must not depend on the width of the processor's registers.
+Tests compare the loop with the reference. The reference runs where numba is not installed or FEDSGD_KERNELS=numpy is set, and
+in the first second of a process whose arrays are short: a short run of a small model then needs no compiler, whose import takes
+0.6 s and 100 MB. From the first long array on, or when the references have done a second's work, all kernels of the process use
+their loops. The work is predicted from lengths, not timed. No other module imports numba.
+
+Compiled loops are stored on disk if possible: in numba's own cache, else in the folder of `FALLBACK_CACHE_VARIABLE`. The loops
+do not use numba's `fastmath`: results must not depend on the width of the processor's registers.
 
 Numba's rules apply in a loop:
 
@@ -21,6 +24,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
+import numpy as np
+
 from fedsgd.system.folder_permissions import is_private
 
 P = ParamSpec("P")
@@ -29,6 +34,12 @@ R = TypeVar("R")
 FALLBACK_CACHE_VARIABLE = "FEDSGD_KERNEL_CACHE"
 """Environment variable with a folder for compiled loops. It is used if numba's own folders cannot be written."""
 _JIT_HELPERS: list[Callable[..., Any]] = []
+SHORT_CALL_ELEMENTS = 2**15
+"""Largest number of elements, of all arrays together, of a call that the reference may process."""
+REFERENCE_BUDGET_NS = 1_000_000_000
+"""Predicted nanoseconds of references after which a process compiles loops: about what the compiler's start takes."""
+REFERENCE_CALL_NS = 15_000
+"""Predicted nanoseconds of a reference for an empty array."""
 KERNELS: dict[str, Kernel[..., Any]] = {}
 """All kernels by `module.name`. A test compares each loop with its reference."""
 
@@ -39,18 +50,50 @@ def jit_helper(function: Callable[P, R]) -> Callable[P, R]:
     return function
 
 
+class _Process:
+    """Choice of this process between references and loops."""
+
+    def __init__(self) -> None:
+        self._remaining_ns = REFERENCE_BUDGET_NS
+
+    def may_use_reference(self, n_elements: int, element_ns: int) -> bool:
+        """Return True for a short call within the budget, and charge it; after one False, always False."""
+        self._remaining_ns -= REFERENCE_CALL_NS + element_ns * n_elements
+        if n_elements > SHORT_CALL_ELEMENTS:
+            self._remaining_ns = -1
+        return self._remaining_ns >= 0
+
+    def use_loops(self) -> None:
+        """Use the loops from now on."""
+        self._remaining_ns = -1
+
+
+_PROCESS = _Process()
+
+
+def use_loops() -> None:
+    """Let all kernels of this process use their loops from now on, also for short arrays."""
+    _PROCESS.use_loops()
+
+
 class Kernel(Generic[P, R]):
     """Function in two forms with equal parameters and results: `reference` in numpy, and `loop`, which numba compiles."""
 
-    def __init__(self, reference: Callable[P, R], loop: Callable[P, R]) -> None:
+    def __init__(
+        self, reference: Callable[P, R], loop: Callable[P, R], n_elements: Callable[P, int] | None = None, element_ns: int = 5
+    ) -> None:
         self.reference = reference
         self.loop = loop
         self.__doc__ = loop.__doc__
+        self._n_elements = n_elements or _count_elements
+        self._element_ns = element_ns
         self._implementation: Callable[P, R] | None = None
         KERNELS[f"{loop.__module__}.{loop.__name__}"] = self
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         if self._implementation is None:
+            if _PROCESS.may_use_reference(self._n_elements(*args, **kwargs), self._element_ns):
+                return self.reference(*args, **kwargs)
             self._implementation = self.compile() or self.reference
         try:
             return self._implementation(*args, **kwargs)
@@ -110,6 +153,20 @@ def _create_fallback_cache() -> Path | None:
     return None
 
 
-def kernel(reference: Callable[P, R]) -> Callable[[Callable[P, R]], Kernel[P, R]]:
-    """Return a decorator that makes a kernel of a loop and its reference."""
-    return lambda loop: Kernel(reference, loop)
+def _count_elements(*args: Any, **kwargs: Any) -> int:
+    """Return the number of elements of all arrays."""
+    return sum(value.size for value in (*args, *kwargs.values()) if isinstance(value, np.ndarray))
+
+
+def kernel(
+    reference: Callable[P, R], n_elements: Callable[P, int] | None = None, element_ns: int = 5
+) -> Callable[[Callable[P, R]], Kernel[P, R]]:
+    """Return a decorator that makes a kernel of a loop and its reference.
+
+    Args:
+        reference: the form in numpy.
+        n_elements: function of the kernel's arguments that returns the number of elements of a call; without it, that of all
+            arrays among the arguments. A kernel whose result is longer than its arrays needs it.
+        element_ns: nanoseconds of the reference for each element, roughly.
+    """
+    return lambda loop: Kernel(reference, loop, n_elements, element_ns)

@@ -85,7 +85,7 @@ def _bucket_sums_reference(x: F32, bucket: int, power: int) -> F64:
     return np.array(sums, dtype=np.float64)
 
 
-@kernel(_bucket_sums_reference)
+@kernel(_bucket_sums_reference, element_ns=50)
 def bucket_sums(x: F32, bucket: int, power: int) -> F64:
     """Return Σ|x_i|^power over each bucket of coordinates [⌈P / bucket⌉]. The last bucket may be shorter. power: 1 or 2."""
     sums = np.empty((x.size + bucket - 1) // bucket, dtype=np.float64)
@@ -114,7 +114,7 @@ def _bucket_max_magnitudes_reference(x: F32, bucket: int) -> F32:
     return np.array([np.abs(x[i : i + bucket]).max() for i in range(0, len(x), bucket)], dtype=np.float32)
 
 
-@kernel(_bucket_max_magnitudes_reference)
+@kernel(_bucket_max_magnitudes_reference, element_ns=50)
 def bucket_max_magnitudes(x: F32, bucket: int) -> F32:
     """Return the largest magnitude in each bucket of coordinates [⌈P / bucket⌉] of a finite vector.
 
@@ -156,7 +156,7 @@ def _scatter_add_reference(out: F64, indices: I64, values: F32, weight: float) -
     out[indices] += values.astype(np.float64) * weight
 
 
-@kernel(_scatter_add_reference)
+@kernel(_scatter_add_reference, element_ns=10)
 def scatter_add(out: F64, indices: I64, values: F32, weight: float) -> None:
     """Add weight · values to out[indices], in place. indices: [k], distinct, within `out`."""
     for i in range(indices.size):

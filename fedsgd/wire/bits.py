@@ -154,15 +154,12 @@ def _to_words64(data: Bytes) -> U64:
 
 
 def _pack_reference(values: I64, widths: I64, n_bits: int) -> U8:
-    offsets = np.cumsum(widths) - widths
-    bits = np.zeros(n_bits, dtype=np.uint8)
-    for j in range(int(widths.max(initial=0))):
-        mask = widths > j
-        bits[offsets[mask] + j] = (values[mask] >> j) & 1
+    places = np.arange(n_bits) - np.repeat(np.cumsum(widths) - widths, widths)
+    bits = (np.repeat(values, widths) >> places & 1).astype(np.uint8)
     return np.packbits(bits, bitorder="little")
 
 
-@kernel(_pack_reference)
+@kernel(_pack_reference, element_ns=60)
 def _pack(values: I64, widths: I64, n_bits: int) -> U8:
     """Return the packed bytes. In the compiled form, eight or nine unused bytes follow."""
     out = np.empty((n_bits >> 3) + 9, dtype=np.uint8)
@@ -188,15 +185,16 @@ def _pack(values: I64, widths: I64, n_bits: int) -> U8:
 
 def _unpack_reference(words: U32, widths: I64) -> I64:
     bits = np.unpackbits(words.astype("<u4").view(np.uint8), bitorder="little")
-    offsets = np.cumsum(widths) - widths
+    starts = np.cumsum(widths) - widths
+    n_bits = int(widths.sum())
+    terms = bits[:n_bits].astype(np.int64) << np.arange(n_bits) - np.repeat(starts, widths)
     values = np.zeros(len(widths), dtype=np.int64)
-    for j in range(int(widths.max(initial=0))):
-        mask = widths > j
-        values[mask] |= bits[offsets[mask] + j].astype(np.int64) << j
+    if n_bits:
+        values[widths > 0] = np.add.reduceat(terms, starts[widths > 0])
     return values
 
 
-@kernel(_unpack_reference)
+@kernel(_unpack_reference, element_ns=50)
 def _unpack(words: U32, widths: I64) -> I64:
     """Return the fields [n]. At least one word of zeros follows the last field."""
     values = np.empty(widths.size, dtype=np.int64)
@@ -250,7 +248,7 @@ def _bitmap_positions_reference(words: U64, count: int) -> I64:
     return np.flatnonzero(np.unpackbits(words.astype("<u8").view(np.uint8), bitorder="little"))
 
 
-@kernel(_bitmap_positions_reference)
+@kernel(_bitmap_positions_reference, element_ns=300)
 def bitmap_positions(words: U64, count: int) -> I64:
     """Return the positions of the 1 bits of a bitmap, ascending.
 

@@ -163,7 +163,7 @@ def _split_reference(words: U32, width: int) -> tuple[U8, U8]:
     return columns[:, width // 8 - 1].copy(), np.ascontiguousarray(columns[:, : width // 8 - 1]).reshape(-1)
 
 
-@kernel(_split_reference)
+@kernel(_split_reference, element_ns=10)
 def _split(words: U32, width: int) -> tuple[U8, U8]:
     """Rotate words left by one bit; return the upper bytes [k] and the lower bytes [k · (width / 8 − 1)]. width: 32 or 16."""
     upper = np.empty(words.size, dtype=np.uint8)
@@ -230,7 +230,7 @@ def _to_float16_reference(values: F32, factor: float) -> U16:
     return (values.astype(np.float64) * factor).astype(np.float16).view(np.uint16)
 
 
-@kernel(_to_float16_reference)
+@kernel(_to_float16_reference, element_ns=70)
 def _to_float16(values: F32, factor: float) -> U16:
     """Return the halves nearest to values · factor: 11 significant bits from 2⁻¹⁴ on, multiples of 2⁻²⁴ below."""
     products = np.empty(values.size, dtype=np.float32)

@@ -117,13 +117,14 @@ def _choose_rice_parameters_reference(gaps: I64) -> tuple[I64, int, int]:
     if not len(starts):
         return starts, 0, 0
     counts = np.diff(starts, append=len(gaps))
-    costs = [counts * (1 + b) + np.add.reduceat(gaps >> b, starts) for b in range(32)]
+    n_useful = min(32, int(gaps.max()).bit_length() + 1)  # from there on, a larger parameter only costs
+    costs = [counts * (1 + b) + np.add.reduceat(gaps >> b, starts) for b in range(n_useful)]
     parameters = np.argmin(costs, axis=0)
     n_fixed = int((counts * parameters).sum())
     return parameters, n_fixed, int(np.min(costs, axis=0).sum()) - n_fixed
 
 
-@kernel(_choose_rice_parameters_reference)
+@kernel(_choose_rice_parameters_reference, element_ns=50)
 def _choose_rice_parameters(gaps: I64) -> tuple[I64, int, int]:
     """Return the parameters, the number of fixed bits and the number of unary bits. Ties go to the lowest parameter.
 

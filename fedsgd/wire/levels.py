@@ -190,7 +190,7 @@ def _quantise_reference(x: F32, scales: F32, level: int, bucket: int, key: np.ui
     return levels
 
 
-@kernel(_quantise_reference)
+@kernel(_quantise_reference, element_ns=50)
 def _quantise(x: F32, scales: F32, level: int, bucket: int, key: np.uint64, stochastic: bool) -> U8:
     """Return the levels plus L.
 
@@ -278,7 +278,7 @@ def _unpack_digits_reference(packed: U8, base: int, count: int) -> U8:
     return (packed[:, None] // base ** np.arange(count) % base).reshape(-1).astype(np.uint8)
 
 
-@kernel(_unpack_digits_reference)
+@kernel(_unpack_digits_reference, lambda packed, base, count: packed.size * count, element_ns=70)
 def _unpack_digits(packed: U8, base: int, count: int) -> U8:
     """Return the digits, `count` for each byte."""
     table = np.empty(256, dtype=np.uint8)

@@ -219,20 +219,21 @@ def _histogram(symbols: U8) -> I64:
 
 
 def _encode_reference(symbols: U8, frequencies: I64, scale_bits: int) -> tuple[U16, U32]:
-    starts = np.cumsum(frequencies) - frequencies
+    frequency_of, start_of = frequencies.tolist(), (np.cumsum(frequencies) - frequencies).tolist()
+    limit = MIN_STATE >> scale_bits << 16
     states = [MIN_STATE] * LANES
     words: list[int] = []
-    for i in reversed(range(len(symbols))):
-        f, c = int(frequencies[symbols[i]]), int(starts[symbols[i]])
+    for i, symbol in reversed(list(enumerate(symbols.tolist()))):
+        f, c = frequency_of[symbol], start_of[symbol]
         x = states[i % LANES]
-        if x >= (MIN_STATE >> scale_bits << 16) * f:
+        if x >= limit * f:
             words.append(x & 0xFFFF)
             x >>= 16
         states[i % LANES] = (x // f << scale_bits) + x % f + c
     return np.array(words[::-1], dtype=np.uint16), np.array(states, dtype=np.uint32)
 
 
-@kernel(_encode_reference)
+@kernel(_encode_reference, element_ns=400)
 def _encode(symbols: U8, frequencies: I64, scale_bits: int) -> tuple[U16, U32]:
     """Return the words and the final states. Every symbol has a frequency above 0.
 
@@ -273,24 +274,23 @@ def _encode(symbols: U8, frequencies: I64, scale_bits: int) -> tuple[U16, U32]:
 
 
 def _decode_reference(words: U16, states: U64, frequencies: I64, scale_bits: int, n: int) -> tuple[U8, bool]:
-    starts = np.cumsum(frequencies) - frequencies
+    frequency_of, start_of = frequencies.tolist(), (np.cumsum(frequencies) - frequencies).tolist()
     symbol_of = np.repeat(np.arange(256, dtype=np.uint8), frequencies)
-    x = [int(state) for state in states]
+    x = states.tolist()
+    remaining_words = words.tolist()[::-1]
     symbols = np.zeros(n, dtype=np.uint8)
-    n_read = 0
     for i in range(n):
         lane, slot = i % LANES, x[i % LANES] % (1 << scale_bits)
-        symbols[i] = symbol_of[slot]
-        x[lane] = int(frequencies[symbols[i]]) * (x[lane] >> scale_bits) + slot - int(starts[symbols[i]])
+        symbol = symbols[i] = int(symbol_of[slot])
+        x[lane] = frequency_of[symbol] * (x[lane] >> scale_bits) + slot - start_of[symbol]
         if x[lane] < MIN_STATE:
-            if n_read == len(words):
+            if not remaining_words:
                 return symbols, False
-            x[lane] = (x[lane] << 16) + int(words[n_read])
-            n_read += 1
-    return symbols, n_read == len(words) and x == [MIN_STATE] * LANES
+            x[lane] = (x[lane] << 16) + remaining_words.pop()
+    return symbols, not remaining_words and x == [MIN_STATE] * LANES
 
 
-@kernel(_decode_reference)
+@kernel(_decode_reference, lambda words, states, frequencies, scale_bits, n: n, element_ns=400)
 def _decode(words: U16, states: U64, frequencies: I64, scale_bits: int, n: int) -> tuple[U8, bool]:
     """Return the symbols [n], and True if the stream is valid (see the module).
 

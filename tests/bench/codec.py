@@ -41,6 +41,7 @@ from statistics import median
 from rich.console import Console
 from rich.table import Table
 
+from fedsgd.numerics.kernels import use_loops
 from fedsgd.system.torch_threads import use_single_thread
 from tests.bench.codec_costs import COST_TABLE_PATH, write_cost_table
 from tests.bench.goals import CASES, Case, UnavailableError
@@ -103,6 +104,7 @@ def measure_case(case: Case, bench: Bench) -> Figure:
 
 def measure(size: int, effort: Effort, only: str, console: Console) -> list[Figure]:
     """Measure all cases at one size, print a table, and return the figures."""
+    use_loops()
     bench = Bench(size, effort)
     figures = [measure_case(case, bench) for case in CASES if only in case.name]
     seconds = median(bench.copy_seconds) if bench.copy_seconds else math.nan

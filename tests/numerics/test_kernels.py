@@ -18,8 +18,17 @@ import fedsgd
 from fedsgd.compression.kernels import top_k
 from fedsgd.compression.kernels.hadamard import compute_block_ends
 from fedsgd.compression.operators.eden import CENTROIDS
+from fedsgd.numerics import kernels
 from fedsgd.numerics.arrays import F32
-from fedsgd.numerics.kernels import FALLBACK_CACHE_VARIABLE, KERNELS, Kernel, kernel, set_fallback_cache
+from fedsgd.numerics.kernels import (
+    FALLBACK_CACHE_VARIABLE,
+    KERNELS,
+    REFERENCE_BUDGET_NS,
+    SHORT_CALL_ELEMENTS,
+    Kernel,
+    kernel,
+    set_fallback_cache,
+)
 from fedsgd.wire import floats, levels, rans
 
 for module in pkgutil.walk_packages(fedsgd.__path__, "fedsgd."):
@@ -261,8 +270,66 @@ def test_kernel_with_another_order_of_operations_is_not_equal() -> None:
 
     KERNELS.pop(f"{__name__}.backwards")
     x = np.array([1e20, 1, -1e20, 1], dtype=np.float32)
-    assert (backwards(x), backwards.reference(x)) == (0, 1)
-    assert not are_equal(backwards(x), backwards.reference(x))
+    compiled = backwards.compile()
+    assert compiled is not None
+    assert (compiled(x), backwards.reference(x)) == (0, 1)
+    assert not are_equal(compiled(x), backwards.reference(x))
+
+
+@pytest.fixture
+def process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Treat this process as a new one."""
+    monkeypatch.setattr(kernels, "_PROCESS", kernels._Process())
+
+
+def negate(x: F32) -> F32:
+    return -x
+
+
+def make_counting_kernel(element_ns: int = 0) -> tuple[Kernel[[F32], F32], list[str]]:
+    """Return a kernel, and the list of the forms that its calls used."""
+    forms: list[str] = []
+
+    def run_reference(x: F32) -> F32:
+        forms.append("reference")
+        return -x
+
+    counted = Kernel(run_reference, negate, element_ns=element_ns)
+    KERNELS.pop(f"{__name__}.negate")
+
+    def run_loop(x: F32) -> F32:
+        forms.append("loop")
+        return -x
+
+    counted.compile = lambda: run_loop  # type: ignore[method-assign]
+    return counted, forms
+
+
+@pytest.mark.usefixtures("process")
+def test_short_arrays_use_the_reference_until_the_first_long_array() -> None:
+    first, first_forms = make_counting_kernel()
+    second, second_forms = make_counting_kernel()
+    short, long = np.ones(SHORT_CALL_ELEMENTS, np.float32), np.ones(SHORT_CALL_ELEMENTS + 1, np.float32)
+    for x in (short, short, long, short):
+        first(x)
+    second(short)
+    assert (first_forms, second_forms) == (["reference", "reference", "loop", "loop"], ["loop"])
+
+
+@pytest.mark.usefixtures("process")
+def test_loops_take_over_when_the_references_have_used_their_budget() -> None:
+    costly, forms = make_counting_kernel(element_ns=REFERENCE_BUDGET_NS // 10)
+    for _ in range(12):
+        costly(np.ones(1, np.float32))
+    assert forms == ["reference"] * 9 + ["loop"] * 3  # each call also costs REFERENCE_CALL_NS
+
+
+@pytest.mark.usefixtures("process")
+def test_use_loops_applies_to_short_arrays() -> None:
+    counted, forms = make_counting_kernel()
+    kernels.use_loops()
+    counted(np.ones(1, np.float32))
+    assert forms == ["loop"]
 
 
 WITHOUT_NUMBA = """
@@ -298,6 +365,7 @@ def numba_folders_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(CacheImpl, "_locator_classes", [UserProvidedCacheLocator])
     monkeypatch.setattr("numba.config.CACHE_DIR", "")
+    monkeypatch.setattr("fedsgd.numerics.kernels.SHORT_CALL_ELEMENTS", 0)
 
 
 def count_stored_loops(folder: Path) -> int:

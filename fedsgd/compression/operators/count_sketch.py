@@ -116,7 +116,7 @@ def _sketch_reference(x: F32, rows: int, columns: int, key: np.uint64) -> F64:
     return table
 
 
-@kernel(_sketch_reference)
+@kernel(_sketch_reference, lambda x, rows, columns, key: x.size * rows, element_ns=20)
 def _sketch(x: F32, rows: int, columns: int, key: np.uint64) -> F64:
     """Return the table [rows, columns]."""
     table = np.zeros((rows, columns), dtype=np.float64)
@@ -151,7 +151,7 @@ def _median(values: F64) -> float:
     return middle
 
 
-@kernel(_unsketch_reference)
+@kernel(_unsketch_reference, lambda table, size, key: len(table) * size, element_ns=20)
 def _unsketch(table: F64, size: int, key: np.uint64) -> F64:
     """Return the estimates [P]."""
     rows, columns = table.shape

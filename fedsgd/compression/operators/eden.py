@@ -161,7 +161,7 @@ def _quantise_reference(x: F32, ends: I64, key: np.uint64, centroids: F64, unbia
     return digits, scales
 
 
-@kernel(_quantise_reference)
+@kernel(_quantise_reference, element_ns=100)
 def _quantise(x: F32, ends: I64, key: np.uint64, centroids: F64, unbiased: bool) -> tuple[U8, F64]:
     """Return the digits and scales of x [P]. Of 2^bits digits the lower half are negative centroids, largest first.
 
@@ -212,7 +212,7 @@ def _restore_reference(digits: U8, scales: F32, ends: I64, key: np.uint64, centr
     return unrotate(y, ends, int(key), size)
 
 
-@kernel(_restore_reference)
+@kernel(_restore_reference, element_ns=100)
 def _restore(digits: U8, scales: F32, ends: I64, key: np.uint64, centroids: F64, size: int) -> F32:
     """Return the first `size` coordinates of R⁻¹ S q."""
     n = centroids.size

@@ -124,7 +124,7 @@ def _sample_reference(k: int, size: int, key: np.uint64) -> U64:
     return np.packbits(mask, bitorder="little").view("<u8").astype(np.uint64)
 
 
-@kernel(_sample_reference)
+@kernel(_sample_reference, lambda k, size, key: size, element_ns=100)
 def _sample(k: int, size: int, key: np.uint64) -> U64:
     """Return k of `size` positions as a bitmap, which is in order by construction."""
     bitmap = np.zeros((size + 63) // 64, dtype=np.uint64)

@@ -223,7 +223,7 @@ def _multiply_reference(m: F32, q: F32) -> F64:
     return np.array([[sum_in_lanes(row * column) for column in columns] for row in rows])
 
 
-@kernel(_multiply_reference)
+@kernel(_multiply_reference, element_ns=300)
 def _multiply(m: F32, q: F32) -> F64:
     """Return M Q [n, r] in float64, each sum over 64 lanes as in `reductions`."""
     n, size = m.shape
@@ -255,7 +255,7 @@ def _multiply_transposed_reference(m: F32, p: F32) -> F32:
     return out.astype(np.float32)
 
 
-@kernel(_multiply_transposed_reference)
+@kernel(_multiply_transposed_reference, element_ns=300)
 def _multiply_transposed(m: F32, p: F32) -> F32:
     """Return Mᵀ P [m, r], summed in float64 in ascending rows."""
     size, rank = m.shape[1], p.shape[1]
@@ -280,7 +280,7 @@ def _product_reference(left: F32, right: F32) -> F32:
     return out.astype(np.float32).reshape(-1)
 
 
-@kernel(_product_reference)
+@kernel(_product_reference, lambda left, right: len(left) * len(right), element_ns=10)
 def _product(left: F32, right: F32) -> F32:
     """Return P Qᵀ [n · m], summed in float64 in ascending rank."""
     rank = left.shape[1]
