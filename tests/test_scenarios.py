@@ -147,6 +147,7 @@ def test_simulation_script_prints_both_cohorts() -> None:
     assert len((FOLDER / "simulation_script.py").read_text().splitlines()) < 30
 
 
+@pytest.mark.nightly
 def test_comparison_interrupted_resumes_without_repeating_runs(tiny_data: Path, tmp_path: Path) -> None:
     options = ["--rounds", "2", "--seeds", "2", "--rates", "0.2", "0.4", "--splits", "IID", "--jobs", "2"]
     command = [sys.executable, FOLDER / "participation" / "compare.py", *options, "--data", tiny_data]

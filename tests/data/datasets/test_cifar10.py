@@ -26,7 +26,7 @@ def test_cifar10_files_of_the_hub_load_standardised(tmp_path: Path, column: str)
     assert data.class_names[3] == "cat"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_cifar10_real_files_have_known_statistics(data_folder: Path) -> None:
     data = Cifar10().load(data_folder)
     assert (len(data.train), len(data.test), data.shape, data.classes) == (50_000, 10_000, (3, 32, 32), 10)

@@ -264,6 +264,7 @@ def test_wrong_arguments_are_errors(scenario: Make, tmp_path: Path) -> None:
             deploy_scenario(scenario(SMALL), tmp_path / "run", round_seconds=seconds)
 
 
+@pytest.mark.nightly
 def test_port_in_use_is_replaced_by_another(scenario: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The scenario is the path of a file."""
     find_free_port, n_calls = processes.find_free_port, 0
@@ -441,6 +442,7 @@ def test_cluster_without_a_launch_folder_reports_it_and_uses_flowers_commands(
     assert {path.name for path in tmp_path.iterdir()} == {"run", "logs"}
 
 
+@pytest.mark.nightly
 def test_ctrl_c_while_processes_are_stopped_does_not_interrupt(root: Path, tmp_path: Path) -> None:
     """The signal comes after the results are written and before all processes have ended."""
     out = tmp_path / "run"
