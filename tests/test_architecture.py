@@ -34,6 +34,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
         "experiment.trained_model",
         "models",
         "optim",
+        "runtime.ranks",
         "storage.run_directory",
         "system.torch_determinism",
         "system.torch_threads",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +18,15 @@ from fedsgd.cli.options import (
     UserPath,
     scenario_options,
 )
+from fedsgd.cli.ranks import find_ranks, run_as_rank, silence_rank
 from fedsgd.cli.run_folders import claim_numbered_folder, mention_partial_ledger, mention_shared_cores
 from fedsgd.cli.streams import echo_json
 from fedsgd.cli.targets import report_target_option
 from fedsgd.cli.tracking import print_warnings, tracker_options, trackers_from_options
 
 if TYPE_CHECKING:
+    from fedsgd.experiment.execution import ExecutionFactory
+    from fedsgd.experiment.result import Result
     from fedsgd.scenario.scenario import Scenario
     from fedsgd.scenario.target import Target
     from fedsgd.trackers import Tracker
@@ -58,16 +62,66 @@ def run_command(
 
     The run folder receives scenario.toml (resolved), rounds.parquet, ledger.parquet, params.safetensors and summary.json, and
     with [evaluation] clients = true also clients.parquet. Progress is printed on standard error, results on standard output.
+
+    In processes that torchrun starts, on one machine or several, all ranks train the clients.
     """
     from fedsgd.scenario.scenario import errors_in_file
     from fedsgd.system.forkserver import preload_workers
 
-    scenario = options.load(target)
+    environment = find_ranks(workers)
+    with silence_rank(environment):
+        scenario = options.load(target)
+        trackers = trackers_from_options(**tracking)
+    if environment is not None:
+        run_ranks = partial(_run_on_ranks, scenario, options, trackers, overwrite, profile)
+        with errors_in_file(options.scenario):
+            run_as_rank(environment, scenario, options, out, run_ranks)
+        return
     preload_workers(workers)  # before torch is imported here, so that workers import it in parallel
-    trackers = trackers_from_options(**tracking)
     mention_shared_cores(workers, "workers", options.quiet)
     with errors_in_file(options.scenario), claim_numbered_folder(scenario.name) if out is None else nullcontext(out) as folder:
         _run(scenario, options, folder, overwrite, trackers, workers=workers, profile=profile)
+
+
+def _run_on_ranks(
+    scenario: Scenario,
+    options: ScenarioOptions,
+    trackers: Sequence[Tracker],
+    overwrite: bool,
+    profile: bool,
+    out: Path,
+    factory: ExecutionFactory,
+    continues: bool,
+) -> None:
+    """Run the scenario as rank 0, or after a restart of the ranks continue from the latest checkpoint, if there is one."""
+    from fedsgd.cli import terminal
+
+    show_progress = terminal.show_progress(scenario, options.quiet)
+    with mention_partial_ledger(out), print_warnings(options.quiet), show_progress as progress:
+        from fedsgd.experiment.options import ExecutionConfig, RunCallbacks
+        from fedsgd.experiment.rank_execution import run_on_ranks
+
+        result = run_on_ranks(
+            scenario,
+            options.data,
+            out,
+            overwrite,
+            progress.on_round,
+            RunCallbacks(progress.on_engine, progress.on_state_budget, trackers),
+            ExecutionConfig(profile=profile),
+            factory,
+            continues,
+        )
+    _print_result(result, options)
+
+
+def _print_result(result: Result, options: ScenarioOptions) -> None:
+    from fedsgd.cli import terminal
+
+    if options.as_json:
+        echo_json(json.dumps(result.summary, indent=2))
+    else:
+        terminal.print_result(result)
 
 
 def _run(
@@ -89,7 +143,4 @@ def _run(
             callbacks=RunCallbacks(progress.on_engine, progress.on_state_budget, trackers),
             execution=ExecutionConfig(**execution),
         )
-    if options.as_json:
-        echo_json(json.dumps(result.summary, indent=2))
-    else:
-        terminal.print_result(result)
+    _print_result(result, options)

@@ -14,6 +14,7 @@ from fedsgd.config.argument_checks import resolve_config
 from fedsgd.data import Dataset
 from fedsgd.errors import CheckpointError, FedsgdError, OutputError, ResumeWarning, ScenarioError
 from fedsgd.experiment.checkpoints import list_manifests
+from fedsgd.experiment.execution import ExecutionFactory
 from fedsgd.experiment.options import (
     CustomModel,
     ExecutionConfig,
@@ -32,7 +33,7 @@ from fedsgd.experiment.run_checkpoints import (
 from fedsgd.experiment.run_identity import list_scenario_differences
 from fedsgd.experiment.runner import execute_run, run
 from fedsgd.federation.round_record import RoundRecord
-from fedsgd.scenario.scenario import Scenario, load, parse_scenario
+from fedsgd.scenario.scenario import PythonObjects, Scenario, load, parse_scenario
 from fedsgd.storage.run_directory import CHECKPOINT_FOLDER, is_complete, lock_run_directory, write_atomically
 from fedsgd.system.forkserver import preload_workers
 from fedsgd.system.torch_determinism import isolate_global_state
@@ -95,6 +96,20 @@ def resume(
     functions = {"on_engine": callbacks.on_engine, "on_state_budget": callbacks.on_state_budget, "on_round": on_round}
     check_callbacks(callbacks.trackers, functions)
     folder, (data_folder, dataset) = expand_user_path(run_dir, "run_dir"), resolve_data(data)
+    return continue_run(folder, rounds, data_folder, collect_objects(dataset, model), on_round, callbacks, execution)
+
+
+def continue_run(
+    folder: Path,
+    rounds: int | None,
+    data: str | Path | None,
+    objects: PythonObjects,
+    on_round: Callable[[RoundRecord], None] | None,
+    callbacks: RunCallbacks,
+    config: ExecutionConfig,
+    execution_factory: ExecutionFactory | None = None,
+) -> Result:
+    """Continue a run from the latest checkpoint of its directory; arguments and errors as for `resume`, and `execute_run`."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: there is no such run directory")
     with lock_run_directory(folder), search_modules_of_run(folder), isolate_global_state():
@@ -105,15 +120,16 @@ def resume(
             raise OutputError(f"{folder}: {problem}")
         for damage in point.damages:
             text = f"{damage}: the run continues from the checkpoint after round {point.manifest.round}"
-            warnings.warn(text, ResumeWarning, stacklevel=3)
+            warnings.warn(text, ResumeWarning, stacklevel=4)
         return execute_run(
             scenario,
-            data=data_folder or point.run["data"],
-            objects=collect_objects(dataset, model),
+            data=data or point.run["data"],
+            objects=objects,
             out=folder,
             on_round=on_round,
             callbacks=callbacks,
-            config=execution,
+            config=config,
+            execution_factory=execution_factory,
             point=point,
         )
 

@@ -14,7 +14,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,13 @@ class SlotStore:
         end = align_up(_INDEX_BYTES + _NUMBER.size * n_clients)
         os.ftruncate(self.file.descriptor, end)
         self._write_number(0, end)
+
+    @classmethod
+    def attach(cls, n_clients: int, file: SharedFile) -> SlotStore:
+        """Return the store whose file another process has created for `n_clients` clients."""
+        store = cls.__new__(cls)
+        store.n_clients, store.file = n_clients, file
+        return store
 
     def load(self, client: ClientId) -> ClientState:
         """Return the state of one client, empty if none is stored."""
@@ -139,6 +146,19 @@ class SlotModelCache(ModelCache):
         self._reference_counts = SharedFile()
         os.ftruncate(self._reference_counts.descriptor, _COUNT.size * (n_rounds + 1))
         self._earliest_round = 1  # earliest round that may still be cached, as far as this process knows
+
+    @classmethod
+    def attach(cls, n_rounds: int, files: Sequence[SharedFile]) -> SlotModelCache:
+        """Return the cache whose `files` another process has created for `n_rounds` rounds."""
+        cache = cls.__new__(cls)
+        cache._models, cache._reference_counts = SlotStore.attach(n_rounds + 1, files[0]), files[1]
+        cache._earliest_round = 1
+        return cache
+
+    @property
+    def files(self) -> tuple[SharedFile, SharedFile]:
+        """Files of the cache, for `attach` in another process."""
+        return self._models.file, self._reference_counts
 
     def has(self, round: int) -> bool:
         return self._models.has(round)

@@ -19,6 +19,7 @@ from fedsgd.runtime.client_host import chunk_by_size
 from fedsgd.runtime.workers import protocol
 from fedsgd.runtime.workers.channel import Channel, SharedOutbox
 from fedsgd.runtime.workers.protocol import MessageType, Packet
+from fedsgd.runtime.workers.worker import JobProcessor
 from fedsgd.training import EVALUATION_SLICE_SIZE, EvaluationResult, TrainingEngine
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ class WorkerPool:
         outbox: outbox of all workers' channels.
         engine: the server's own engine, for evaluations that are too small to distribute.
         evaluation_sets: examples in the order of `WorkerConfig.select_evaluation_sets`.
+
+    With a `processor`, this process takes jobs, too: the next one whenever no worker waits for an answer or a job.
     """
 
     def __init__(
@@ -62,8 +65,10 @@ class WorkerPool:
         data: ClientData,
         evaluation_sets: Sequence[Examples],
         task: LearningTask,
+        processor: JobProcessor | None = None,
     ) -> None:
         self.workers = list(workers)
+        self._processor = processor
         self.outbox = outbox
         self.engine = engine
         self.data = data
@@ -74,13 +79,18 @@ class WorkerPool:
         self.stores_outputs = task.stores_outputs
         self._last_error = ChildProcessError("there are no workers")
 
+    @property
+    def n_processes(self) -> int:
+        """Number of processes that do jobs, at least 1."""
+        return max(1, len(self.workers) + (self._processor is not None))
+
     def list_clients(self) -> Sequence[ClientId]:
         """Return all clients, ascending."""
         return range(len(self.data))
 
     def exchange(self, messages: Mapping[ClientId, Message], timeout: float | None) -> Iterator[ClientOutcome]:
         """Yield one outcome for each client, in any order. The unfinished clients of a worker that ends have failed."""
-        clients_per_worker = -(-len(messages) // max(len(self.workers), 1))
+        clients_per_worker = -(-len(messages) // self.n_processes)
         clients, part_size = list(messages), max(1, min(self.engine.preferred_batch_of_clients, clients_per_worker))
         parts = chunk_by_size(clients, self.data.sizes_of(clients), part_size)
         jobs = [protocol.encode_train_request({client: messages[client] for client in part}) for part in parts]
@@ -89,10 +99,8 @@ class WorkerPool:
             if isinstance(answer, Exception):
                 lost_clients = [client for client in parts[job] if client in pending_clients]
                 outcomes: list[ClientOutcome] = [ClientFailure(client, answer) for client in lost_clients]
-            elif protocol.message_type(answer[0]) is MessageType.REPLY:
-                outcomes = [protocol.decode_reply(*answer)]
             else:
-                outcomes = [ClientFailure(*protocol.decode_failure(*answer))]
+                outcomes = [protocol.decode_outcome(*answer)]
             for outcome in outcomes:
                 pending_clients.pop(outcome.client, None)
                 yield outcome
@@ -104,17 +112,26 @@ class WorkerPool:
 
         A loss or metric that needs all outputs at once is computed in this process: workers would have to send the outputs.
         """
-        set_index = next((i for i, candidate in enumerate(self.evaluation_sets) if _is_same_data(candidate, examples)), None)
-        slices = -(-len(examples) // EVALUATION_SLICE_SIZE)
-        is_small = slices < 2 or len(examples) * self.n_parameters < MIN_DISTRIBUTED_EVALUATION
-        needs_outputs = self.stores_outputs or self.loss_reduction.select_kind(len(examples)) == "whole"
-        if set_index is None or is_small or needs_outputs:
+        set_index = self.find_distributable_set(examples)
+        if set_index is None:
             return self.engine.evaluate(weights, examples, buffers)
-        length = -(-slices // (EVALUATION_PARTS_PER_WORKER * max(len(self.workers), 1))) * EVALUATION_SLICE_SIZE
+        return self.evaluate_range(set_index, 0, len(examples), weights, buffers)
+
+    def find_distributable_set(self, examples: Examples) -> int | None:
+        """Return the number of the evaluation set to distribute; None if this process evaluates it faster, or must."""
+        set_index = next((i for i, candidate in enumerate(self.evaluation_sets) if _is_same_data(candidate, examples)), None)
+        is_small = len(examples) <= EVALUATION_SLICE_SIZE or len(examples) * self.n_parameters < MIN_DISTRIBUTED_EVALUATION
+        needs_outputs = self.stores_outputs or self.loss_reduction.select_kind(len(examples)) == "whole"
+        return None if is_small or needs_outputs else set_index
+
+    def evaluate_range(self, set_index: int, start: int, stop: int, weights: F32, buffers: F32 | None) -> EvaluationResult:
+        """Evaluate a model on examples [start, stop) of a set; `start` is a multiple of the size of a slice."""
+        n_slices = -(-(stop - start) // EVALUATION_SLICE_SIZE)
+        length = -(-n_slices // (EVALUATION_PARTS_PER_WORKER * self.n_processes)) * EVALUATION_SLICE_SIZE
         data = [values.tobytes() for values in (weights, buffers) if values is not None]
         jobs = [
-            protocol.encode_evaluation_request(set_index, start, min(start + length, len(examples)), data)
-            for start in range(0, len(examples), length)
+            protocol.encode_evaluation_request(set_index, first, min(first + length, stop), data)
+            for first in range(start, stop, length)
         ]
         answers = dict(self._dispatch(jobs, None))
         parts = []
@@ -132,12 +149,21 @@ class WorkerPool:
         self._finish_earlier_jobs()
         self.outbox.flip()
         pending_jobs = deque(range(len(jobs)))
+        own_jobs = deque[int]()
         for _ in range(MAX_QUEUED_JOBS):
             for worker in self.workers:
                 _send_next_job(worker, pending_jobs, jobs)
-        while busy_workers := {worker.channel.fileno(): worker for worker in self.workers if worker.jobs}:
-            ready_numbers = wait(busy_workers, None if deadline is None else max(0.0, deadline - time.monotonic()))
-            if not ready_numbers:
+            if self._processor is not None and pending_jobs and not own_jobs:
+                own_jobs.append(pending_jobs.popleft())
+        while (busy_workers := {worker.channel.fileno(): worker for worker in self.workers if worker.jobs}) or own_jobs:
+            seconds = 0.0 if own_jobs else None if deadline is None else max(0.0, deadline - time.monotonic())
+            ready_numbers = wait(busy_workers, seconds)
+            if not ready_numbers and own_jobs and self._processor is not None:
+                job = own_jobs.popleft()
+                yield from ((job, answer) for answer in self._processor.process(*jobs[job]))
+                if pending_jobs:
+                    own_jobs.append(pending_jobs.popleft())
+            elif not ready_numbers:
                 return
             for worker in (worker for number, worker in busy_workers.items() if number in ready_numbers):
                 job = worker.jobs[0]

@@ -22,7 +22,7 @@ from fedsgd.runtime.workers.channel import PipeChannel, SharedOutbox
 from fedsgd.runtime.workers.pool import WorkerHandle
 from fedsgd.runtime.workers.protocol import MessageType
 from fedsgd.runtime.workers.shared_memory import SharedFile, SharedPickle
-from fedsgd.runtime.workers.worker import Worker, WorkerConfig
+from fedsgd.runtime.workers.worker import JobProcessor, Worker, WorkerConfig
 from fedsgd.system.forkserver import (
     EXIT_MISSING_MAIN_GUARD,
     WORKER_NAME_PREFIX,
@@ -173,7 +173,8 @@ def _create_worker(
     dataset, train, held_out = inputs.data.load()
     engine = config.make_engine(config.task, config.plan.local_training, dataset.train)
     host = ClientHost(config.plan, engine, inputs.store, train, inputs.model_cache)
-    return Worker(channel, outbox, host, config.select_evaluation_sets(dataset.test, train, held_out), on_message_processed)
+    processor = JobProcessor(host, config.select_evaluation_sets(dataset.test, train, held_out))
+    return Worker(channel, outbox, processor, on_message_processed)
 
 
 def _exit_with_server() -> None:

@@ -2,6 +2,7 @@
 
 server  TRAIN      clients and their messages
         EVALUATE   number of the set, first and last example; frames: the model
+        END        the run is over
 worker  READY      or FAILED, once, at its start
         REPLY      client, seconds, steps and other measurements; frames: frames of the reply
         FAILED     client; frames: the error
@@ -23,6 +24,7 @@ import numpy as np
 from fedsgd.compression import ClientId
 from fedsgd.errors import WireError
 from fedsgd.federation import Message, Reply
+from fedsgd.federation.round_loop import ClientFailure, ClientOutcome
 from fedsgd.numerics.arrays import F32, F64
 from fedsgd.training import EvaluationResult
 
@@ -37,6 +39,7 @@ class MessageType(IntEnum):
     FAILED = 5
     EVALUATED = 6
     DONE = 7
+    END = 8
 
 
 Packet = tuple[bytes, Sequence[bytes]]
@@ -46,6 +49,7 @@ _NUMBER = struct.Struct("<Bq")
 _EVALUATION = struct.Struct("<Bq?")
 READY: Packet = bytes([MessageType.READY]), ()
 DONE: Packet = bytes([MessageType.DONE]), ()
+END: Packet = bytes([MessageType.END]), ()
 
 
 def message_type(head: bytes) -> MessageType:
@@ -110,6 +114,18 @@ def decode_reply(head: bytes, frames: Sequence[bytes]) -> Reply:
     """Return a client's reply: the inverse of `encode_reply`."""
     _, client, *measurements = _REPLY.unpack(head)
     return Reply(client, tuple(frames), *measurements)
+
+
+def encode_outcome(outcome: ClientOutcome) -> Packet:
+    """Return the message with a client's reply or failure."""
+    return encode_reply(outcome) if isinstance(outcome, Reply) else encode_failure(outcome.error, outcome.client)
+
+
+def decode_outcome(head: bytes, frames: Sequence[bytes]) -> ClientOutcome:
+    """Return a client's reply or failure: the inverse of `encode_outcome`."""
+    return (
+        decode_reply(head, frames) if message_type(head) is MessageType.REPLY else ClientFailure(*decode_failure(head, frames))
+    )
 
 
 def encode_evaluation(result: EvaluationResult) -> Packet:

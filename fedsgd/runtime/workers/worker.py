@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from fedsgd.data import ClientData, Examples
-from fedsgd.federation import FederationPlan, Reply
+from fedsgd.federation import FederationPlan
 from fedsgd.models.task import LearningTask
 from fedsgd.runtime.client_host import ClientHost
 from fedsgd.runtime.workers import protocol
@@ -43,32 +43,19 @@ class WorkerConfig:
 
 
 @dataclass(frozen=True, eq=False)
-class Worker:
-    """Worker that trains clients of `host` and evaluates parts of `evaluation_sets`, one message after another."""
+class JobProcessor:
+    """Processor of jobs that trains clients of `host` and evaluates parts of `evaluation_sets`."""
 
-    channel: Channel
-    outbox: SharedOutbox
     host: ClientHost
     evaluation_sets: Sequence[Examples]
-    on_message_processed: Callable[[], None]
 
-    def serve(self) -> None:
-        """Process messages until the channel raises EOFError or OSError, because the server has ended."""
-        while True:
-            head, frames = self.channel.receive()
-            # Before message k, the server has read all answers to message k − 2, which this half of the file contains.
-            self.outbox.flip()
-            if protocol.message_type(head) is MessageType.TRAIN:
-                for outcome in self.host.process_messages(protocol.decode_train_request(head, frames)):
-                    if isinstance(outcome, Reply):
-                        self._send(protocol.encode_reply(outcome))
-                    else:
-                        self._send(protocol.encode_failure(outcome.error, outcome.client))
-            else:
-                self._send(self._evaluate(head, frames))
-            sys.stdout.flush()  # otherwise the user's output would be lost if this process were killed
-            self.on_message_processed()
-            self._send(protocol.DONE)
+    def process(self, head: bytes, frames: Sequence[bytes]) -> Iterator[Packet]:
+        """Yield the answers to a TRAIN or EVALUATE message."""
+        if protocol.message_type(head) is not MessageType.TRAIN:
+            yield self._evaluate(head, frames)
+            return
+        for outcome in self.host.process_messages(protocol.decode_train_request(head, frames)):
+            yield protocol.encode_outcome(outcome)
 
     def _evaluate(self, head: bytes, frames: Sequence[bytes]) -> Packet:
         set_index, start, stop, weights, buffers = protocol.decode_evaluation_request(head, frames)
@@ -79,5 +66,26 @@ class Worker:
         except Exception as error:  # the user's module, loss or metrics
             return protocol.encode_failure(error)
 
-    def _send(self, packet: Packet) -> None:
-        self.channel.send(*packet)
+
+@dataclass(frozen=True, eq=False)
+class Worker:
+    """Worker that processes one message after another."""
+
+    channel: Channel
+    outbox: SharedOutbox
+    processor: JobProcessor
+    on_message_processed: Callable[[], None] = lambda: None
+
+    def serve(self) -> None:
+        """Process messages until an END message, or until the channel raises EOFError or OSError: the server has died."""
+        while True:
+            head, frames = self.channel.receive()
+            if protocol.message_type(head) is MessageType.END:
+                return
+            # Before message k, the server has read all answers to message k − 2, which this half of the file contains.
+            self.outbox.flip()
+            for packet in self.processor.process(head, frames):
+                self.channel.send(*packet)
+            sys.stdout.flush()  # otherwise the user's output would be lost if this process were killed
+            self.on_message_processed()
+            self.channel.send(*protocol.DONE)
