@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -79,6 +79,20 @@ Example of a methods file:
     metavar="N",
     help="Number of cells that run at the same time, each in a process. Results do not depend on N.",
 )
+@click.option(
+    "--launcher",
+    type=click.Choice(("slurm", "local")),
+    help="Run each cell as a job of Slurm, or try this in processes of this machine (local). --jobs limits the jobs that run "
+    "at the same time.  [default: processes of this command]",
+)
+@click.option(
+    "--launcher-option",
+    "launcher_options",
+    metavar="NAME=VALUE",
+    multiple=True,
+    callback=lambda context, parameter, texts: _parse_launcher_options(texts),
+    help="Parameter of Slurm's jobs, e.g. partition=cpu, time=120 (minutes), mem=8GB. Repeatable.",
+)
 @report_target_option
 @click.option("--out", type=UserPath(), help="Folder of the sweep.  [default: runs/NAME-sweep]")
 @click.option("--overwrite", is_flag=True, help="Run cells again that were finished with another scenario or edited code.")
@@ -90,12 +104,10 @@ def sweep_command(
     grid: tuple[str, ...],
     tune: tuple[str, ...],
     seeds: int,
-    jobs: int,
     target: Target | None,
     out: Path | None,
-    overwrite: bool,
-    retry_failed: bool,
     columns: tuple[str, ...],
+    **execution: Any,
 ) -> None:
     """Run SCENARIO with every method, grid value, tuned value and seed.
 
@@ -116,7 +128,8 @@ def sweep_command(
 
     terminal.check_sweep_columns(columns)
     scenario, quiet = options.load(target), options.quiet
-    mention_shared_cores(jobs, "jobs", quiet)
+    if execution["launcher"] is None:
+        mention_shared_cores(execution["jobs"], "jobs", quiet)
     folder = Path("runs") / f"{scenario.name}-sweep" if out is None else out
     # output of a user's module must not mix with the JSON on standard output
     with (
@@ -132,7 +145,7 @@ def sweep_command(
             tune=parse_grids(tune, "--tune"),
             seeds=seeds,
             out=folder,
-            execution=SweepConfig(jobs, options.data, overwrite, retry_failed),
+            execution=SweepConfig(data=options.data, **execution),
             callbacks=callbacks,
         )
     if options.as_json:
@@ -141,6 +154,17 @@ def sweep_command(
         terminal.print_sweep(result, columns)
     if any(cell.state == "failed" and not cell.diverged for cell in result.cells):
         click.get_current_context().exit(EXIT_FAILURE)
+
+
+def _parse_launcher_options(texts: tuple[str, ...]) -> dict[str, Any]:
+    """Return values by name; a value of digits is a number."""
+    options: dict[str, Any] = {}
+    for text in texts:
+        name, separator, value = text.partition("=")
+        if not separator or not name:
+            raise click.BadParameter(f"got {text!r}, expected NAME=VALUE, such as partition=cpu")
+        options[name] = int(value) if value.isdecimal() else value
+    return options
 
 
 @contextmanager

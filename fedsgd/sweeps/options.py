@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from fedsgd.federation.round_record import RoundRecord
 from fedsgd.sweeps.cells import Cell, Sweep
@@ -21,12 +22,17 @@ class SweepConfig:
         data: folder of the data files; None for the folder that FEDSGD_DATA names.
         overwrite: run cells again that are finished with another scenario, or with another source of a user's class.
         retry_failed: run cells again that failed with a RunError.
+        launcher: "slurm" runs each cell as a job of Slurm, "local" in a process as if it were such a job (needs submitit); None
+            runs cells in this process or, with `jobs`, in processes of this machine.
+        launcher_options: parameters of Slurm's jobs by name, such as partition.
     """
 
     jobs: int = 1
     data: str | Path | None = None
     overwrite: bool = False
     retry_failed: bool = False
+    launcher: str | None = None
+    launcher_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

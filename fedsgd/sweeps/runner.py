@@ -12,12 +12,13 @@ from typing import Any
 
 from fedsgd.config.argument_checks import resolve_config
 from fedsgd.config.component import Component
-from fedsgd.errors import ScenarioError, ScenarioWarning, warn_once
+from fedsgd.errors import ScenarioError, ScenarioWarning, suggest_name, warn_once
 from fedsgd.scenario.parsing import dump_table
 from fedsgd.scenario.scenario import Scenario, open_scenario
 from fedsgd.sweeps.cells import DETERMINISTIC_ERRORS, Cell, PlannedCell, Sweep, plan_cells
 from fedsgd.sweeps.directory import locked_directory, resume_sweep, save
 from fedsgd.sweeps.executor import CellOutcome, CellResults, run_in_processes, run_sequentially
+from fedsgd.sweeps.launcher import LAUNCHERS, run_with_launcher
 from fedsgd.sweeps.options import RoundCallback, SweepCallbacks, SweepConfig
 from fedsgd.sweeps.settings import DottedSettings, check_grids, normalize_methods, read_methods
 from fedsgd.system.forkserver import EXIT_MISSING_MAIN_GUARD, MAX_PROCESSES, MAX_SEEDS
@@ -68,6 +69,10 @@ def sweep(
     for name, number, limit in (("seeds", seeds, MAX_SEEDS), ("jobs", execution.jobs, MAX_PROCESSES)):
         if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= limit:
             raise ScenarioError(f"{name}: got {number!r}, expected 1 or more, at most {limit}")
+    if execution.launcher is not None and execution.launcher not in LAUNCHERS:
+        raise ScenarioError(f"launcher: got {execution.launcher!r}{suggest_name(execution.launcher, LAUNCHERS)}")
+    if execution.launcher is None and execution.launcher_options:
+        raise ScenarioError('launcher options: got some without a launcher, expected launcher = "slurm"')
     check_paths(out=out, data=execution.data)
     plan = _plan_sweep(scenario, methods, grid or {}, tune or {}, seeds)
     folder = Path("runs") / f"{plan[0].scenario.name}-sweep" if out is None else expand_user_path(out)
@@ -125,7 +130,10 @@ def _run_cells(
         return
     has_result = False
     data = None if execution.data is None else str(execution.data)
-    if execution.jobs == 1:
+    if execution.launcher is not None:
+        launcher, options = execution.launcher, execution.launcher_options
+        cells = run_with_launcher(planned_cells, out, data, launcher, execution.jobs, options)
+    elif execution.jobs == 1:
         cells = run_sequentially(planned_cells, out, data, on_round)
     else:
         cells = run_in_processes(planned_cells, out, data, execution.jobs)
