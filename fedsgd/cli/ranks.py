@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import click
 
 from fedsgd.cli.app import EXIT_FAILURE
-from fedsgd.cli.options import ScenarioOptions
 from fedsgd.errors import DeploymentError, FedsgdError, ScenarioError
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ def silence_rank(environment: RankEnvironment | None) -> Iterator[None]:
     """End a rank other than rank 0 without a message after an error that rank 0 prints, too."""
     try:
         yield
-    except FedsgdError:
+    except (FedsgdError, click.ClickException):
         if environment is not None and environment.rank:
             sys.exit(EXIT_FAILURE)
         raise
@@ -59,43 +58,32 @@ def silence_rank(environment: RankEnvironment | None) -> Iterator[None]:
 def run_as_rank(
     environment: RankEnvironment,
     scenario: Scenario,
-    options: ScenarioOptions,
-    out: Path | None,
-    run: Callable[[Path, ExecutionFactory, bool], None],
+    data: Path | None,
+    run: Callable[[ExecutionFactory], None],
+    shared_folder: Path | None = None,
 ) -> None:
-    """Join the other ranks; as rank 0, run the scenario, or continue it after a restart of the ranks.
+    """Join the other ranks; call `run` as rank 0, and train clients as any other rank.
 
     Args:
         environment: place of this process.
         scenario: scenario of the run.
-        options: options of the command.
-        out: value of `--out`.
-        run: function of (run folder, execution factory, whether a restart continues the run) that runs the scenario.
+        data: folder of data files, None for the folder that FEDSGD_DATA names.
+        run: function that runs the scenario with an execution on all ranks.
+        shared_folder: folder that all machines must see.
     """
-    from fedsgd.cli.run_folders import claim_numbered_folder
+    from fedsgd.experiment.rank_execution import RankExecution, serve_rank
     from fedsgd.runtime.ranks.group import join_ranks
 
-    with silence_rank(environment):
-        if out is None and environment.max_restarts:
-            raise ScenarioError("--out: not set, expected the run folder: torchrun --max-restarts continues the run there")
-    from fedsgd.experiment.rank_execution import RankExecution, serve_rank
-
     with join_ranks(environment) as group:
-        if environment.rank:
-            try:
-                serve_rank(group, scenario, options.data)
-            except DeploymentError as error:
-                reason = group.explain_lost_leader()
-                if reason:
-                    click.echo(f"fedsgd: {reason} ({error})", err=True)
-                sys.exit(EXIT_FAILURE)
-            except FedsgdError:
-                sys.exit(EXIT_FAILURE)
+        if not environment.rank:
+            run(partial(RankExecution, group=group, shared_folder=shared_folder))
             return
-        if out is None:
-            with claim_numbered_folder(scenario.name) as folder:
-                run(folder, partial(RankExecution, group=group), False)
-            return
-        shared_folder = out.absolute().parent if scenario.checkpoint.every is not None or environment.max_restarts else None
-        factory = partial(RankExecution, group=group, shared_folder=shared_folder)
-        run(out, factory, environment.n_restarts > 0)
+        try:
+            serve_rank(group, scenario, data)
+        except DeploymentError as error:
+            reason = group.explain_lost_leader()
+            if reason:
+                click.echo(f"fedsgd: {reason} ({error})", err=True)
+            sys.exit(EXIT_FAILURE)
+        except FedsgdError:  # rank 0 prints it
+            sys.exit(EXIT_FAILURE)

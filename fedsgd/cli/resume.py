@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +13,16 @@ from fedsgd.cli.app import main
 from fedsgd.cli.completers import complete_run
 from fedsgd.cli.option_groups import workers_option
 from fedsgd.cli.options import UserPath, plugin_option
+from fedsgd.cli.ranks import find_ranks, run_as_rank, silence_rank
 from fedsgd.cli.run_folders import mention_partial_ledger, mention_resumption, mention_shared_cores
 from fedsgd.cli.streams import echo_json
 from fedsgd.cli.tracking import print_warnings, restore_trackers, tracker_options, with_trackers
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from fedsgd.experiment.execution import ExecutionFactory
+    from fedsgd.system.rank_environment import RankEnvironment
     from fedsgd.trackers import Tracker
 
 EXAMPLES = """Examples:
@@ -46,12 +50,13 @@ def resume_command(
 
     Checkpoints are written with [checkpoint] every, with --checkpoint-every of `fedsgd run`, and when Ctrl-C ends a run.
     Parameters, ledger and summary are those of a run that was never interrupted, times apart. A run of `fedsgd flower`
-    continues as a deployment with its nodes and options.
+    continues as a deployment with its nodes and options. In processes that torchrun starts, all ranks continue the run.
 
     The trackers of the run are used again, and their records continue; --track adds a tracker, --network replaces the networks.
     """
     from fedsgd.system.forkserver import preload_workers
 
+    environment = find_ranks(workers)
     preload_workers(workers)  # before torch is imported here, so that workers import it in parallel
     from fedsgd.experiment.run_checkpoints import read_deployment, search_modules_of_run
 
@@ -63,8 +68,29 @@ def resume_command(
             raise click.BadParameter(problem, param_hint="--workers")
         _resume_deployment(run_dir, rounds, data, trackers, as_json, quiet)
         return
+    if environment is not None:
+        _resume_on_ranks(
+            environment, run_dir, rounds, data, partial(_resume, run_dir, rounds, data, 1, trackers, as_json, quiet)
+        )
+        return
     mention_shared_cores(workers, "workers", quiet)
     _resume(run_dir, rounds, data, workers, trackers, as_json, quiet)
+
+
+def _resume_on_ranks(
+    environment: RankEnvironment,
+    run_dir: Path,
+    rounds: int | None,
+    data: Path | None,
+    resume_as_server: Callable[[ExecutionFactory], None],
+) -> None:
+    """Continue the run on all ranks, which must all see the run folder."""
+    from fedsgd.experiment.resume import plan_resumption
+
+    with silence_rank(environment):
+        point, scenario = plan_resumption(run_dir, rounds)
+    folder = data or (None if point.run["data"] is None else Path(point.run["data"]))
+    run_as_rank(environment, scenario, folder, resume_as_server, run_dir.absolute())
 
 
 def _resume(
@@ -75,21 +101,18 @@ def _resume(
     trackers: Sequence[Tracker],
     as_json: bool,
     quiet: bool,
+    factory: ExecutionFactory | None = None,
 ) -> None:
     from fedsgd.cli import terminal
     from fedsgd.experiment.options import ExecutionConfig, RunCallbacks
-    from fedsgd.experiment.resume import read_scenario, resume
+    from fedsgd.experiment.resume import continue_run, read_scenario
+    from fedsgd.scenario.scenario import PythonObjects
 
     show_progress = terminal.show_progress(read_scenario(run_dir, rounds), quiet)
     with mention_partial_ledger(run_dir), print_warnings(quiet), show_progress as progress:
-        result = resume(
-            run_dir,
-            rounds=rounds,
-            data=data,
-            on_round=progress.on_round,
-            callbacks=RunCallbacks(progress.on_engine, progress.on_state_budget, trackers),
-            execution=ExecutionConfig(workers=workers),
-        )
+        callbacks = RunCallbacks(progress.on_engine, progress.on_state_budget, trackers)
+        config = ExecutionConfig(workers=workers)
+        result = continue_run(run_dir, rounds, data, PythonObjects(), progress.on_round, callbacks, config, factory)
     if as_json:
         echo_json(json.dumps(result.summary, indent=2))
     else:

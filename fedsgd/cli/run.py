@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -23,12 +23,14 @@ from fedsgd.cli.run_folders import claim_numbered_folder, mention_partial_ledger
 from fedsgd.cli.streams import echo_json
 from fedsgd.cli.targets import report_target_option
 from fedsgd.cli.tracking import print_warnings, tracker_options, trackers_from_options
+from fedsgd.errors import ScenarioError
 
 if TYPE_CHECKING:
     from fedsgd.experiment.execution import ExecutionFactory
     from fedsgd.experiment.result import Result
     from fedsgd.scenario.scenario import Scenario
     from fedsgd.scenario.target import Target
+    from fedsgd.system.rank_environment import RankEnvironment
     from fedsgd.trackers import Tracker
 
 EXAMPLES = """Examples:
@@ -72,10 +74,13 @@ def run_command(
     with silence_rank(environment):
         scenario = options.load(target)
         trackers = trackers_from_options(**tracking)
+        if environment is not None and profile:
+            raise click.BadParameter(
+                "the phases of the ranks are not measured; profile a run with --workers", param_hint="--profile"
+            )
     if environment is not None:
-        run_ranks = partial(_run_on_ranks, scenario, options, trackers, overwrite, profile)
         with errors_in_file(options.scenario):
-            run_as_rank(environment, scenario, options, out, run_ranks)
+            _run_on_ranks(environment, scenario, options, out, partial(_run_as_server, scenario, options, trackers, overwrite))
         return
     preload_workers(workers)  # before torch is imported here, so that workers import it in parallel
     mention_shared_cores(workers, "workers", options.quiet)
@@ -84,14 +89,31 @@ def run_command(
 
 
 def _run_on_ranks(
+    environment: RankEnvironment,
+    scenario: Scenario,
+    options: ScenarioOptions,
+    out: Path | None,
+    run: Callable[[bool, Path, ExecutionFactory], None],
+) -> None:
+    """Run the scenario on all ranks; `run` is a function of (whether a restart continues the run, run folder, factory)."""
+    if out is None and environment.max_restarts:
+        with silence_rank(environment):
+            raise ScenarioError("--out: not set, expected the run folder: torchrun --max-restarts continues the run there")
+    needs_checkpoints = scenario.checkpoint.every is not None or environment.max_restarts > 0
+    folder_to_share = out.absolute().parent if out is not None and needs_checkpoints else None
+    claimed = claim_numbered_folder(scenario.name) if out is None and not environment.rank else nullcontext(out or Path())
+    with claimed as folder:
+        run_as_rank(environment, scenario, options.data, partial(run, environment.n_restarts > 0, folder), folder_to_share)
+
+
+def _run_as_server(
     scenario: Scenario,
     options: ScenarioOptions,
     trackers: Sequence[Tracker],
     overwrite: bool,
-    profile: bool,
+    continues: bool,
     out: Path,
     factory: ExecutionFactory,
-    continues: bool,
 ) -> None:
     """Run the scenario as rank 0, or after a restart of the ranks continue from the latest checkpoint, if there is one."""
     from fedsgd.cli import terminal
@@ -108,7 +130,7 @@ def _run_on_ranks(
             overwrite,
             progress.on_round,
             RunCallbacks(progress.on_engine, progress.on_state_budget, trackers),
-            ExecutionConfig(profile=profile),
+            ExecutionConfig(),
             factory,
             continues,
         )

@@ -41,6 +41,7 @@ class Execution(ABC):
         storage: states and models of the clients; set while the context is open, None if they are not in this process's reach.
         worker_phase_seconds: function that returns the seconds by phase, summed over all workers; None without workers.
         deployment: settings with which a deployment is launched again, as JSON has them; None for a simulation.
+        processes: entries of the summary about the processes, in addition to the number of workers.
         needs_checkpoint_each_round: whether each round needs a checkpoint, if checkpoints are written at all.
     """
 
@@ -52,6 +53,7 @@ class Execution(ABC):
         self.experiment = experiment
         self.storage: ClientStorage | None = None
         self.deployment: Mapping[str, Any] | None = None
+        self.processes: Mapping[str, int] = {}
         self.worker_phase_seconds: Callable[[], dict[Phase, float]] | None = None
         self._resources = ExitStack()
 

@@ -52,6 +52,7 @@ class RankExecution(Execution):
         super().__init__(experiment)
         self._group = group
         self._shared_folder = shared_folder
+        self.processes = {"ranks": group.places.n_ranks, "machines": len(group.places.machines)}
 
     def _open(self, resources: ExitStack) -> tuple[Runtime, Evaluator]:
         experiment, group = self.experiment, self._group

@@ -164,7 +164,7 @@ def execute_run(
             server = _run_rounds(run, history, server, observers, round_profile, can_defer=execution_factory is None)
             model = build_final_model(execution, server)
             seconds = time.perf_counter() - start + (0.0 if point is None else point.run["seconds"])
-            metadata = _call_metadata(config, round_profile, call) | ({"user_code": user_code} if user_code else {})
+            metadata = _call_metadata(config, round_profile, call, execution) | ({"user_code": user_code} if user_code else {})
             result = _build_result(run, history, server, model, (seconds, metadata))
             _save(result, run, server, model)  # the last checkpoint reads the states of the clients
         with use_caller_state():
@@ -227,10 +227,12 @@ def _describe_call(data: str | Path | None, python_objects: Mapping[str, object]
     }
 
 
-def _call_metadata(config: ExecutionConfig, round_profile: RoundProfile | None, call: Mapping[str, Any]) -> dict[str, Any]:
+def _call_metadata(
+    config: ExecutionConfig, round_profile: RoundProfile | None, call: Mapping[str, Any], execution: Execution
+) -> dict[str, Any]:
     """Return the entries of the summary about the arguments of `run` that are not part of the scenario."""
     profile = {} if round_profile is None else {"profile": round_profile.average_per_round()}
-    return {"workers": config.workers, **profile, "given_in_python": call["given_in_python"]}
+    return {"workers": config.workers, **execution.processes, **profile, "given_in_python": call["given_in_python"]}
 
 
 def _build_result(

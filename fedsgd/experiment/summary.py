@@ -67,6 +67,8 @@ Keys of summary.json. A dot separates the key of a table from its parent. null s
 | versions | table | versions of `fedsgd`, `python`, `numpy` and `torch`, and the `machine` |
 | workers | int | worker processes |
 | profile | table | with `--profile`: mean seconds of a round by phase, of "server" and "workers" |
+| ranks | int | ranks of torch.distributed that trained the clients; only if a launcher started them |
+| machines | int | machines of these ranks |
 | given_in_python | list | arguments of `fedsgd.run` that replaced components of the scenario |
 | user_code | table | SHA-256 of the source of each class or function outside fedsgd, by import path; only with such code |
 | reported_model | str | file of the model that was evaluated |

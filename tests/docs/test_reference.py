@@ -204,7 +204,7 @@ def test_keys_of_summary_have_an_entry() -> None:
     tables = {name.partition(".")[0] for name in documented if "." in name}
     nested = {f"{table}.{key}" for table in tables for key in summary[table] or ()}
     assert {*nested, *summary} - {*tables} - {*documented} == set()
-    optional = {"profile", "flower", "user_code"}
+    optional = {"profile", "flower", "user_code", "ranks", "machines"}
     assert {*documented} - {*nested, *summary} == {*optional, *(n for n in documented if n.startswith("residuals."))}
 
 

@@ -68,6 +68,7 @@ def test_number_and_place_of_ranks_do_not_change_results(small: Make, tmp_path: 
     summary = json.loads(results[0][1])
     assert summary["params_sha256"] == expected.summary["params_sha256"]
     assert summary["ledger_sha256"] == expected.summary["ledger_sha256"]
+    assert (summary["ranks"], summary["machines"]) == (len(LAYOUTS[layout]), len(set(LAYOUTS[layout])))
     continued = fedsgd.resume(tmp_path / "ranks", rounds=6)  # has the states of all machines
     assert continued.summary["ledger_sha256"] == fedsgd.run(s.with_settings({"rounds": 6})).summary["ledger_sha256"]
 
@@ -95,6 +96,9 @@ def test_restart_on_another_number_of_ranks_continues_to_equal_results(small: Ma
     results = Ranks("abcd", arguments, {"TORCHELASTIC_RESTART_COUNT": "1"}).wait()
     assert [status for status, *_ in results] == [0] * 4, results
     assert json.loads(results[0][1])["ledger_sha256"] == fedsgd.run(s).summary["ledger_sha256"]
+    results = Ranks("bab", ["resume", str(tmp_path / "ranks"), "--rounds", "42", "--json", "--quiet"]).wait()
+    assert [status for status, *_ in results] == [0] * 3, results
+    assert json.loads(results[0][1])["ledger_sha256"] == fedsgd.run(s.with_settings({"rounds": 42})).summary["ledger_sha256"]
 
 
 DYING = """
