@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 
-import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from fedsgd.runtime.ranks.rendezvous import RankPlaces, Rendezvous
-from fedsgd.runtime.workers import protocol
 
 _NO_TIMEOUT = timedelta(days=365)
 
@@ -46,21 +47,41 @@ class GlooChannel:
 
     def send(self, head: bytes, frames: Sequence[bytes] = ()) -> None:
         """Send a message; raise a ConnectionError if the other end has ended."""
-        data = protocol.pack_packets([(head, frames)])
+        parts = [head, *frames]
+        with self._connection_errors():
+            dist.send(torch.tensor([len(parts)]), self._machine)
+            dist.send(torch.tensor([len(part) for part in parts]), self._machine)
+            for part in parts:
+                if part:
+                    dist.send(_view_bytes(part), self._machine)
+
+    def receive(self) -> tuple[bytes, list[bytes]]:
+        """Return head and frames of the next message; raise a ConnectionError if the other end has ended."""
+        n_parts = torch.zeros(1, dtype=torch.int64)
+        with self._connection_errors():
+            dist.recv(n_parts, self._machine)
+            lengths = torch.zeros(int(n_parts), dtype=torch.int64)
+            dist.recv(lengths, self._machine)
+            head, *frames = (self._receive_part(length) for length in lengths.tolist())
+        return head, frames
+
+    def _receive_part(self, length: int) -> bytes:
+        if not length:
+            return b""
+        part = torch.empty(length, dtype=torch.uint8)
+        dist.recv(part, self._machine)
+        return part.numpy().tobytes()
+
+    @contextmanager
+    def _connection_errors(self) -> Iterator[None]:
         try:
-            dist.send(torch.tensor([len(data)]), self._machine)
-            dist.send(torch.from_numpy(np.frombuffer(bytearray(data), dtype=np.uint8)), self._machine)
+            yield
         except RuntimeError as error:
             raise ConnectionError(f"{self._name} has ended ({str(error).splitlines()[0]})") from None
 
-    def receive(self) -> tuple[bytes, Sequence[bytes]]:
-        """Return head and frames of the next message; raise a ConnectionError if the other end has ended."""
-        length = torch.zeros(1, dtype=torch.int64)
-        try:
-            dist.recv(length, self._machine)
-            data = torch.empty(int(length), dtype=torch.uint8)
-            dist.recv(data, self._machine)
-        except RuntimeError as error:
-            raise ConnectionError(f"{self._name} has ended ({str(error).splitlines()[0]})") from None
-        (packet,) = protocol.unpack_packets(data.numpy().tobytes())
-        return packet
+
+def _view_bytes(data: bytes) -> Tensor:
+    """Return a tensor in the memory of `data`, of which torch warns that it must not be written."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.frombuffer(data, dtype=torch.uint8)

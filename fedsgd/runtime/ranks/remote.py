@@ -7,7 +7,8 @@ server  TRAIN, EVALUATE   as for workers, see `fedsgd.runtime.workers.protocol`
         GET_MODEL         round
         PUT_MODEL         round; frames: the model
         END               the run is over
-leader  ANSWER            frames: the packed answers of a worker, the parts of a state, the model, or an empty frame for "yes"
+leader  ANSWER            numbers of frames; frames: heads and frames of a worker's answers, or the parts of a state, or the
+                          model, or an empty frame for "yes"
 
 No message is pickled: an error crosses as the name of its class and its text.
 """
@@ -134,7 +135,11 @@ class RemoteMachine:
         return self._channel.receive()[1]
 
     def _receive_packets(self) -> Iterator[Packet]:
-        return protocol.unpack_packets(self._channel.receive()[1][0])
+        head, frames = self._channel.receive()
+        position = 0
+        for n_frames in np.frombuffer(head, dtype="<i8", offset=1).tolist():
+            yield frames[position], frames[position + 1 : position + n_frames]
+            position += n_frames
 
 
 class MachineServer:
@@ -157,14 +162,19 @@ class MachineServer:
             head, frames = self._channel.receive()
             if head[0] == MessageType.END:
                 return
-            self._channel.send(_ANSWER, self._answer(head, frames))
+            if head[0] == MessageType.TRAIN:
+                outcomes = self._pool.exchange(protocol.decode_train_request(head, frames), None)
+                self._send_packets([_encode_portable_outcome(outcome) for outcome in outcomes])
+            elif head[0] == MessageType.EVALUATE:
+                self._send_packets([self._evaluate(head, frames)])
+            else:
+                self._channel.send(_ANSWER, self._access_storage(head, frames))
 
-    def _answer(self, head: bytes, frames: Sequence[bytes]) -> Sequence[bytes]:
-        if head[0] == MessageType.TRAIN:
-            outcomes = self._pool.exchange(protocol.decode_train_request(head, frames), None)
-            return [protocol.pack_packets([_encode_portable_outcome(outcome) for outcome in outcomes])]
-        if head[0] == MessageType.EVALUATE:
-            return [protocol.pack_packets([self._evaluate(head, frames)])]
+    def _send_packets(self, packets: Sequence[Packet]) -> None:
+        lengths = np.array([1 + len(frames) for _, frames in packets], dtype="<i8")
+        self._channel.send(_ANSWER + lengths.tobytes(), [part for head, frames in packets for part in (head, *frames)])
+
+    def _access_storage(self, head: bytes, frames: Sequence[bytes]) -> Sequence[bytes]:
         kind, number = _NUMBER.unpack(head)
         if kind == RequestType.LOAD:
             return [pad_part(part) for part in serialize_state(self._storage.store.load(number))]
