@@ -52,7 +52,6 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "jinja2": ("analysis.page.html",),
     "pint": ("config.quantities",),
     "safetensors": ("experiment.checkpoints.tensor_file", "storage.run_directory"),
-    "sklearn": ("data.datasets.digits",),
     "flwr": ("flower",),
     "cryptography": ("flower.deployment.tls",),
     "psutil": ("flower.deployment",),
@@ -73,7 +72,7 @@ EXTRAS = {
     "mlflow": "mlflow",
     "pytest": "test",
 }
-DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow"}
+DISTRIBUTIONS = {"PIL": "pillow"}
 MAX_TOP_ENTRIES = 30
 MAX_FLOORS = 14
 MAX_LINES = 320

@@ -1,13 +1,11 @@
-"""Digits of scikit-learn."""
+"""Handwritten digits, which are those of scikit-learn."""
 
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from sklearn.datasets import load_digits
 
 from fedsgd.data import DATASETS
-from fedsgd.data.datasets import digits
 
 
 def test_digits_load_has_all_images_of_scikit_learn() -> None:
@@ -19,10 +17,3 @@ def test_digits_load_has_all_images_of_scikit_learn() -> None:
     assert set(np.unique(data.test.y)) == set(range(10))
     all_images = sorted(image.tobytes() for image in (load_digits().images / 16).astype(np.float32))
     assert sorted(image.tobytes() for image in np.concatenate([data.train.x, data.test.x])) == all_images
-
-
-def test_table_is_that_of_scikit_learn_read_from_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    table, bunch = digits._read_table(), load_digits()
-    assert np.array_equal(table, np.column_stack([bunch.data, bunch.target]))
-    monkeypatch.setattr(digits, "find_spec", lambda name: None)
-    assert np.array_equal(digits._read_table(), table)
