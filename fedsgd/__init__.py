@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from fedsgd.experiment.federation import Federation, build
     from fedsgd.experiment.ledger import Ledger
     from fedsgd.experiment.options import CustomModel, ExecutionConfig, RunCallbacks
+    from fedsgd.experiment.planning.run_plan import RunPlan, plan
     from fedsgd.experiment.result import Result
     from fedsgd.experiment.resume import resume
     from fedsgd.experiment.runner import run
@@ -137,6 +138,7 @@ _EXPORT_MODULES = {
     "RunCallbacks": "experiment.options",
     "RunError": "errors",
     "RunInterrupted": "errors",
+    "RunPlan": "experiment.planning.run_plan",
     "Scenario": "scenario.scenario",
     "ScenarioError": "errors",
     "ScenarioWarning": "errors",
@@ -157,6 +159,7 @@ _EXPORT_MODULES = {
     "load": "scenario.scenario",
     "load_model": "experiment.trained_model",
     "load_parameters": "experiment.trained_model",
+    "plan": "experiment.planning.run_plan",
     "price": "analysis.run_prices",
     "price_fleet": "analysis.fleet_result",
     "read_run": "analysis.runs",
@@ -214,6 +217,7 @@ __all__ = [
     "RunCallbacks",
     "RunError",
     "RunInterrupted",
+    "RunPlan",
     "Scenario",
     "ScenarioError",
     "ScenarioWarning",
@@ -242,6 +246,7 @@ __all__ = [
     "networks",
     "optim",
     "partitioners",
+    "plan",
     "price",
     "price_fleet",
     "read_run",

@@ -151,6 +151,7 @@ def test_refused_plugins_end_every_building_command_in_one_line(installed: dict[
     commands: tuple[tuple[str, ...], ...] = (
         ("run", SCENARIO),
         ("partition", SCENARIO),
+        ("plan", SCENARIO),
         ("sweep", SCENARIO),
         ("certify", "chunk-max"),
     )

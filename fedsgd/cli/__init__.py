@@ -3,7 +3,22 @@
 Commands import large modules inside their functions, so that `--help` answers quickly.
 """
 
-from fedsgd.cli import certify, compare, completion, docs, explain, flower, init, partition, price, report, resume, run, sweep
+from fedsgd.cli import (
+    certify,
+    compare,
+    completion,
+    docs,
+    explain,
+    flower,
+    init,
+    partition,
+    plan,
+    price,
+    report,
+    resume,
+    run,
+    sweep,
+)
 from fedsgd.cli.app import main
 from fedsgd.cli.list import list_command
 
@@ -18,6 +33,7 @@ __all__ = [
     "list_command",
     "main",
     "partition",
+    "plan",
     "price",
     "report",
     "resume",

@@ -37,6 +37,11 @@ def refuse_plugins() -> Iterator[None]:
         _PLUGINS_REFUSED.reset(token)
 
 
+def are_plugins_refused() -> bool:
+    """Return True within `refuse_plugins`."""
+    return _PLUGINS_REFUSED.get()
+
+
 def check_plugins_allowed(name: str) -> None:
     """Raise a ScenarioError for a plugin, or for a user's function, within `refuse_plugins`."""
     if _PLUGINS_REFUSED.get():

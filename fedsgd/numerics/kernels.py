@@ -67,6 +67,11 @@ class _Process:
         """Use the loops from now on."""
         self._remaining_ns = -1
 
+    @property
+    def remaining_share(self) -> float:
+        """Share of the budget that is left; 0 for a process that uses loops."""
+        return max(self._remaining_ns, 0) / REFERENCE_BUDGET_NS
+
 
 _PROCESS = _Process()
 
@@ -74,6 +79,11 @@ _PROCESS = _Process()
 def use_loops() -> None:
     """Let all kernels of this process use their loops from now on, also for short arrays."""
     _PROCESS.use_loops()
+
+
+def remaining_reference_share() -> float:
+    """Return the share of this process's budget for references that is left; 0 if its kernels use their loops."""
+    return _PROCESS.remaining_share
 
 
 class Kernel(Generic[P, R]):

@@ -37,17 +37,22 @@ def preload_workers(n_workers: int) -> None:
     """
     if mp.current_process().name.startswith(WORKER_NAME_PREFIX):
         os._exit(EXIT_MISSING_MAIN_GUARD)
-    if not isinstance(n_workers, int) or isinstance(n_workers, bool) or not 1 <= n_workers <= MAX_PROCESSES:
-        expected = f"a number of processes that train clients, from 1 to {MAX_PROCESSES}"
-        raise ScenarioError(f"workers: got {n_workers!r}, expected {expected}")
-    if n_workers > 1 and not hasattr(os, "preadv"):
-        raise ScenarioError(f"workers: got {n_workers}, expected 1: this system does not support several workers")
+    check_worker_count(n_workers)
     if n_workers > 1 and choose_start_method() == "forkserver":
         from multiprocessing import forkserver
 
         mp.set_forkserver_preload(["fedsgd.runtime.workers.preload"])
         with single_threaded_children(), hide_missing_main():
             forkserver.ensure_running()
+
+
+def check_worker_count(n_workers: int) -> None:
+    """Raise a ScenarioError unless `n_workers` is a number of processes that this system supports."""
+    if not isinstance(n_workers, int) or isinstance(n_workers, bool) or not 1 <= n_workers <= MAX_PROCESSES:
+        expected = f"a number of processes that train clients, from 1 to {MAX_PROCESSES}"
+        raise ScenarioError(f"workers: got {n_workers!r}, expected {expected}")
+    if n_workers > 1 and not hasattr(os, "preadv"):
+        raise ScenarioError(f"workers: got {n_workers}, expected 1: this system does not support several workers")
 
 
 def choose_start_method() -> Literal["forkserver", "spawn"]:

@@ -231,7 +231,7 @@ def test_commands_refuse_a_marker_in_one_line(scenario: Make, tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     fedsgd.run(scenario(SHORT), model=make_net(), data=digits(), out=tmp_path / "a")
     file = str(tmp_path / "a" / "scenario.toml")
-    commands = (["run", file], ["partition", file], ["sweep", file], ["flower", file, "--nodes", "2"])
+    commands = (["run", file], ["plan", file], ["partition", file], ["sweep", file], ["flower", file, "--nodes", "2"])
     for command in commands:
         result = CliRunner().invoke(main, [*command, "--quiet"])
         assert result.exit_code == 2, (command, result.stderr)

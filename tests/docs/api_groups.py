@@ -54,6 +54,15 @@ GROUPS = (
         _in_fedsgd("build Federation"),
     ),
     ApiGroup(
+        "plan",
+        "Plan a run",
+        "`fedsgd.plan` estimates the cost of a run before it begins. [Plan a run](../../guides/plan.md) explains the estimates.",
+        (
+            *_in_fedsgd("plan RunPlan"),
+            *(f"fedsgd.experiment.planning.run_plan.{name}" for name in ("TrafficPlan", "MemoryPlan", "DiskPlan", "TimePlan")),
+        ),
+    ),
+    ApiGroup(
         "sweep",
         "Sweep over settings",
         "See [Compare methods](../../guides/compare-methods.md).",

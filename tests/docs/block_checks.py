@@ -39,7 +39,7 @@ def check_options(block: Block, words: list[str]) -> None:
     command.make_parser(click.Context(command, info_name=words[1], parent=context)).parse_args(words[2:])
     settings = dict(parse_setting(value) for option, value in pairwise(words) if option == "--set")
     paths = [word for word in words if re.fullmatch(r"scenarios/[\w/]+\.toml", word)]
-    if words[1] in ("run", "partition", "flower"):
+    if words[1] in ("run", "plan", "partition", "flower"):
         load(ROOT / paths[0], settings)
     elif words[1] == "sweep":
         grids = [

@@ -22,6 +22,7 @@ GUIDES = {
     "certify": "certify",
     "flower": "flower-deployment",
     "partition": "own-data",
+    "plan": "plan",
     "init": "scenarios",
     "list": "scenarios",
     "explain": "scenarios",

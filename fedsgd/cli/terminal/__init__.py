@@ -4,6 +4,7 @@ from fedsgd.cli.terminal.certificate_tables import print_certificate, print_cert
 from fedsgd.cli.terminal.comparison_tables import check_price_columns, print_comparison, print_price
 from fedsgd.cli.terminal.fleet_tables import print_fleet
 from fedsgd.cli.terminal.partition_tables import MAX_CLASSES, MAX_ROWS, print_partition
+from fedsgd.cli.terminal.plan_tables import print_plan
 from fedsgd.cli.terminal.progress import ProgressCallbacks, show_deployment_progress, show_progress, spinner
 from fedsgd.cli.terminal.run_tables import print_result
 from fedsgd.cli.terminal.sweep_tables import check_sweep_columns, print_sweep, show_sweep_progress
@@ -19,6 +20,7 @@ __all__ = [
     "print_comparison",
     "print_fleet",
     "print_partition",
+    "print_plan",
     "print_price",
     "print_result",
     "print_sweep",

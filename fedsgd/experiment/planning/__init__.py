@@ -1,0 +1,1 @@
+"""Plan of a run: a calibration of its first rounds, and estimates of the other rounds."""
