@@ -12,11 +12,19 @@ from fedsgd.system.torch_threads import use_single_thread
 
 
 def compute_server_step(
-    optimizer: Optimizer, weights: F32, update: F32, state: Mapping[str, F32], round: int
-) -> tuple[F32, F32, dict[str, F32]]:
+    optimizer: Optimizer,
+    weights: F32,
+    update: F32,
+    state: Mapping[str, F32],
+    round: int,
+    *,
+    overwrite_update: bool = False,
+    needs_step: bool = True,
+) -> tuple[F32, F32 | None, dict[str, F32]]:
     """Make one server step on the pseudo-gradient −update, and return the next weights [P], the step [P] and the next state.
 
-    An empty state stands for the initial buffers. No argument is written to. With "sgd" and lr = 1, the next weights are
+    An empty state stands for the initial buffers. No argument is written to, except `update` with `overwrite_update`, which
+    saves a copy of P numbers. The step is None unless `needs_step`. With "sgd" and lr = 1, the next weights are
     weights + update, the weighted mean of the clients' models: FedAvg.
     """
     import torch
@@ -24,7 +32,8 @@ def compute_server_step(
     with use_single_thread():
         w = torch.from_numpy(weights.copy())
         buffers = {name: torch.from_numpy(value.copy()) for name, value in state.items()} or optimizer.init(w)
-        direction, alpha = optimizer.step(w, torch.from_numpy(np.negative(update)), buffers, optimizer.learning_rate(round))
+        gradient = torch.from_numpy(np.negative(update, out=update if overwrite_update else None))
+        direction, alpha = optimizer.step(w, gradient, buffers, optimizer.learning_rate(round))
         w.add_(direction, alpha=alpha)
-        step = direction * alpha
-    return w.numpy(), step.numpy(), {name: value.numpy() for name, value in buffers.items()}
+        step: F32 | None = (direction * alpha).numpy() if needs_step else None
+    return w.numpy(), step, {name: value.numpy() for name, value in buffers.items()}

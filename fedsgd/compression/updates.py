@@ -17,6 +17,8 @@ from fedsgd.wire.levels import dequantise
 
 StateArrays = Mapping[str, NDArray[Any]]
 """State of a scheme: arrays by name of the entry. A missing entry counts as zero; arrays are never written to."""
+ADDITION_BLOCK = 2**15
+"""Coordinates of a dense update that are added at once."""
 
 
 class Update(ABC):
@@ -61,7 +63,10 @@ class DenseUpdate(Update):
         return len(self.values)
 
     def add_to(self, out: NDArray[Any], weight: float) -> None:
-        out += self.values.astype(out.dtype, copy=False) * out.dtype.type(weight)
+        factor = out.dtype.type(weight)
+        for start in range(0, len(self.values), ADDITION_BLOCK):  # so that the product does not need memory for P numbers
+            block = slice(start, start + ADDITION_BLOCK)
+            out[block] += self.values[block].astype(out.dtype, copy=False) * factor
 
     def to_dense(self) -> F32:
         return self.values.copy()
@@ -83,7 +88,7 @@ class SparseUpdate(Update):
         if positions.shape != (k,) or positions.dtype.kind != "i" or self.values.shape != (k,):
             got = f"{positions.dtype} of shape {[*positions.shape]} and values of shape {[*self.values.shape]}"
             raise ValueError(f"a sparse update needs positions [k] int64 and values [k], got positions {got}")
-        if k and not (positions[0] >= 0 and positions[-1] < self.size and np.all(positions[1:] > positions[:-1])):
+        if not _is_ascending(positions, self.size):
             raise ValueError(f"a sparse update needs strictly ascending positions from 0 to {self.size - 1}")
 
     @property
@@ -93,6 +98,8 @@ class SparseUpdate(Update):
     def add_to(self, out: NDArray[Any], weight: float) -> None:
         if out.dtype == np.float64:
             scatter_add(out, self.indices, self.values, float(weight))
+        elif out.dtype == self.values.dtype == np.float32:
+            _scatter_add_float32(out, self.indices, self.values, np.float32(weight))
         else:
             out[self.indices] += self.values.astype(out.dtype, copy=False) * out.dtype.type(weight)
 
@@ -222,6 +229,32 @@ class SignUpdate(Update):
 
 
 # ---------------------------------------------------------------------------------------------------------------- the kernels
+
+
+def _is_ascending_reference(positions: I64, size: int) -> bool:
+    in_range = not len(positions) or bool(positions[0] >= 0 and positions[-1] < size)
+    return in_range and bool(np.all(positions[1:] > positions[:-1]))
+
+
+@kernel(_is_ascending_reference)
+def _is_ascending(positions: I64, size: int) -> bool:
+    """Return whether positions are strictly ascending, from 0 to `size` - 1."""
+    previous, n_faults = -1, 0
+    for i in range(positions.size):
+        n_faults += int(positions[i] <= previous)
+        previous = positions[i]
+    return n_faults == 0 and previous < size
+
+
+def _scatter_add_float32_reference(out: F32, indices: I64, values: F32, weight: np.float32) -> None:
+    out[indices] += values * weight
+
+
+@kernel(_scatter_add_float32_reference, element_ns=10)
+def _scatter_add_float32(out: F32, indices: I64, values: F32, weight: np.float32) -> None:
+    """Add weight · values to out[indices], in place and in float32. indices: [k], distinct, within `out`."""
+    for i in range(indices.size):
+        out[indices[i]] += values[i] * weight
 
 
 def _add_levels_reference(out: F64, levels: U8, scales: F32, level: int, bucket: int, weight: float) -> None:

@@ -69,11 +69,18 @@ def build_final_model(execution: Execution, server: ServerState) -> FinalModel:
     buffer_plan = experiment.plan.buffers
     buffers = None if buffer_plan is None else buffer_plan.join(server.buffers, None)
     tail = task.initial_parameters[experiment.plan.layout.size :]  # local parameters
-    server_model, loss = read_state_dicts(flat_module, np.concatenate([server.weights, tail]), buffers)
-    evaluated_model = None
-    if server.public_model.weights.tobytes() != server.weights.tobytes():
-        evaluated_model, loss = read_state_dicts(flat_module, np.concatenate([server.public_model.weights, tail]), buffers)
+    server_model, loss = read_state_dicts(flat_module, _append(server.weights, tail), buffers)
+    evaluated_model, public_weights = None, server.public_model.weights
+    if public_weights is not server.weights and not np.array_equal(
+        public_weights.view(np.uint32), server.weights.view(np.uint32)
+    ):
+        evaluated_model, loss = read_state_dicts(flat_module, _append(public_weights, tail), buffers)
     return FinalModel(server_model, evaluated_model, loss, _stack_local_tensors(execution, task))
+
+
+def _append(weights: F32, tail: F32) -> F32:
+    """Return the weights and the tail in one vector: the weights themselves if there is no tail."""
+    return np.concatenate([weights, tail]) if tail.size else weights
 
 
 def _stack_local_tensors(execution: Execution, task: LearningTask) -> StateDict | None:

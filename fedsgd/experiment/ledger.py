@@ -218,6 +218,8 @@ class Ledger:
         frame, key = event.frame, id(event.frame)
         if event.round != self._round:
             self._round, self._previous_shared_frames, self._shared_frames = event.round, self._shared_frames, {}
+        if event.kind == FrameKind.UPDATE:  # after the frames of the downlink
+            self._release_full_models()
         if event.kind not in (FrameKind.MODEL, FrameKind.BUFFERS, FrameKind.REFERENCE):
             return True, _inspect_frame(frame, event.decoded)
         info = self._shared_frames.get(key)
@@ -228,6 +230,12 @@ class Ledger:
         info = previous_info if is_repeated and previous_info is not None else _inspect_frame(frame, event.decoded)
         self._shared_frames[key] = info
         return True, info
+
+    def _release_full_models(self) -> None:
+        """Drop the references to frames without a base round, which no later round sends: each has the size of a model."""
+        for frames in (self._shared_frames, self._previous_shared_frames):
+            for key in [key for key, info in frames.items() if not info.base_round]:
+                del frames[key]
 
     @property
     def sha256(self) -> str:

@@ -142,7 +142,7 @@ def build_summary(federation: Federation, history: Sequence[RoundRecord], parame
         "residuals": federation.residuals.summarize(),
         "uplink": asdict(up),
         "downlink": asdict(down),
-        "params_sha256": hashlib.sha256(parameters.astype("<f4").tobytes()).hexdigest(),
+        "params_sha256": hashlib.sha256(parameters.astype("<f4", copy=False).data).hexdigest(),
         "ledger_sha256": ledger.sha256,
         "seconds": seconds,
         "peak_memory_bytes": measure_peak_memory(),

@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsgd.compression import ClientId, EncodedUpdate, StateArrays
+from fedsgd.compression import ClientId, EncodedUpdate, EntryPatch, StateArrays
 from fedsgd.data import Examples
 from fedsgd.errors import NonFiniteError, RunError, WireError
 from fedsgd.federation.buffers import encode_buffer_section
 from fedsgd.federation.client_state import LOCAL, ClientState, UncommittedState, entries_of, with_prefix
 from fedsgd.federation.downlink_cache import DecodedDownlink, DownlinkCache
 from fedsgd.federation.plan import FederationPlan, Message, Reply, describe_non_finite
-from fedsgd.numerics.reductions import all_finite, squared_norm
+from fedsgd.numerics.arrays import F32
+from fedsgd.numerics.reductions import all_finite, patched_squared_norms, squared_norm
 from fedsgd.system.profiling import PhaseTimer
 from fedsgd.training import TrainingEngine, TrainingJob, TrainingResult
 from fedsgd.wire import HEADER_OFFSETS, Frame, FrameKind, Header, decode_frame, encode_frame, frame_overhead, require_header
@@ -210,7 +211,10 @@ def encode_update(plan: FederationPlan, task: ClientTask, result: TrainingResult
     local_entries = _local_state(plan, task.job, result)
     rollback_entries = ((name, patch.values) for name, patch in encoded.rollback.items() if patch is not None)
     next_entries = [*encoded.state.items(), *rollback_entries, *result.optimizer_state.items(), *local_entries.items()]
+    norms, finite_arrays = _residual_norms(plan, encoded)
     for name, value in next_entries:
+        if id(value) in finite_arrays:
+            continue
         if not (all_finite(value) if value.dtype == np.float32 else np.isfinite(value).all()):
             raise NonFiniteError(round, client, f"the client state entry {name} {describe_non_finite(value, plan.layout)}")
     header = Header(FrameKind.UPDATE, round, plan.uplink.codec, base=round, client=client, examples=result.n_examples)
@@ -226,7 +230,7 @@ def encode_update(plan: FederationPlan, task: ClientTask, result: TrainingResult
         **with_prefix(LOCAL, local_entries),
     }
     rollback = with_prefix(SCHEME, encoded.rollback)
-    seconds, norms = (task.decode_seconds, encode_seconds), _residual_norms(plan, encoded)
+    seconds = task.decode_seconds, encode_seconds
     repeated_frame = frame if state_if_accepted else None
     uncommitted_state = UncommittedState(round, state_if_accepted, rollback, repeated_frame, *norms, task.rounds_missed)
     n_processed = training.n_examples_processed(result.n_examples)
@@ -255,18 +259,34 @@ def _local_state(plan: FederationPlan, job: TrainingJob, result: TrainingResult)
     return entries
 
 
-def _residual_norms(plan: FederationPlan, encoded_update: EncodedUpdate) -> tuple[float, float]:
-    """Return the residual's norms for an accepted reply and for a lost reply; NaN if the scheme has no residual."""
+def _residual_norms(plan: FederationPlan, encoded_update: EncodedUpdate) -> tuple[tuple[float, float], tuple[int, ...]]:
+    """Return the residual's norms for an accepted and for a lost reply, and the ids of arrays that the norms show to be finite.
+
+    The norms are NaN if the scheme has no residual. The sum of squares of float32 numbers is finite if the numbers are.
+    """
     residual = plan.uplink.residual(encoded_update.state)
     if residual is None:
-        return math.nan, math.nan
-    squared_norm_if_accepted = squared_norm(residual)
+        return (math.nan, math.nan), ()
     (patch,) = (encoded_update.rollback.get(name) for name, value in encoded_update.state.items() if value is residual)
     if patch is None:
-        return math.sqrt(squared_norm_if_accepted), math.sqrt(squared_norm_if_accepted)
-    replaced_part = squared_norm_if_accepted if patch.indices is None else squared_norm(residual[patch.indices])
-    squared_norm_if_lost = max(0.0, squared_norm_if_accepted - replaced_part) + squared_norm(patch.values)
-    return math.sqrt(squared_norm_if_accepted), math.sqrt(squared_norm_if_lost)
+        norm = math.sqrt(squared_norm(residual))
+        return (norm, norm), ()
+    accepted, replaced, added = _patched_squared_norms(residual, patch)
+    norms = math.sqrt(accepted), math.sqrt(max(0.0, accepted - replaced) + added)
+    is_finite = math.isfinite(accepted) and math.isfinite(added)
+    return norms, (id(residual), id(patch.values)) if is_finite else ()
+
+
+def _patched_squared_norms(residual: F32, patch: EntryPatch) -> tuple[float, float, float]:
+    """Return the squared norms of a residual, of the part that a patch replaces, and of the patch."""
+    if patch.indices is None:
+        squared_norm_of_residual = squared_norm(residual)
+        return squared_norm_of_residual, squared_norm_of_residual, squared_norm(patch.values)
+    if residual.dtype == patch.values.dtype == np.float32:
+        sums = patched_squared_norms(residual, patch.indices, patch.values)
+        if not math.isnan(sums[0]):
+            return sums
+    return squared_norm(residual), squared_norm(residual[patch.indices]), squared_norm(patch.values)
 
 
 def client_update(

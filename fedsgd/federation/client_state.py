@@ -94,7 +94,8 @@ def entries_of(state: Mapping[str, V], prefix: str) -> dict[str, V]:
         state: entries by "prefix/name".
         prefix: owner of the entries: "scheme", "optimizer" or `LOCAL`.
     """
-    return {name[len(prefix) + 1 :]: value for name, value in state.items() if name.startswith(f"{prefix}/")}
+    start = f"{prefix}/"
+    return {name[len(start) :]: value for name, value in state.items() if name.startswith(start)}
 
 
 def with_prefix(prefix: str, values: Mapping[str, V]) -> dict[str, V]:
@@ -307,7 +308,7 @@ def _to_bf16(name: str, array: NDArray[Any]) -> NDArray[Any]:
 def _to_f32(name: str, array: NDArray[Any]) -> NDArray[Any]:
     if array.dtype != np.uint16:
         return array
-    return from_bfloat16(array.reshape(-1).astype(np.uint32)).reshape(array.shape)
+    return from_bfloat16(array.reshape(-1)).reshape(array.shape)
 
 
 def _convert_state(state: ClientState, convert: ArrayConverter) -> ClientState:

@@ -68,6 +68,10 @@ class DownlinkCache:
             self._entries[key] = frames, downlink
         return downlink
 
+    def clear(self) -> None:
+        """Drop the decoded frames of the current round. Frames that arrive again are decoded again."""
+        self._entries = {}
+
     def _decode_frames(self, plan: FederationPlan, header: Header, frames: Message, model_round: int) -> DecodedDownlink:
         start_time = time.perf_counter()
         model_frames, extra_frames = _split_frames(plan, frames)

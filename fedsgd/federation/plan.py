@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -76,7 +77,7 @@ class FederationPlan:
         """
         return CodecContext(self.seed, round, client, self.layout, reference, self.cohort_size, learning_rate_sum)
 
-    @property
+    @cached_property
     def max_update_bytes(self) -> int:
         """Bytes of the longest valid UPDATE frame. Longer frames are rejected before they are decoded."""
         return frame_overhead(MAX_SECTIONS) + self.uplink.max_bytes(self.layout) + max_buffer_section_bytes(self.buffers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from fedsgd.aggregation.result_check import check_result
 from fedsgd.aggregation.server_step import compute_server_step
 from fedsgd.aggregation.weighting import compute_weights, normalize_by_progress
 from fedsgd.compression import ClientId, StateArrays
+from fedsgd.config.registry import is_builtin
 from fedsgd.config.user_errors import wrap_user_errors
 from fedsgd.errors import NonFiniteError, RunError, WireError
 from fedsgd.federation.buffers import DecodedUpdate, average_buffers, encode_buffers_frame, split_buffers
@@ -134,7 +136,8 @@ def _encode_messages(
     `client_rounds` maps each client to (round of the client's stored model or an earlier round, round of the client's last
     accepted reply). A round of 0 stands for no model and for no reply.
     """
-    planner = CatchUpPlanner(plan.downlink, server.public_model, lambda round: plan.make_context(round, ALL_CLIENTS))
+    context = partial(plan.make_context, client=ALL_CLIENTS)
+    planner = CatchUpPlanner(plan.downlink, server.public_model, context, server.shared_frames)
     messages: dict[ClientId, Message] = {}
     shared_frames = {id(frame): frame for frame in server.shared_frames}
     for client, (model_round, acknowledged_round) in client_rounds.items():
@@ -183,7 +186,8 @@ def aggregate(
     if len({reply.client for reply in sorted_replies}) != len(sorted_replies):
         raise RunError(server.round, None, "the cohort has two replies of one client")
     if not sorted_replies and not plan.aggregator.steps_without_replies:
-        return _publish_next_round(plan, server, server.weights, np.zeros_like(server.weights)), {}
+        step = np.zeros_like(server.weights) if plan.downlink.uses_server_step else None
+        return _publish_next_round(plan, server, server.weights, step), {}
     decoded_updates = [decode_update(plan, reply, server.round) for reply in sorted_replies]
     frames = [update.frame for update in decoded_updates]
     aggregation_weights = _aggregation_weights(plan, server.round, frames, inclusion_probabilities)
@@ -197,9 +201,16 @@ def aggregate(
     buffers = average_buffers(client_buffers, aggregation_weights) if client_buffers else server.buffers
     with wrap_user_errors("server.optimizer", plan.server_optimizer, server.round):
         weights, step, optimizer_state = compute_server_step(
-            plan.server_optimizer, server.weights, update, server.optimizer_state, server.round
+            plan.server_optimizer,
+            server.weights,
+            update,
+            server.optimizer_state,
+            server.round,
+            overwrite_update=_is_temporary(plan, update, (server.aggregator_state, aggregator_state)),
+            needs_step=plan.downlink.uses_server_step,
         )
-    if not np.isfinite(weights).all():
+    del update
+    if not all_finite(weights):
         raise NonFiniteError(server.round, None, f"after the server's step {describe_non_finite(weights, plan.layout)}")
     acknowledged_rounds = server.acknowledged_rounds.with_rounds([reply.client for reply in sorted_replies], server.round)
     next_state = replace(
@@ -227,7 +238,15 @@ def advance_with_external_model(
         raise NonFiniteError(server.round, None, f"after the server's step {describe_non_finite(weights, plan.layout)}")
     acknowledged_rounds = server.acknowledged_rounds.with_rounds(accepted_clients, server.round)
     next_state = replace(server, acknowledged_rounds=acknowledged_rounds)
-    return _publish_next_round(plan, next_state, weights, weights - server.weights)
+    step = weights - server.weights if plan.downlink.uses_server_step else None
+    return _publish_next_round(plan, next_state, weights, step)
+
+
+def _is_temporary(plan: FederationPlan, update: F32, states: Sequence[StateArrays]) -> bool:
+    """Return whether an aggregate may be overwritten: neither a state of the aggregator nor a user's class refers to it."""
+    if not is_builtin(type(plan.aggregator)) or not update.flags.writeable:
+        return False
+    return not any(np.may_share_memory(update, array) for state in states for array in state.values())
 
 
 def _aggregate_updates(
@@ -287,7 +306,7 @@ def _fednova_weights(plan: FederationPlan, round: int, updates: Sequence[Decoded
     return normalize_by_progress(aggregation_weights, normalizers)
 
 
-def _publish_next_round(plan: FederationPlan, server: ServerState, weights: F32, step: F32) -> ServerState:
+def _publish_next_round(plan: FederationPlan, server: ServerState, weights: F32, step: F32 | None) -> ServerState:
     """Return the next round's server state, with the frames that all clients of the round are sent."""
     with wrap_user_errors("downlink.compressor", plan.downlink, server.round):
         weights, public_model = next_public_model(

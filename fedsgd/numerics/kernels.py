@@ -101,12 +101,13 @@ class Kernel(Generic[P, R]):
         KERNELS[f"{loop.__module__}.{loop.__name__}"] = self
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        if self._implementation is None:
+        implementation = self._implementation
+        if implementation is None:
             if _PROCESS.may_use_reference(self._n_elements(*args, **kwargs), self._element_ns):
                 return self.reference(*args, **kwargs)
-            self._implementation = self.compile() or self.reference
+            implementation = self._implementation = self.compile() or self.reference
         try:
-            return self._implementation(*args, **kwargs)
+            return implementation(*args, **kwargs)
         except OSError:  # numba could not store the compiled loop (full disk, deleted folder), and the loop has not run
             import numba
 
@@ -177,6 +178,6 @@ def kernel(
         reference: the form in numpy.
         n_elements: function of the kernel's arguments that returns the number of elements of a call; without it, that of all
             arrays among the arguments. A kernel whose result is longer than its arrays needs it.
-        element_ns: nanoseconds of the reference for each element, roughly.
+        element_ns: nanoseconds of the reference for each element, roughly; 0 if the reference calls other kernels, which count.
     """
     return lambda loop: Kernel(reference, loop, n_elements, element_ns)

@@ -161,3 +161,25 @@ def scatter_add(out: F64, indices: I64, values: F32, weight: float) -> None:
     """Add weight · values to out[indices], in place. indices: [k], distinct, within `out`."""
     for i in range(indices.size):
         out[indices[i]] += np.float64(values[i]) * weight
+
+
+_bucket_sums_loop = jit_helper(bucket_sums.loop)
+
+
+def _patched_squared_norms_reference(x: F32, indices: I64, values: F32) -> tuple[float, float, float]:
+    if len(indices) and (indices.min() < 0 or indices.max() >= len(x)):
+        return np.nan, np.nan, np.nan
+    return squared_norm(x), squared_norm(x[indices]), squared_norm(values)
+
+
+@kernel(_patched_squared_norms_reference, element_ns=0)
+def patched_squared_norms(x: F32, indices: I64, values: F32) -> tuple[float, float, float]:
+    """Return |x|², |x[indices]|² and |values|², each as `squared_norm` computes it; NaN if an index [k] is outside of x."""
+    part = np.empty(indices.size, dtype=np.float32)
+    for i in range(indices.size):
+        if indices[i] < 0 or indices[i] >= x.size:
+            return np.nan, np.nan, np.nan
+        part[i] = x[indices[i]]
+    total = _bucket_sums_loop(x, x.size, 2)[0] if x.size else 0.0
+    replaced = _bucket_sums_loop(part, part.size, 2)[0] if part.size else 0.0
+    return total, replaced, _bucket_sums_loop(values, values.size, 2)[0] if values.size else 0.0

@@ -54,6 +54,10 @@ class ClientHost:
         """Models that the clients have stored."""
         return self._downlink_cache.model_cache
 
+    def release_downlink(self) -> None:
+        """Drop the decoded frames of the last messages, which have the size of a model. Models of clients stay stored."""
+        self._downlink_cache.clear()
+
     def process_messages(self, messages: Mapping[ClientId, Message]) -> Iterator[ClientOutcome]:
         """Yield one outcome for each client, in any order. An error at a client becomes a failure of that client."""
         tasks: dict[ClientId, ClientTask] = {}

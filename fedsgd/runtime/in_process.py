@@ -41,3 +41,4 @@ class InProcessRuntime:
         host, clients = self._host, list(messages)
         for chunk in chunk_by_size(clients, host.data.sizes_of(clients), host.engine.preferred_batch_of_clients):
             yield from host.process_messages({client: messages[client] for client in chunk})
+        host.release_downlink()

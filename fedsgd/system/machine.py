@@ -10,6 +10,8 @@ import numpy as np
 
 _POOL_BYTES = 2**25
 """Intended bytes of all arrays of a measurement; two arrays of more than 16 MiB each are larger."""
+_MAX_COPIED_NUMBERS = 2**24
+"""Numbers from which on a vector is copied in blocks: two arrays of 64 MiB do not fit in a cache."""
 _N_COPIES = 15
 """Number of copies in a measurement, whose median is the result."""
 
@@ -39,6 +41,8 @@ def memcpy_seconds(size: int) -> float:
 
     Encoding and decoding times are given as multiples of this time, so that results of different machines are comparable.
     """
+    n_blocks = max(1, size // _MAX_COPIED_NUMBERS)  # a longer vector is copied in blocks, to save memory
+    size //= n_blocks
     n = max(2, _POOL_BYTES // (4 * size)) if size else 2
     pool = np.ones((n, size), dtype=np.float32)  # ones, not empty, so that all pages exist
     durations = []
@@ -46,4 +50,4 @@ def memcpy_seconds(size: int) -> float:
         start = time.perf_counter()
         np.copyto(pool[i % len(pool)], pool[(i + len(pool) // 2) % len(pool)])
         durations.append(time.perf_counter() - start)
-    return max(1e-9, sorted(durations)[_N_COPIES // 2])
+    return max(1e-9, n_blocks * sorted(durations)[_N_COPIES // 2])

@@ -97,14 +97,17 @@ class LocalTraining:
 
     def n_steps(self, n: int) -> int:
         """Return the number of local steps in a round of a client with n examples."""
+        return self._n_steps(n, self.plan_batches(n))
+
+    def _n_steps(self, n: int, plan: BatchPlan) -> int:
         if n == 0:
             return 0
-        return self.plan_batches(n).n_batches * (self.epochs or 0) if self.steps is None else self.steps
+        return plan.n_batches * (self.epochs or 0) if self.steps is None else self.steps
 
     def n_examples_processed(self, n: int) -> int:
         """Return the number of examples in the batches of `n_steps(n)` steps, repetitions included."""
         plan = self.plan_batches(n)
-        n_passes, n_rest = divmod(self.n_steps(n), max(plan.n_batches, 1))
+        n_passes, n_rest = divmod(self._n_steps(n, plan), max(plan.n_batches, 1))
         return n_passes * plan.n_examples + n_rest * plan.size
 
     def local_step(

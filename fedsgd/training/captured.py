@@ -91,6 +91,7 @@ class Captured:
                 self._sample.select(rows[::-1][:batch_size].copy()),
             )
             check_attributes(self._flat_module)
+            step_buffers.release_module_parameters()
             return step
 
     def _get_or_capture_step(self, batch_size: int) -> CapturedStep | None:
@@ -173,7 +174,8 @@ class Captured:
 
     def evaluate(self, weights: F32, examples: Examples, buffers: F32 | None = None) -> EvaluationResult:
         """Return the loss and the metrics of a model: see `TrainingEngine.evaluate`."""
-        return self._flat_module.evaluate(weights, examples, self._step_buffers.tensor_format, buffers)
+        tensor_format, memory = self._step_buffers.tensor_format, self._step_buffers.w  # the next client overwrites the memory
+        return self._flat_module.evaluate(weights, examples, tensor_format, buffers, memory)
 
 
 class BatchBuffer:

@@ -88,10 +88,13 @@ class FlatModule:
         for parameter, view in zip(self.parameters, views, strict=True):
             parameter.data = view
 
-    def load_weights(self, weights: F32, tensor_format: TensorFormat | None = None) -> None:
-        """Bind the parameters to a copy of weights [P] in wire order; the copy is in this format, by default in wire order."""
+    def load_weights(self, weights: F32, tensor_format: TensorFormat | None = None, memory: Tensor | None = None) -> None:
+        """Bind the parameters to a copy of weights [P] in wire order; the copy is in this format, by default in wire order.
+
+        `memory` [P] is overwritten with the copy; without it, new memory is allocated.
+        """
         tensor_format = tensor_format or TensorFormat(self.task.layout)
-        flat = torch.empty(len(weights))
+        flat = torch.empty(len(weights)) if memory is None else memory
         tensor_format.load(flat, weights)
         self.bind_parameters(tensor_format.view_tensors(flat))
 
@@ -116,10 +119,18 @@ class FlatModule:
         return torch.cat([part.reshape(-1) for part in parts]), find_unused_slices(self.task.layout, gradients)
 
     def evaluate(
-        self, weights: F32, examples: Examples, tensor_format: TensorFormat, buffers: F32 | None = None
+        self,
+        weights: F32,
+        examples: Examples,
+        tensor_format: TensorFormat,
+        buffers: F32 | None = None,
+        memory: Tensor | None = None,
     ) -> EvaluationResult:
-        """Return the loss and the metrics as `TrainingEngine.evaluate`, computed in slices with parameters in this format."""
-        self.load_weights(weights, tensor_format)
+        """Return the loss and the metrics as `TrainingEngine.evaluate`, computed in slices with parameters in this format.
+
+        The parameters are stored in `memory` [P], which is overwritten; without it, in new memory.
+        """
+        self.load_weights(weights, tensor_format, memory)
         self.task.module.eval()
         results = EvaluationAccumulator(self.task, len(examples))
         with use_single_thread(), torch.no_grad(), isolate_generators(0):

@@ -12,6 +12,7 @@ from fedsgd.numerics.arrays import I64, U8, U32, U64
 from fedsgd.numerics.kernels import jit_helper, kernel
 
 Bytes = bytes | memoryview
+_ONE_BYTE = [bytes([value]) for value in range(0x80)]
 
 
 def n_bytes(n_bits: int) -> int:
@@ -109,6 +110,8 @@ def pack_varint(value: int) -> bytes:
     Args:
         value: integer, at least 0; `unpack_varint` reads integers below 2³⁵.
     """
+    if value < 0x80:
+        return _ONE_BYTE[value]
     out = bytearray()
     while value >= 0x80:
         out.append(value & 0x7F | 0x80)
@@ -124,6 +127,8 @@ def unpack_varint(data: Bytes, offset: int) -> tuple[int, int]:
         data: bytes that contain the integer.
         offset: position of the integer's first byte in `data`.
     """
+    if offset < len(data) and data[offset] < 0x80:
+        return data[offset], offset + 1
     value = 0
     for i in range(5):
         if offset + i >= len(data):

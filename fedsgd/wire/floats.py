@@ -13,7 +13,7 @@ import numpy as np
 
 from fedsgd.errors import WireError, shift_offset
 from fedsgd.numerics.arrays import F32, U8, U16, U32, U64
-from fedsgd.numerics.kernels import kernel
+from fedsgd.numerics.kernels import jit_helper, kernel
 from fedsgd.numerics.rng import counter_hash, counter_hash_scalar
 from fedsgd.wire import bits, rans
 from fedsgd.wire.bits import Bytes
@@ -21,6 +21,8 @@ from fedsgd.wire.bits import Bytes
 PLAIN, ROTATED = 0, 1
 MIN_SCALE_EXPONENT, MAX_SCALE_EXPONENT = -163, 113
 """Limits of the exponent of float16's common scale. They follow from the smallest and the largest float32."""
+BLOCK = 2**16
+"""Words of a block. A whole model is converted block after block, so that intermediate results need little memory."""
 
 
 def encode_words(words: U32 | U16, entropy: bool) -> Bytes:
@@ -30,17 +32,46 @@ def encode_words(words: U32 | U16, entropy: bool) -> Bytes:
         words: [k] uint32 or uint16, the bits of the numbers.
         entropy: True to use the entropy code if it is shorter.
     """
-    width = words.itemsize
-    plain = words.astype(f"<u{width}", copy=False).data.cast("B")
+    if entropy and rans.MIN_SYMBOLS_TO_CODE <= len(words) < rans.MIN_SYMBOLS_TO_ESTIMATE:
+        return _encode_short(words.astype(np.uint32, copy=False), 8 * words.itemsize).tobytes()
+    plain = words.astype(f"<u{words.itemsize}", copy=False).data.cast("B")
     if not entropy:
         return plain
+    if len(words) > BLOCK:
+        return _encode_in_blocks(words, plain)
+    return _encode_in_steps(words.astype(np.uint32, copy=False), plain)
+
+
+def _encode_in_steps(words: U32, plain: Bytes) -> bytes:
     if len(words) >= rans.MIN_SYMBOLS_TO_CODE:
-        upper, lower = _split(words.astype(np.uint32, copy=False), 8 * width)
-        symbols = rans.encode_symbols(upper)
-        code = bytes([ROTATED]) + bits.pack_varint(len(symbols)) + symbols
+        upper, lower = _split(words, 8 * len(plain) // len(words))
+        code = _encode_upper(upper)
         if len(code) + len(lower) < 1 + len(plain):
             return b"".join([code, lower.data])
     return b"".join([bytes([PLAIN]), plain])
+
+
+def _encode_upper(upper: U8) -> bytes:
+    symbols = rans.encode_symbols(upper)
+    return bytes([ROTATED]) + bits.pack_varint(len(symbols)) + symbols
+
+
+def _encode_in_blocks(words: U32 | U16, plain: memoryview) -> Bytes:
+    """Return the same bytes as `encode_words` with entropy code, and need little memory besides them: the upper bytes [k]."""
+    k, width = len(words), words.itemsize
+    blocks = [slice(start, start + BLOCK) for start in range(0, k, BLOCK)]
+    upper = np.empty(k, dtype=np.uint8)
+    for block in blocks:
+        np.right_shift(words[block], 8 * width - 9, out=upper[block], casting="unsafe")
+    code = _encode_upper(upper)
+    if len(code) + k * (width - 1) >= 1 + len(plain):
+        return b"".join([bytes([PLAIN]), plain])
+    out = np.empty(len(code) + k * (width - 1), dtype=np.uint8)
+    out[: len(code)] = np.frombuffer(code, dtype=np.uint8)
+    lower = out[len(code) :].reshape(k, width - 1)
+    for block in blocks:
+        lower[block] = _split(words[block].astype(np.uint32, copy=False), 8 * width)[1].reshape(-1, width - 1)
+    return out.data
 
 
 def decode_words(data: Bytes, k: int, width: int, entropy: bool) -> U32:
@@ -84,13 +115,15 @@ def to_bfloat16(values: F32) -> U16:
     return _to_bfloat16(values.view(np.uint32))
 
 
-def from_bfloat16(words: U32) -> F32:
+def from_bfloat16(words: U32 | U16, overwrite: bool = False) -> F32:
     """Return the float32 numbers that have the words as upper halves, and zeros as lower halves.
 
     Args:
-        words: [k] uint32, each below 2¹⁶.
+        words: [k] uint32 or uint16, each below 2¹⁶.
+        overwrite: True to return the numbers in the memory of the words, if these are uint32.
     """
-    return (words << np.uint32(16)).view(np.float32)
+    wide_words: U32 = words.astype(np.uint32, copy=not overwrite)
+    return np.left_shift(wide_words, np.uint32(16), out=wide_words).view(np.float32)
 
 
 def choose_scale_exponent(values: F32) -> int:
@@ -102,7 +135,7 @@ def choose_scale_exponent(values: F32) -> int:
     Args:
         values: [k] float32, finite.
     """
-    peak = float(np.abs(values).max(initial=0))
+    peak = max(float(values.max(initial=0)), -float(values.min(initial=0)))
     return int(np.frexp(peak)[1]) - 15 if peak else 0
 
 
@@ -119,14 +152,31 @@ def to_float16(values: F32, exponent: int) -> U16:
     return words
 
 
-def from_float16(words: U32, exponent: int) -> F32:
+def from_float16(words: U32 | U16, exponent: int) -> F32:
     """Return half · 2^e as float32.
 
     Args:
-        words: [k] uint32, the bits of finite halves.
+        words: [k] uint32 or uint16, the bits of finite halves.
         exponent: e.
     """
-    return _from_float16(words, float(np.ldexp(1.0, exponent)))
+    factor = float(np.ldexp(1.0, exponent))
+    if len(words) <= BLOCK:
+        return _from_float16(words.astype(np.uint32, copy=False), factor)
+    values = np.empty(len(words), dtype=np.float32)
+    for start in range(0, len(words), BLOCK):
+        block = slice(start, start + BLOCK)
+        values[block] = _from_float16(words[block].astype(np.uint32, copy=False), factor)
+    return values
+
+
+def has_non_finite_float16(words: U32) -> bool:
+    """Return whether a half is an infinity or a NaN.
+
+    Args:
+        words: [k] uint32, the bits of halves.
+    """
+    blocks = (words[start : start + BLOCK] for start in range(0, len(words), BLOCK))
+    return any(bool(((block & np.uint32(0x7C00)) == 0x7C00).any()) for block in blocks)
 
 
 def round_to_powers_of_two(values: F32, key: int) -> U16:
@@ -181,6 +231,44 @@ def _split(words: U32, width: int) -> tuple[U8, U8]:
             upper[i] = np.uint8((word >> np.uint32(7)) & np.uint32(255))
             lower[i] = np.uint8(((word << np.uint32(1)) | (word >> np.uint32(15))) & np.uint32(255))
     return upper, lower
+
+
+_split_loop = jit_helper(_split.loop)
+_encode_symbols_loop = jit_helper(rans.encode_short.loop)
+
+
+def _encode_short_reference(words: U32, width: int) -> U8:
+    plain = words.astype(f"<u{width // 8}").tobytes()
+    return np.frombuffer(_encode_in_steps(words, plain), dtype=np.uint8)
+
+
+@kernel(_encode_short_reference, element_ns=0)
+def _encode_short(words: U32, width: int) -> U8:
+    """Return the bytes of words(k) with entropy code, for 32 words or more and fewer than 4096. width: 32 or 16."""
+    n_rest = width // 8 - 1
+    upper, lower = _split_loop(words, width)
+    symbols = _encode_symbols_loop(upper)
+    n_symbols = symbols.size if symbols.size else 1 + upper.size
+    n_head = 2 if n_symbols < 128 else 3
+    out = np.empty(1 + (n_rest + 1) * words.size, dtype=np.uint8)
+    if n_head + n_symbols + lower.size >= out.size:
+        out[0] = np.uint8(0)
+        for i in range(words.size):
+            for byte in range(n_rest + 1):
+                out[1 + (n_rest + 1) * i + byte] = np.uint8(words[i] >> np.uint32(8 * byte) & np.uint32(255))
+        return out
+    out[0] = np.uint8(1)
+    if n_head == 3:
+        out[1], out[2] = np.uint8(n_symbols & 127 | 128), np.uint8(n_symbols >> 7)
+    else:
+        out[1] = np.uint8(n_symbols)
+    if symbols.size:
+        out[n_head : n_head + n_symbols] = symbols
+    else:
+        out[n_head] = np.uint8(0)
+        out[n_head + 1 : n_head + n_symbols] = upper
+    out[n_head + n_symbols : n_head + n_symbols + lower.size] = lower
+    return out[: n_head + n_symbols + lower.size]
 
 
 def _join_reference(upper: U8, lower: U8, width: int) -> U32:

@@ -13,13 +13,17 @@ import numpy as np
 
 from fedsgd.errors import WireError
 from fedsgd.numerics.arrays import I64, U8
-from fedsgd.numerics.kernels import kernel
+from fedsgd.numerics.kernels import jit_helper, kernel
 from fedsgd.wire import bits, rans
 from fedsgd.wire.bits import Bytes
 
 GAPS_PER_BLOCK = 128
 PARAMETER_BITS = 5
 MAX_BIT_LENGTH = 31
+MAX_SHORT_GAPS = 4095
+"""Largest number of gaps that are coded in one call of a kernel: a call takes longer than a step of a short code."""
+MIN_GAPS_FOR_CLASSES = 64
+"""Smallest k for which classes are tried. With fewer gaps, their frequency table usually costs more than the code saves."""
 
 
 def choose_rice_parameters(gaps: I64) -> tuple[I64, int]:
@@ -29,7 +33,7 @@ def choose_rice_parameters(gaps: I64) -> tuple[I64, int]:
         gaps: [k] int64, non-negative.
     """
     parameters, n_fixed, n_unary = _choose_rice_parameters(gaps)
-    return parameters, sum(bits.n_bytes(n) for n in (PARAMETER_BITS * len(parameters), n_fixed, n_unary))
+    return parameters, bits.n_bytes(PARAMETER_BITS * len(parameters)) + bits.n_bytes(n_fixed) + bits.n_bytes(n_unary)
 
 
 def encode_rice(gaps: I64, parameters: I64) -> bytes:
@@ -51,6 +55,15 @@ def decode_rice(body: Bytes, k: int) -> I64:
         body: bytes of the code alone.
         k: number of gaps.
     """
+    if k <= MAX_SHORT_GAPS:
+        gaps, is_valid = _decode_rice(np.frombuffer(body, dtype=np.uint8), k)
+        if is_valid:
+            return gaps
+    return _decode_rice_in_steps(body, k)
+
+
+def _decode_rice_in_steps(body: Bytes, k: int) -> I64:
+    """Decode gaps; raise WireError for the first step that finds a fault."""
     n_blocks = (k + GAPS_PER_BLOCK - 1) // GAPS_PER_BLOCK
     head = bits.n_bytes(PARAMETER_BITS * n_blocks)
     if 8 * (len(body) - head) < k:
@@ -87,14 +100,22 @@ def decode_classes(body: Bytes, k: int) -> I64:
         raise WireError(0, f"{length} bytes of bit lengths, but the section has only {len(body) - start} more")
     end = start + length
     classes = rans.decode_symbols(body[start:end], k)
+    if k <= MAX_SHORT_GAPS:
+        gaps, is_valid = _unpack_mantissas(np.frombuffer(body[end:], dtype=np.uint8), classes)
+        if is_valid:
+            return gaps
     if k and int(classes.max()) > MAX_BIT_LENGTH:
         raise WireError(start, f"a gap of {int(classes.max())} bits, expected at most {MAX_BIT_LENGTH}")
     widths = _mantissa_widths(classes)
     n_mantissas = bits.n_bytes(int(widths.sum()))
     if len(body) != end + n_mantissas:
         raise WireError(end, f"{len(body) - end} bytes of mantissas, expected {n_mantissas}")
+    return _unpack_gaps(body[end:], classes, widths)
+
+
+def _unpack_gaps(mantissas: Bytes, classes: U8, widths: I64) -> I64:
     leading_bits = np.where(classes > 0, np.int64(1) << widths, 0)
-    gaps: I64 = leading_bits | bits.unpack(body[end:], widths)
+    gaps: I64 = leading_bits | bits.unpack(mantissas, widths)
     return gaps
 
 
@@ -170,3 +191,184 @@ def _bit_lengths(gaps: I64) -> U8:
             length += int(gaps[i] >= (1 << bit))
         out[i] = length
     return out
+
+
+@jit_helper
+def _write_bits(out: U8, position: int, value: int, width: int) -> None:
+    """Write the lowest `width` bits of a value at a bit position of zeros."""
+    while width > 0:
+        shift = position & 7
+        n = min(8 - shift, width)
+        out[position >> 3] |= np.uint8((value & ((1 << n) - 1)) << shift)
+        value >>= n
+        position += n
+        width -= n
+
+
+@jit_helper
+def _read_bits(data: U8, position: int, width: int) -> int:
+    """Return the integer of `width` bits at a bit position."""
+    value, n_read = 0, 0
+    while n_read < width:
+        shift = position & 7
+        n = min(8 - shift, width - n_read)
+        value |= (int(data[position >> 3]) >> shift & ((1 << n) - 1)) << n_read
+        position += n
+        n_read += n
+    return value
+
+
+_choose_rice_parameters_loop = jit_helper(_choose_rice_parameters.loop)
+_bit_lengths_loop = jit_helper(_bit_lengths.loop)
+_encode_symbols_loop = jit_helper(rans.encode_short.loop)
+
+
+def _positions_to_gaps_reference(indices: I64) -> I64:
+    return np.diff(indices, prepend=-1) - 1
+
+
+@kernel(_positions_to_gaps_reference)
+def positions_to_gaps(indices: I64) -> I64:
+    """Return the gaps, [k] int64: the number of positions between each position and its predecessor; for the first, from 0.
+
+    Args:
+        indices: [k] int64, ascending positions.
+    """
+    gaps = np.empty(indices.size, dtype=np.int64)
+    previous = -1
+    for i in range(indices.size):
+        gaps[i] = indices[i] - previous - 1
+        previous = indices[i]
+    return gaps
+
+
+_positions_to_gaps_loop = jit_helper(positions_to_gaps.loop)
+
+
+def _encode_short_reference(indices: I64) -> tuple[U8, bool]:
+    gaps = positions_to_gaps(indices)
+    rice = encode_rice(gaps, choose_rice_parameters(gaps)[0])
+    classes = encode_classes(gaps) if len(gaps) >= MIN_GAPS_FOR_CLASSES else rice
+    is_shorter = len(classes) < len(rice)
+    return np.frombuffer(classes if is_shorter else rice, dtype=np.uint8), is_shorter
+
+
+@kernel(_encode_short_reference, element_ns=0)
+def encode_short(indices: I64) -> tuple[U8, bool]:
+    """Return the shorter code of the gaps between positions, and True for classes; Rice's code if the lengths are equal.
+
+    Classes are tried from `MIN_GAPS_FOR_CLASSES` positions on.
+
+    Args:
+        indices: [k] int64, ascending positions, at most `MAX_SHORT_GAPS`.
+    """
+    gaps = _positions_to_gaps_loop(indices)
+    parameters, n_fixed, n_unary = _choose_rice_parameters_loop(gaps)
+    fixed_start = (5 * parameters.size + 7) >> 3
+    unary_start = fixed_start + ((n_fixed + 7) >> 3)
+    n_rice = unary_start + ((n_unary + 7) >> 3)
+    if gaps.size >= 64:
+        classes = _bit_lengths_loop(gaps)
+        symbols = _encode_symbols_loop(classes)
+        n_symbols = symbols.size if symbols.size else 1 + classes.size
+        start = n_symbols + (1 if n_symbols < 128 else 2)
+        n_bits = 0
+        for i in range(classes.size):
+            n_bits += max(0, int(classes[i]) - 1)
+        if start + ((n_bits + 7) >> 3) < n_rice:
+            out = np.zeros(start + ((n_bits + 7) >> 3), dtype=np.uint8)
+            if n_symbols < 128:
+                out[0] = np.uint8(n_symbols)
+            else:
+                out[0], out[1] = np.uint8(n_symbols & 127 | 128), np.uint8(n_symbols >> 7)
+            if symbols.size:
+                out[start - n_symbols : start] = symbols
+            else:
+                out[start - n_symbols + 1 : start] = classes
+            position = 8 * start
+            for i in range(classes.size):
+                width = max(0, int(classes[i]) - 1)
+                _write_bits(out, position, int(gaps[i]), width)
+                position += width
+            return out, True
+    out = np.zeros(n_rice, dtype=np.uint8)
+    for block in range(parameters.size):
+        _write_bits(out, 5 * block, int(parameters[block]), 5)
+    position, end = 8 * fixed_start, 8 * unary_start - 1
+    for i in range(gaps.size):
+        width = int(parameters[i >> 7])
+        _write_bits(out, position, int(gaps[i]), width)
+        position += width
+        end += int(gaps[i] >> width) + 1
+        out[end >> 3] |= np.uint8(1 << (end & 7))
+    return out, False
+
+
+def _decode_rice_reference(body: U8, k: int) -> tuple[I64, bool]:
+    try:
+        return _decode_rice_in_steps(body.tobytes(), k), True
+    except WireError:
+        return np.zeros(0, dtype=np.int64), False
+
+
+@kernel(_decode_rice_reference, lambda body, k: k, element_ns=0)
+def _decode_rice(body: U8, k: int) -> tuple[I64, bool]:
+    """Return the gaps of Rice's code [k], and True if the code is valid; else no gaps, and False."""
+    invalid = np.zeros(0, dtype=np.int64), False
+    n_blocks = (k + 127) // 128
+    fixed_start = (5 * n_blocks + 7) >> 3
+    if 8 * (body.size - fixed_start) < k:
+        return invalid
+    gaps = np.empty(k, dtype=np.int64)
+    n_fixed = 0
+    for block in range(n_blocks):
+        n_fixed += _read_bits(body, 5 * block, 5) * min(128, k - 128 * block)
+    unary_start = fixed_start + ((n_fixed + 7) >> 3)
+    if body.size < unary_start:
+        return invalid
+    position, bit, previous = 8 * fixed_start, 8 * unary_start, 8 * unary_start - 1
+    for i in range(k):
+        while bit < 8 * body.size and not (int(body[bit >> 3]) >> (bit & 7)) & 1:
+            bit += 1
+        if bit >= 8 * body.size:
+            return invalid
+        width = _read_bits(body, 5 * (i >> 7), 5)
+        gaps[i] = (bit - previous - 1) << width | _read_bits(body, position, width)
+        position += width
+        previous = bit
+        bit += 1
+    for part_end, n_used in ((fixed_start, 5 * n_blocks), (unary_start, 8 * fixed_start + n_fixed), (body.size, bit)):
+        if n_used <= 8 * part_end - 8 or (n_used < 8 * part_end and int(body[part_end - 1]) >> (n_used & 7)):
+            return invalid  # a byte that is not needed, or padding that is not zero
+    return gaps, True
+
+
+def _unpack_mantissas_reference(body: U8, classes: U8) -> tuple[I64, bool]:
+    widths = _mantissa_widths(classes)
+    try:
+        if not (classes <= MAX_BIT_LENGTH).all() or len(body) != bits.n_bytes(int(widths.sum())):
+            return np.zeros(0, dtype=np.int64), False
+        return _unpack_gaps(body.tobytes(), classes, widths), True
+    except WireError:
+        return np.zeros(0, dtype=np.int64), False
+
+
+@kernel(_unpack_mantissas_reference, element_ns=0)
+def _unpack_mantissas(body: U8, classes: U8) -> tuple[I64, bool]:
+    """Return the gaps [k], and True if the bits below their highest bits are valid; else no gaps, and False."""
+    invalid = np.zeros(0, dtype=np.int64), False
+    n_bits = 0
+    for i in range(classes.size):
+        if classes[i] > 31:
+            return invalid
+        n_bits += max(0, int(classes[i]) - 1)
+    if body.size != (n_bits + 7) >> 3 or (n_bits & 7 and int(body[body.size - 1]) >> (n_bits & 7)):
+        return invalid
+    gaps = np.zeros(classes.size, dtype=np.int64)
+    position = 0
+    for i in range(classes.size):
+        if classes[i] > 0:
+            width = int(classes[i]) - 1
+            gaps[i] = 1 << width | _read_bits(body, position, width)
+            position += width
+    return gaps, True

@@ -10,14 +10,13 @@ import numpy as np
 
 from fedsgd.errors import WireError, shift_offset
 from fedsgd.numerics.arrays import I64, U8
+from fedsgd.numerics.kernels import kernel
 from fedsgd.system.profiling import timed
 from fedsgd.wire import bits, gap_codec
 from fedsgd.wire.bits import Bytes
 from fedsgd.wire.frame import Section
 
 RICE, BITMAP, RAW, COMPLEMENT, CLASSES = range(5)
-MIN_GAPS_FOR_CLASSES = 64
-"""Smallest k for which CLASSES is tried. With fewer gaps, its frequency table usually costs more than the code saves."""
 
 
 def max_index_bytes(size: int) -> int:
@@ -41,27 +40,37 @@ def encode_indices(indices: I64, size: int) -> bytes:
     >>> data[0] == RICE, len(data), count_indices(data, 1000)
     (True, 6, 3)
     """
-    k, gaps = len(indices), _positions_to_gaps(indices)
-    parameters, rice_bytes = gap_codec.choose_rice_parameters(gaps)
+    k = len(indices)
     count = bits.pack_varint(k)
-    lengths = {RICE: len(count) + rice_bytes, BITMAP: bits.n_bytes(size), RAW: len(count) + _raw_position_bytes(size) * k}
-    complement = classes = b""
+    gap_tag, gap_code = _encode_gaps(indices)
+    n_count = len(count)
+    candidates = [
+        (n_count + len(gap_code), gap_tag),
+        (bits.n_bytes(size), BITMAP),
+        (n_count + _raw_position_bytes(size) * k, RAW),
+    ]
     if 2 * k > size:
-        complement = _encode_rice(_complement(indices, size))
-        lengths[COMPLEMENT] = len(complement)
-    if k >= MIN_GAPS_FOR_CLASSES:
-        classes = count + gap_codec.encode_classes(gaps)
-        lengths[CLASSES] = len(classes)
-    tag = min(lengths, key=lambda tag: (lengths[tag], tag))
+        complement_code = _encode_rice(_complement(indices, size))
+        candidates.append((len(complement_code), COMPLEMENT))
+    _, tag = min(candidates)
     if tag == BITMAP:
         body = np.packbits(_build_mask(indices, size), bitorder="little").tobytes()
     elif tag == RAW:
         body = count + indices.astype("<u4").view(np.uint8).reshape(-1, 4)[:, : _raw_position_bytes(size)].tobytes()
-    elif tag == RICE:
-        body = count + gap_codec.encode_rice(gaps, parameters)
     else:
-        body = complement if tag == COMPLEMENT else classes
+        body = complement_code if tag == COMPLEMENT else count + gap_code
     return bytes([tag]) + body
+
+
+def _encode_gaps(indices: I64) -> tuple[int, bytes]:
+    """Return RICE or CLASSES, the tag of the shorter code of the gaps between positions, and the code."""
+    if len(indices) <= gap_codec.MAX_SHORT_GAPS:
+        code, is_classes = gap_codec.encode_short(indices)
+        return (CLASSES if is_classes else RICE), code.tobytes()
+    gaps = gap_codec.positions_to_gaps(indices)
+    parameters, rice_bytes = gap_codec.choose_rice_parameters(gaps)
+    classes = gap_codec.encode_classes(gaps)
+    return (CLASSES, classes) if len(classes) < rice_bytes else (RICE, gap_codec.encode_rice(gaps, parameters))
 
 
 @timed("decode")
@@ -96,10 +105,11 @@ def _decode(data: Bytes, size: int, max_k: int) -> I64:
         return _decode_raw(data[start:], k, size)
     with shift_offset(start):
         gaps = gap_codec.decode_classes(data[start:], k) if data[0] == CLASSES else gap_codec.decode_rice(data[start:], k)
-    if k and int(gaps.max()) >= size:
-        raise WireError(start, f"a gap of {int(gaps.max())} positions, expected less than {size}")
-    indices = _gaps_to_positions(gaps)
-    _check_range(indices, size)
+    indices, is_valid = _gaps_to_positions(gaps, size)
+    if not is_valid:
+        if int(gaps.max()) >= size:
+            raise WireError(start, f"a gap of {int(gaps.max())} positions, expected less than {size}")
+        raise WireError(1, f"index {int(gaps.sum()) + k - 1} is outside [0, {size})")
     return _complement(indices, size) if data[0] == COMPLEMENT else indices
 
 
@@ -116,17 +126,8 @@ def count_indices(data: Bytes, size: int) -> int:
     return size - k if data[0] == COMPLEMENT else k
 
 
-def _positions_to_gaps(indices: I64) -> I64:
-    return np.diff(indices, prepend=-1) - 1
-
-
-def _gaps_to_positions(gaps: I64) -> I64:
-    indices: I64 = np.cumsum(gaps + 1) - 1
-    return indices
-
-
 def _encode_rice(indices: I64) -> bytes:
-    gaps = _positions_to_gaps(indices)
+    gaps = gap_codec.positions_to_gaps(indices)
     return bits.pack_varint(len(indices)) + gap_codec.encode_rice(gaps, gap_codec.choose_rice_parameters(gaps)[0])
 
 
@@ -169,3 +170,25 @@ def _decode_raw(body: Bytes, k: int, size: int) -> I64:
         raise WireError(1, "indices are not strictly ascending")
     _check_range(indices, size)
     return indices
+
+
+# ---------------------------------------------------------------------------------------------------------------- the kernels
+
+
+def _gaps_to_positions_reference(gaps: I64, size: int) -> tuple[I64, bool]:
+    indices: I64 = np.cumsum(gaps + 1) - 1
+    is_valid = not len(gaps) or bool(gaps.max() < size and indices[-1] < size)
+    return (indices if is_valid else indices[:0]), is_valid
+
+
+@kernel(_gaps_to_positions_reference)
+def _gaps_to_positions(gaps: I64, size: int) -> tuple[I64, bool]:
+    """Return the positions [k] of gaps that are not negative, and True; no positions, and False if one is not below `size`."""
+    indices = np.empty(gaps.size, dtype=np.int64)
+    position = -1
+    for i in range(gaps.size):
+        if gaps[i] >= size or position + gaps[i] + 1 >= size:
+            return indices[:0], False
+        position += gaps[i] + 1
+        indices[i] = position
+    return indices, True

@@ -22,17 +22,15 @@ from functools import cache
 import numpy as np
 
 from fedsgd.errors import WireError
-from fedsgd.numerics.arrays import I64, U8, U16, U32, U64
-from fedsgd.numerics.kernels import kernel
-from fedsgd.wire import bits
+from fedsgd.numerics.arrays import I64, U8
+from fedsgd.numerics.kernels import jit_helper, kernel
+from fedsgd.wire import bits, rans_kernels
 from fedsgd.wire.bits import Bytes
+from fedsgd.wire.rans_kernels import LANES, MIN_STATE
 
 PLAIN = 0
 SCALE_BITS = {1: 12, 2: 15}
 """log₂ T of each mode of rANS. The smallest state is 2¹⁵, so T may not be larger."""
-MIN_STATE = 1 << 15
-"""Lower end of a state's range, [2¹⁵, 2³¹)."""
-LANES = 4
 MIN_SYMBOLS_TO_ESTIMATE = 4096
 """Smallest number of symbols for which the length of the code is estimated before it is computed."""
 MIN_SYMBOLS_TO_CODE = 32
@@ -57,8 +55,10 @@ def encode_symbols(symbols: U8, entropy: bool = True, frequency_bits: int = 12) 
         frequency_bits: maximum log₂ T of rANS to try, 12 or 15.
     """
     candidates = []
-    if entropy and len(symbols) >= MIN_SYMBOLS_TO_CODE:
-        counts = _histogram(symbols)
+    if entropy and frequency_bits == SCALE_BITS[1] and MIN_SYMBOLS_TO_CODE <= len(symbols) < MIN_SYMBOLS_TO_ESTIMATE:
+        candidates = [encode_short(symbols).tobytes()]
+    elif entropy and len(symbols) >= MIN_SYMBOLS_TO_CODE:
+        counts = rans_kernels.histogram(symbols)
         modes = [mode for mode, scale_bits in SCALE_BITS.items() if scale_bits <= frequency_bits]
         candidates = [_encode_mode(symbols, counts, mode) for mode in modes]
     shortest = min(filter(None, candidates), key=len, default=b"")
@@ -68,11 +68,11 @@ def encode_symbols(symbols: U8, entropy: bool = True, frequency_bits: int = 12) 
 def _encode_mode(symbols: U8, counts: I64, mode: int) -> bytes:
     """Encode symbols in a mode of rANS; return no bytes if the result is not shorter than the plain form."""
     scale_bits = SCALE_BITS[mode]
-    frequencies = _normalise_frequencies(counts, scale_bits)
+    frequencies = rans_kernels.normalise_frequencies(counts, scale_bits)
     if len(symbols) >= MIN_SYMBOLS_TO_ESTIMATE and _estimate_bits(counts, frequencies, scale_bits) >= 8 * len(symbols):
         return b""
     table = _pack_table(frequencies)
-    words, states = _encode(symbols, frequencies, scale_bits)
+    words, states = rans_kernels.encode(symbols, frequencies, scale_bits)
     code = bytes([mode]) + table + states.astype("<u4").tobytes() + words.astype("<u2").tobytes()
     return code if len(code) <= len(symbols) else b""
 
@@ -108,6 +108,12 @@ def decode_symbols(data: Bytes, n: int) -> U8:
             raise WireError(0, f"{len(data) - 1} plain symbols, expected {n}")
         return np.frombuffer(data, dtype=np.uint8, offset=1)
     scale_bits = SCALE_BITS[data[0]]
+    symbols, is_valid = _decode_stream(np.frombuffer(data, dtype=np.uint8), scale_bits, n)
+    return symbols if is_valid else _decode_in_steps(data, scale_bits, n)
+
+
+def _decode_in_steps(data: Bytes, scale_bits: int, n: int) -> U8:
+    """Decode symbols in a mode of rANS; raise WireError for the first step that finds a fault."""
     frequencies, offset = _unpack_table(data, 1, scale_bits)
     body = np.frombuffer(data, dtype=np.uint8, offset=offset)
     if len(body) < 4 * LANES or len(body) % 2:
@@ -116,59 +122,13 @@ def decode_symbols(data: Bytes, n: int) -> U8:
     if not ((states >= MIN_STATE) & (states < MIN_STATE << 16)).all():
         raise WireError(offset, "a state is outside its range")
     words = body[4 * LANES :].copy().view("<u2").astype(np.uint16)
-    symbols, is_valid = _decode(words, states, frequencies, scale_bits, n)
+    symbols, is_valid = rans_kernels.decode(words, states, frequencies, scale_bits, n)
     if not is_valid:
         raise WireError(offset, f"the stream does not end after {n} symbols")
     return symbols
 
 
 # ------------------------------------------------------------------------------------------------------------------ the model
-
-
-def _normalise_frequencies_reference(counts: I64, scale_bits: int) -> I64:
-    total = int(counts.sum())
-    product = counts << scale_bits
-    frequencies: I64 = np.maximum(product // total, counts > 0)
-    remainders = np.where(product >= total, product % total, -1)
-    deficit = (1 << scale_bits) - int(frequencies.sum())
-    if deficit > 0:
-        frequencies[np.argsort(-remainders, kind="stable")[:deficit]] += 1
-    for _ in range(-deficit):
-        frequencies[np.argmax(frequencies)] -= 1
-    return frequencies
-
-
-@kernel(_normalise_frequencies_reference)
-def _normalise_frequencies(counts: I64, scale_bits: int) -> I64:
-    """Return frequencies [256] that add up to T, at least 1 for each symbol that occurs, by the method of largest remainders.
-
-    All arithmetic is in integers, so that the result is equal on every machine. Shares of the counts [256], not all 0, are
-    rounded down; the symbols with the largest remainders get 1 more each. While rare symbols make the sum exceed T, the largest
-    frequency is reduced by 1. Ties go to the lowest symbol.
-    """
-    total = np.int64(0)
-    for s in range(256):
-        total += counts[s]
-    frequencies = np.zeros(256, dtype=np.int64)
-    remainders = np.full(256, -1, dtype=np.int64)
-    deficit = 1 << scale_bits
-    for s in range(256):
-        product = counts[s] << scale_bits
-        if product >= total:
-            frequencies[s] = product // total
-            remainders[s] = product % total
-        elif product > 0:
-            frequencies[s] = 1
-        deficit -= int(frequencies[s])
-    while deficit > 0:
-        symbol = np.argmax(remainders)
-        frequencies[symbol] += 1
-        remainders[symbol] = -1
-        deficit -= 1
-    while deficit < 0:
-        frequencies[np.argmax(frequencies)] -= 1
-        deficit += 1
-    return frequencies
 
 
 def _pack_table(frequencies: I64) -> bytes:
@@ -195,135 +155,102 @@ def _unpack_table(data: Bytes, offset: int, scale_bits: int) -> tuple[I64, int]:
 
 # ---------------------------------------------------------------------------------------------------------------- the kernels
 
+# Each makes all steps of a code in one call, because a call from Python takes longer than a step of a short code.
 
-def _histogram_reference(symbols: U8) -> I64:
-    return np.bincount(symbols, minlength=256).astype(np.int64)
-
-
-@kernel(_histogram_reference)
-def _histogram(symbols: U8) -> I64:
-    """Count each of 256 symbols. Four tables avoid store-to-load stalls when neighbouring symbols are equal."""
-    counts = np.zeros((4, 256), dtype=np.int64)
-    even = symbols.size - symbols.size % 4
-    for i in range(0, even, 4):
-        counts[0, symbols[i]] += 1
-        counts[1, symbols[i + 1]] += 1
-        counts[2, symbols[i + 2]] += 1
-        counts[3, symbols[i + 3]] += 1
-    for i in range(even, symbols.size):
-        counts[0, symbols[i]] += 1
-    for s in range(256):
-        counts[0, s] += counts[1, s] + counts[2, s] + counts[3, s]
-    total: I64 = counts[0]
-    return total
+_normalise_frequencies_loop = jit_helper(rans_kernels.normalise_frequencies.loop)
+_encode_loop = jit_helper(rans_kernels.encode.loop)
+_decode_loop = jit_helper(rans_kernels.decode.loop)
 
 
-def _encode_reference(symbols: U8, frequencies: I64, scale_bits: int) -> tuple[U16, U32]:
-    frequency_of, start_of = frequencies.tolist(), (np.cumsum(frequencies) - frequencies).tolist()
-    limit = MIN_STATE >> scale_bits << 16
-    states = [MIN_STATE] * LANES
-    words: list[int] = []
-    for i, symbol in reversed(list(enumerate(symbols.tolist()))):
-        f, c = frequency_of[symbol], start_of[symbol]
-        x = states[i % LANES]
-        if x >= limit * f:
-            words.append(x & 0xFFFF)
-            x >>= 16
-        states[i % LANES] = (x // f << scale_bits) + x % f + c
-    return np.array(words[::-1], dtype=np.uint16), np.array(states, dtype=np.uint32)
+def _encode_short_reference(symbols: U8) -> U8:
+    return np.frombuffer(_encode_mode(symbols, rans_kernels.histogram(symbols), 1), dtype=np.uint8)
 
 
-@kernel(_encode_reference, element_ns=400)
-def _encode(symbols: U8, frequencies: I64, scale_bits: int) -> tuple[U16, U32]:
-    """Return the words and the final states. Every symbol has a frequency above 0.
+@kernel(_encode_short_reference, element_ns=0)
+def encode_short(symbols: U8) -> U8:
+    """Return the bytes of encoded symbols in mode 1; none if they are more than the symbols.
 
-    x // f is computed without a division (Alverson 1991). With x below 2³¹, s = ⌈log₂ f⌉ and r = ⌈2^(31 + s) / f⌉, it equals
-    x · r >> 31 + s.
+    Args:
+        symbols: [n] uint8, at least one symbol.
     """
-    reciprocals = np.zeros(256, dtype=np.uint64)
-    shifts = np.zeros(256, dtype=np.uint64)
-    limits = np.zeros(256, dtype=np.uint64)
-    complements = np.zeros(256, dtype=np.uint64)  # T - f, as (x // f) T + x % f = x + (x // f)(T - f)
-    starts = np.zeros(256, dtype=np.uint64)
-    start = np.int64(0)
-    for s in range(256):
-        f = frequencies[s]
-        if f > 0:
-            log = np.int64(0)
-            while (np.int64(1) << log) < f:
-                log += 1
-            reciprocals[s] = ((np.int64(1) << (31 + log)) + f - 1) // f
-            shifts[s] = 31 + log
-            limits[s] = f << (31 - scale_bits)
-            complements[s] = (np.int64(1) << scale_bits) - f
-            starts[s] = start
-            start += f
-    words = np.empty(symbols.size + 1, dtype=np.uint16)
-    position = symbols.size
-    states = np.full(4, 1 << 15, dtype=np.uint64)
-    for i in range(symbols.size - 1, -1, -1):
-        lane = i & 3
-        s = symbols[i]
-        x = states[lane]
-        words[position] = np.uint16(x & np.uint64(0xFFFF))
-        overflows = x >= limits[s]
-        position -= int(overflows)
-        x = x >> np.uint64(16) if overflows else x
-        states[lane] = x + ((x * reciprocals[s]) >> shifts[s]) * complements[s] + starts[s]
-    return words[position + 1 :].copy(), states.astype(np.uint32)
-
-
-def _decode_reference(words: U16, states: U64, frequencies: I64, scale_bits: int, n: int) -> tuple[U8, bool]:
-    frequency_of, start_of = frequencies.tolist(), (np.cumsum(frequencies) - frequencies).tolist()
-    symbol_of = np.repeat(np.arange(256, dtype=np.uint8), frequencies)
-    x = states.tolist()
-    remaining_words = words.tolist()[::-1]
-    symbols = np.zeros(n, dtype=np.uint8)
-    for i in range(n):
-        lane, slot = i % LANES, x[i % LANES] % (1 << scale_bits)
-        symbol = symbols[i] = int(symbol_of[slot])
-        x[lane] = frequency_of[symbol] * (x[lane] >> scale_bits) + slot - start_of[symbol]
-        if x[lane] < MIN_STATE:
-            if not remaining_words:
-                return symbols, False
-            x[lane] = (x[lane] << 16) + remaining_words.pop()
-    return symbols, not remaining_words and x == [MIN_STATE] * LANES
-
-
-@kernel(_decode_reference, lambda words, states, frequencies, scale_bits, n: n, element_ns=400)
-def _decode(words: U16, states: U64, frequencies: I64, scale_bits: int, n: int) -> tuple[U8, bool]:
-    """Return the symbols [n], and True if the stream is valid (see the module).
-
-    The frequencies must add up to T. Words beyond the end are never read.
-    """
-    total = 1 << scale_bits
-    mask, shift = np.uint64(total - 1), np.uint64(scale_bits)
-    symbol_of = np.empty(total, dtype=np.uint8)
-    frequency = np.empty(total, dtype=np.uint64)
-    offset = np.empty(total, dtype=np.uint64)
-    slot = 0
-    for s in range(256):
-        for j in range(frequencies[s]):
-            symbol_of[slot] = s
-            frequency[slot] = frequencies[s]
-            offset[slot] = j
-            slot += 1
-    padded = np.zeros(words.size + 1, dtype=np.uint64)
-    padded[: words.size] = words
-    x = states.copy()
-    symbols = np.empty(n, dtype=np.uint8)
-    n_read = 0
-    for i in range(n):
-        lane = i & 3
-        slot = int(x[lane] & mask)
-        symbols[i] = symbol_of[slot]
-        y = frequency[slot] * (x[lane] >> shift) + offset[slot]
-        underflows = y < np.uint64(1 << 15)
-        x[lane] = (y << np.uint64(16)) | padded[n_read] if underflows else y
-        n_read += int(underflows)
-        if n_read > words.size:
-            return symbols, False
-    n_errors = words.size - n_read
+    counts = np.zeros(256, dtype=np.int64)
+    for i in range(symbols.size):
+        counts[symbols[i]] += 1
+    frequencies = _normalise_frequencies_loop(counts, 12)
+    words, states = _encode_loop(symbols, frequencies, 12)
+    lowest, highest = 0, 255
+    while frequencies[lowest] == 0:
+        lowest += 1
+    while frequencies[highest] == 0:
+        highest -= 1
+    out = np.empty(3 + 2 * 256 + 16 + 2 * words.size, dtype=np.uint8)
+    out[0], out[1], out[2] = np.uint8(1), np.uint8(lowest), np.uint8(highest)
+    n = 3
+    for s in range(lowest, highest):  # a frequency of at most 4096 has one or two bytes
+        frequency = frequencies[s]
+        if frequency >= 128:
+            out[n] = np.uint8(frequency & 127 | 128)
+            n += 1
+            frequency >>= 7
+        out[n] = np.uint8(frequency)
+        n += 1
     for lane in range(4):
-        n_errors += int(x[lane] != np.uint64(1 << 15))
-    return symbols, n_errors == 0
+        for byte in range(4):
+            out[n] = np.uint8(states[lane] >> np.uint32(8 * byte) & np.uint32(255))
+            n += 1
+    for i in range(words.size):
+        out[n] = np.uint8(words[i] & np.uint16(255))
+        out[n + 1] = np.uint8(words[i] >> np.uint16(8))
+        n += 2
+    return out[:n] if n <= symbols.size else out[:0]
+
+
+def _decode_stream_reference(data: U8, scale_bits: int, n: int) -> tuple[U8, bool]:
+    try:
+        return _decode_in_steps(data.tobytes(), scale_bits, n), True
+    except WireError:
+        return np.zeros(0, dtype=np.uint8), False
+
+
+@kernel(_decode_stream_reference, lambda data, scale_bits, n: n, element_ns=0)
+def _decode_stream(data: U8, scale_bits: int, n: int) -> tuple[U8, bool]:
+    """Return the symbols [n] of encoded symbols in a mode of rANS, and True if they are valid; else any symbols, and False."""
+    invalid = np.zeros(0, dtype=np.uint8), False
+    total, end = np.int64(1) << scale_bits, data.size
+    if end < 3 or data[1] > data[2]:
+        return invalid
+    lowest, highest = np.int64(data[1]), np.int64(data[2])
+    frequencies = np.zeros(256, dtype=np.int64)
+    position, remaining = 3, total
+    for s in range(lowest, highest):
+        frequency, shift = np.int64(0), 0
+        while True:
+            if position >= end or shift > 14:  # 2^15, the largest sum, has three bytes
+                return invalid
+            byte = np.int64(data[position])
+            position += 1
+            frequency |= (byte & 127) << shift
+            if byte < 128:
+                if shift > 0 and byte == 0:
+                    return invalid
+                break
+            shift += 7
+        frequencies[s] = frequency
+        remaining -= frequency
+    frequencies[highest] = remaining
+    n_bytes = end - position
+    if frequencies[lowest] <= 0 or remaining <= 0 or n_bytes < 16 or n_bytes % 2:
+        return invalid
+    states = np.zeros(4, dtype=np.uint64)
+    for lane in range(4):
+        for byte_index in range(4):
+            states[lane] |= np.uint64(data[position]) << np.uint64(8 * byte_index)
+            position += 1
+        if states[lane] < np.uint64(1 << 15) or states[lane] >= np.uint64(1 << 31):
+            return invalid
+    words = np.empty((end - position) // 2, dtype=np.uint16)
+    for i in range(words.size):
+        words[i] = np.uint16(data[position]) | np.uint16(data[position + 1]) << np.uint16(8)
+        position += 2
+    symbols, is_valid = _decode_loop(words, states, frequencies, scale_bits, n)
+    return (symbols, True) if is_valid else invalid

@@ -129,10 +129,11 @@ class _Bfloat16Codec(_ValueCodec):
 
     def encode(self, values: F32, key: int, entropy: bool) -> tuple[Sections, F32]:
         words = floats.to_bfloat16(values)
-        return (Section(SectionKind.VALUE, floats.encode_words(words, entropy)),), floats.from_bfloat16(words.astype(np.uint32))
+        return (Section(SectionKind.VALUE, floats.encode_words(words, entropy)),), floats.from_bfloat16(words)
 
     def decode(self, sections: Sections, k: int, entropy: bool) -> F32:
-        return _require_finite(floats.from_bfloat16(_decode_words(sections[0], k, 2, entropy)), sections[0])
+        values = floats.from_bfloat16(_decode_words(sections[0], k, 2, entropy), overwrite=True)
+        return _require_finite(values, sections[0])
 
     def max_bytes(self, k: int) -> int:
         return 1 + 2 * k
@@ -149,7 +150,7 @@ class _Float16Codec(_ValueCodec):
             Section(SectionKind.VALUE, floats.encode_words(words, entropy)),
             Section(SectionKind.SCALE, exponent.to_bytes(2, "little", signed=True)),
         )
-        return sections, floats.from_float16(words.astype(np.uint32), exponent)
+        return sections, floats.from_float16(words, exponent)
 
     def decode(self, sections: Sections, k: int, entropy: bool) -> F32:
         if len(sections[1].data) != 2:  # checked first, as Python cannot print an integer of thousands of digits in a message
@@ -159,7 +160,7 @@ class _Float16Codec(_ValueCodec):
             limits = f"{floats.MIN_SCALE_EXPONENT} to {floats.MAX_SCALE_EXPONENT}"
             raise WireError(sections[1].offset, f"an exponent of {exponent}, expected {limits}")
         words = _decode_words(sections[0], k, 2, entropy)
-        if ((words & np.uint32(0x7C00)) == 0x7C00).any():
+        if floats.has_non_finite_float16(words):
             raise WireError(sections[0].offset, "a float16 number is not finite")
         return _require_finite(floats.from_float16(words, exponent), sections[0])
 

@@ -100,7 +100,7 @@ def _index_sections(size: int) -> Iterator[bytes]:
     rng = np.random.default_rng(size)
     for share in (0.02, 0.3, 0.9):
         positions = np.sort(rng.choice(size, max(1, round(share * size)), replace=False))
-        count, gaps = pack_varint(len(positions)), index_codec._positions_to_gaps(positions)
+        count, gaps = pack_varint(len(positions)), gap_codec.positions_to_gaps(positions)
         yield encode_indices(positions, size)
         yield bytes([index_codec.RICE]) + index_codec._encode_rice(positions)
         yield bytes([index_codec.BITMAP]) + np.packbits(index_codec._build_mask(positions, size), bitorder="little").tobytes()

@@ -29,7 +29,7 @@ from fedsgd.numerics.kernels import (
     kernel,
     set_fallback_cache,
 )
-from fedsgd.wire import floats, levels, rans
+from fedsgd.wire import bits, floats, gap_codec, levels, rans, rans_kernels
 
 for module in pkgutil.walk_packages(fedsgd.__path__, "fedsgd."):
     if module.name != "fedsgd.__main__":
@@ -68,14 +68,43 @@ def draw_gaps(rng: np.random.Generator, size: int) -> np.ndarray:
 
 def normalise_symbols(rng: np.random.Generator, symbols: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     scale_bits = int(rng.choice([12, 15]))
-    return symbols, rans._normalise_frequencies(np.bincount(symbols, minlength=256).astype(np.int64), scale_bits), scale_bits
+    return (
+        symbols,
+        rans_kernels.normalise_frequencies(np.bincount(symbols, minlength=256).astype(np.int64), scale_bits),
+        scale_bits,
+    )
 
 
 def draw_code(rng: np.random.Generator, size: int) -> tuple[Any, ...]:
     symbols = draw_symbols(rng, size)
     _, frequencies, scale_bits = normalise_symbols(rng, symbols)
-    words, states = rans._encode.reference(symbols, frequencies, scale_bits)
+    words, states = rans_kernels.encode.reference(symbols, frequencies, scale_bits)
     return words, states.astype(U64), frequencies, scale_bits, size
+
+
+def damage(rng: np.random.Generator, data: bytes) -> np.ndarray:
+    """Return bytes, with one byte replaced in half of the cases."""
+    array = np.frombuffer(data, dtype=np.uint8).copy()
+    if len(array) and rng.random() < 0.5:
+        array[rng.integers(len(array))] = rng.integers(256)
+    return array
+
+
+def draw_stream(rng: np.random.Generator, size: int) -> tuple[np.ndarray, int, int]:
+    symbols, mode = draw_symbols(rng, size), int(rng.integers(1, 3))
+    code = rans._encode_mode(symbols, np.bincount(symbols, minlength=256).astype(np.int64), mode)
+    return damage(rng, code), rans.SCALE_BITS[mode], size
+
+
+def draw_rice_code(rng: np.random.Generator, size: int) -> tuple[np.ndarray, int]:
+    gaps = np.minimum(draw_gaps(rng, size), 10**5)
+    return damage(rng, gap_codec.encode_rice(gaps, gap_codec.choose_rice_parameters(gaps)[0])), size
+
+
+def draw_mantissas(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
+    gaps = draw_gaps(rng, size)
+    classes = gap_codec._bit_lengths.reference(gaps)
+    return damage(rng, bits.pack(gaps, gap_codec._mantissa_widths(classes))), classes
 
 
 def draw_fields(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, int]:
@@ -85,8 +114,6 @@ def draw_fields(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.nda
 
 def draw_packed_words(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
     values, widths, n_bits = draw_fields(rng, size)
-    from fedsgd.wire import bits
-
     return bits._to_words32(bits._pack.reference(values, widths, n_bits).tobytes()), widths
 
 
@@ -126,15 +153,29 @@ CASES: dict[str, Case] = {
     "wire.bits._unpack": draw_packed_words,
     "wire.bits._pack_unary": lambda r, n: ((v := r.integers(0, 90, n)), int(v.sum()) + n),
     "wire.bits.bitmap_positions": lambda r, n: ((w := r.integers(0, 2**63, n).astype(U64)), int(np.bitwise_count(w).sum())),
+    "wire.gap_codec.positions_to_gaps": lambda r, n: (draw_positions(r, n),),
+    "wire.gap_codec.encode_short": lambda r, n: (np.cumsum(draw_gaps(r, n) + 1) - 1,),
+    "wire.gap_codec._decode_rice": lambda r, n: draw_rice_code(r, n),
+    "wire.gap_codec._unpack_mantissas": lambda r, n: draw_mantissas(r, n),
+    "wire.index_codec._gaps_to_positions": lambda r, n: (
+        (gaps := draw_gaps(r, n)),
+        int(gaps.sum()) + n + int(r.integers(-1, 2)),
+    ),
     "wire.gap_codec._choose_rice_parameters": lambda r, n: (draw_gaps(r, n),),
     "wire.gap_codec._bit_lengths": lambda r, n: (draw_gaps(r, n),),
-    "wire.rans._histogram": lambda r, n: (draw_symbols(r, n),),
-    "wire.rans._normalise_frequencies": lambda r, n: (
+    "wire.rans.encode_short": lambda r, n: (draw_symbols(r, n),),
+    "wire.rans._decode_stream": lambda r, n: draw_stream(r, n),
+    "wire.floats._encode_short": lambda r, n: (
+        draw_floats(r, n).view(np.uint32) >> np.uint32(16 * (width := int(r.integers(2)))),
+        32 - 16 * width,
+    ),
+    "wire.rans_kernels.histogram": lambda r, n: (draw_symbols(r, n),),
+    "wire.rans_kernels.normalise_frequencies": lambda r, n: (
         np.bincount(draw_symbols(r, n), minlength=256).astype(np.int64),
         int(r.choice([12, 15])),
     ),
-    "wire.rans._encode": lambda r, n: normalise_symbols(r, draw_symbols(r, n)),
-    "wire.rans._decode": draw_code,
+    "wire.rans_kernels.encode": lambda r, n: normalise_symbols(r, draw_symbols(r, n)),
+    "wire.rans_kernels.decode": draw_code,
     "wire.floats._split": lambda r, n: (draw_floats(r, n).view(np.uint32), 32),
     "wire.floats._join": lambda r, n: (*floats._split.reference(draw_floats(r, n).view(np.uint32), 32), 32),
     "wire.floats._to_bfloat16": lambda r, n: (draw_floats(r, n).view(np.uint32),),
@@ -157,6 +198,11 @@ CASES: dict[str, Case] = {
     "numerics.reductions.first_non_finite": lambda r, n: (
         np.where(r.random(n) < 1 / n, np.float32(r.choice([np.nan, -np.inf])), draw_floats(r, n)),
     ),
+    "numerics.reductions.patched_squared_norms": lambda r, n: (
+        (x := clip_magnitudes(draw_floats(r, n))),
+        (i := draw_positions(r, n)),
+        x[i] * np.float32(0.5),
+    ),
     "numerics.reductions.scatter_add": lambda r, n: (
         (out := r.standard_normal(3 * n)),
         (i := draw_positions(r, n)),
@@ -167,6 +213,14 @@ CASES: dict[str, Case] = {
         draw_floats(r, n).view(np.uint32),
         np.uint32(r.integers(1, 2**31)),
         int(r.integers(n, 2 * n)),
+    ),
+    "compression.kernels.top_k._top_k": lambda r, n: (draw_floats(r, n).view(np.uint32), int(r.integers(1, n + 1))),
+    "compression.updates._is_ascending": lambda r, n: (np.cumsum(r.integers(0 if r.random() < 0.5 else 1, 9, n)), 5 * n),
+    "compression.updates._scatter_add_float32": lambda r, n: (
+        (out := r.standard_normal(3 * n).astype(np.float32)),
+        (i := draw_positions(r, n)),
+        out[i] * np.float32(3),
+        np.float32(0.1),
     ),
     "compression.kernels.top_k._keep_with_ties": draw_candidates,
     "compression.kernels.top_k._kth_largest": lambda r, n: (draw_floats(r, n).view(np.uint32), int(r.integers(1, n + 1))),

@@ -8,10 +8,12 @@ all coordinates other than zero are partitioned.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from fedsgd.numerics.arrays import F32, I64, U32
-from fedsgd.numerics.kernels import kernel
+from fedsgd.numerics.kernels import jit_helper, kernel
 from fedsgd.wire.bits import count_trailing_zeros
 
 SAMPLE_SIZE = 4096
@@ -25,13 +27,8 @@ def top_k(x: F32, k: int) -> tuple[I64, F32]:
 
     Of equal magnitudes the lowest positions are selected first. Zeros are never selected, so there may be fewer than k.
     """
-    words = x.view(np.uint32)
-    bound, capacity = sample_threshold(words, k)
-    if bound > 1:
-        positions, candidates = _collect_candidates(words, bound, capacity)
-        if len(positions) >= k:
-            return _exact_top_k(positions, candidates, k)
-    return _exact_top_k(*_collect_candidates(words, 1, len(words)), k)
+    positions, words = _top_k(x.view(np.uint32), k)
+    return positions, words.view(np.float32)
 
 
 def select_above(x: F32, threshold: float) -> tuple[I64, F32]:
@@ -49,9 +46,9 @@ def sample_threshold(words: U32, k: int) -> tuple[int, int]:
     reaches, if nearly all words have to reach it.
     """
     stride = max(MIN_SAMPLE_STRIDE, len(words) // SAMPLE_SIZE)
-    sample = words[::stride] & np.uint32(0x7FFFFFFF)
+    sample = words[::stride]
     expected_count = k / len(words) * len(sample)
-    aim = int(expected_count + 4 * np.sqrt(expected_count) + 4)
+    aim = int(expected_count + 4 * math.sqrt(expected_count) + 4)
     if aim >= len(sample):
         return 1, len(words)
     return max(1, _kth_largest(sample, aim)), min(len(words), max(4 * k + SAMPLE_SIZE, 4 * aim * stride))
@@ -60,13 +57,6 @@ def sample_threshold(words: U32, k: int) -> tuple[int, int]:
 def _collect_candidates(words: U32, bound: int, capacity: int) -> tuple[I64, U32]:
     positions, candidates, count = _collect(words, np.uint32(bound), capacity)
     return positions[:count], candidates[:count]
-
-
-def _exact_top_k(positions: I64, words: U32, k: int) -> tuple[I64, F32]:
-    """Return the k candidates with the largest magnitudes, in ascending positions; of equal magnitudes the first."""
-    if len(positions) > k:
-        positions, words = _keep_with_ties(positions, words, _kth_largest(words, k), k)
-    return positions, words.view(np.float32)
 
 
 # ---------------------------------------------------------------------------------------------------------------- the kernels
@@ -172,3 +162,41 @@ def _keep_with_ties(positions: I64, words: U32, threshold: int, k: int) -> tuple
         count += tie | int(magnitude > limit)
         ties -= tie
     return selection[:k], selection_words[:k]
+
+
+# All steps in one call, because a call from Python takes longer than a step of a short vector.
+
+_collect_loop = jit_helper(_collect.loop)
+_kth_largest_loop = jit_helper(_kth_largest.loop)
+_keep_with_ties_loop = jit_helper(_keep_with_ties.loop)
+
+
+def _top_k_reference(words: U32, k: int) -> tuple[I64, U32]:
+    bound, capacity = sample_threshold(words, k)
+    positions, candidates = _collect_candidates(words, bound, capacity) if bound > 1 else (np.zeros(0, np.int64), words[:0])
+    if len(positions) < k:
+        positions, candidates = _collect_candidates(words, 1, len(words))
+    if len(positions) <= k:
+        return positions, candidates
+    return _keep_with_ties(positions, candidates, _kth_largest(candidates, k), k)
+
+
+@kernel(_top_k_reference, element_ns=0)
+def _top_k(words: U32, k: int) -> tuple[I64, U32]:
+    """Return the positions, ascending, and the words of the k largest magnitudes; of equal magnitudes the first."""
+    stride = max(8, words.size // 4096)
+    sample = words[::stride]
+    expected_count = k / words.size * sample.size
+    aim = int(expected_count + 4 * math.sqrt(expected_count) + 4)
+    bound, capacity, count = 1, words.size, -1
+    if aim < sample.size:
+        bound = max(1, _kth_largest_loop(sample, aim))
+        capacity = min(words.size, max(4 * k + 4096, 4 * aim * stride))
+    if bound > 1:
+        positions, candidates, count = _collect_loop(words, np.uint32(bound), capacity)
+    if count < k:
+        positions, candidates, count = _collect_loop(words, np.uint32(1), words.size)
+    positions, candidates = positions[:count], candidates[:count]
+    if count <= k:
+        return positions, candidates
+    return _keep_with_ties_loop(positions, candidates, _kth_largest_loop(candidates, k), k)

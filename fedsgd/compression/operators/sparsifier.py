@@ -62,7 +62,8 @@ class Sparsifier(CompressionOperator):
 def encode_sparse(indices: I64, values: F32, value_format: ValueFormat, ctx: CodecContext) -> tuple[Sections, SparseUpdate]:
     """Encode ascending positions [k] and values [k] as an INDEX section and value sections. Also return the update."""
     size = ctx.layout.size
-    value_sections, decoded_values = encode_values(values, value_format, ctx.derive_key("values"))
+    key = ctx.derive_key("values") if value_format == "natural" else 0  # other formats draw no random numbers
+    value_sections, decoded_values = encode_values(values, value_format, key)
     index_section = Section(SectionKind.INDEX, encode_indices(indices, size))
     return (index_section, *value_sections), SparseUpdate(indices, decoded_values, size)
 

@@ -10,10 +10,14 @@ import numpy as np
 
 from fedsgd.compression.base import CodecContext, CompressionOperator, CompressionScheme, EncodedUpdate, OperatorScheme
 from fedsgd.compression.run_config import RunConfig
-from fedsgd.compression.updates import StateArrays, record_patch
+from fedsgd.compression.updates import SparseUpdate, StateArrays, Update, record_patch
 from fedsgd.config.component import FieldError, field_defaults, field_types
 from fedsgd.numerics.arrays import F32
 from fedsgd.numerics.parameter_layout import ParameterLayout
+from fedsgd.wire import Sections
+
+MAX_COPIED = 2**16
+"""Largest P for which the sum of residual and update is copied. With more coordinates, the sum becomes the next residual."""
 
 
 @dataclass(frozen=True)
@@ -56,15 +60,24 @@ class ErrorFeedback(OperatorScheme):
         residual = state.get("residual")
         total = x if residual is None else residual + x
         sections, update = self.op.encode(total, ctx)
-        next_residual = total.copy()
+        patch = record_patch(total, update)
+        is_own = residual is not None and len(x) > MAX_COPIED and isinstance(update, SparseUpdate)
+        next_residual = total if is_own and not _refers_to(total, sections, update) else total.copy()
         update.add_to(next_residual, -1.0)
-        return EncodedUpdate(sections, {"residual": next_residual}, {"residual": record_patch(total, update)})
+        return EncodedUpdate(sections, {"residual": next_residual}, {"residual": patch})
 
     def undelivered_update(self, state: StateArrays, layout: ParameterLayout) -> F32 | None:
         return state["residual"] if "residual" in state else np.zeros(layout.size, dtype=np.float32)
 
     def find_warnings(self, run: RunConfig) -> Iterable[str]:
         return [*CompressionScheme.find_warnings(self, run), *self.op.find_warnings(run)]
+
+
+def _refers_to(vector: F32, sections: Sections, update: Update) -> bool:
+    """Return whether the sections or the values of an encoded update may be views of the vector."""
+    values = [update.values] if isinstance(update, SparseUpdate) else [vector]
+    arrays = [*values, *(np.frombuffer(section.data, dtype=np.uint8) for section in sections if section.data)]
+    return any(np.may_share_memory(vector, array) for array in arrays)
 
 
 def can_contract(operator: type[CompressionOperator]) -> bool:

@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from fedsgd.federation.downlink.frames import ContextFactory, EncodedFrame, ModelBroadcast, encode_changes, encode_full_model
 from fedsgd.federation.downlink.public_model import PublicModel
 from fedsgd.numerics.arrays import I32
+from fedsgd.wire import FrameKind
 
 
 class CatchUpPlanner:
-    """Planner of one round's MODEL frames. Each frame is encoded once, and only if a client needs the frame."""
+    """Planner of one round's MODEL frames. Each frame is encoded once, and only if a client needs the frame.
 
-    def __init__(self, downlink: ModelBroadcast, public_model: PublicModel, context: ContextFactory) -> None:
+    Args:
+        downlink: settings of the downlink.
+        public_model: public model of the round.
+        context: function of a round to the codec context.
+        sent_frames: frames of the round that were sent before; the frame of the full model is not encoded again.
+    """
+
+    def __init__(
+        self,
+        downlink: ModelBroadcast,
+        public_model: PublicModel,
+        context: ContextFactory,
+        sent_frames: Iterable[EncodedFrame] = (),
+    ) -> None:
         self.downlink = downlink
         self.public_model = public_model
         self._ctx = context(public_model.round)
-        self._full_model_frame = public_model.full_model_frame
+        self._full_model_frame = public_model.full_model_frame or next(filter(_has_full_model, sent_frames), None)
         self._frames_by_base: dict[int, tuple[EncodedFrame, ...]] = {}
         self._merged_by_size: dict[int, EncodedFrame] = {}
 
@@ -67,6 +83,11 @@ class CatchUpPlanner:
         if self._full_model_frame is None:
             self._full_model_frame = encode_full_model(self.downlink, self.public_model.weights, self._ctx)[1]
         return self._full_model_frame
+
+
+def _has_full_model(frame: EncodedFrame) -> bool:
+    header = frame.decoded.header
+    return header.kind == FrameKind.MODEL and not header.base
 
 
 def _can_be_smaller(n_coordinates: int, candidates: list[tuple[EncodedFrame, ...]]) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 
 from fedsgd.compression import CodecContext
 from fedsgd.compression.operators.sparsifier import decode_sparse
+from fedsgd.compression.updates import DenseUpdate
 from fedsgd.errors import WireError
 from fedsgd.federation.downlink.frames import ASSIGN_CODEC, ContextFactory, ModelBroadcast, max_model_bytes
 from fedsgd.numerics.arrays import F32
@@ -43,7 +44,8 @@ def apply_model_frames(
         frame = _decode_model_frame(downlink, data, base, context)
         header, ctx = frame.header, context(frame.header.round)
         if not base:
-            out, is_copy = downlink.full_model_operator.decode(frame.sections, ctx).to_dense(), True
+            update = downlink.full_model_operator.decode(frame.sections, ctx)
+            out, is_copy = (update.values, False) if isinstance(update, DenseUpdate) else (update.to_dense(), True)
         elif header.round > model_round:
             assert out is not None
             out, is_copy = out if is_copy else out.copy(), True

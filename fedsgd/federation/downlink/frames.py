@@ -56,6 +56,11 @@ class ModelBroadcast:
         """True if clients store the last model that they decoded."""
         return self.policy != "model"
 
+    @property
+    def uses_server_step(self) -> bool:
+        """True if the public model follows the step of the server's optimizer, and not the server's model."""
+        return self.policy in ("unbiased", "error-feedback")
+
     def assumed_base_round(self, round: int, known_round: int) -> int:
         """Return the round of the model that the server assumes a client to have stored; 0 for none.
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedsgd.compression import CodecContext
+from fedsgd.compression.operators.dense import Dense
 from fedsgd.errors import NonFiniteError
 from fedsgd.federation.downlink.frames import (
     LOSSLESS_DENSE,
@@ -53,14 +54,18 @@ def initial_public_model(downlink: ModelBroadcast, weights: F32, context: Contex
         weights: [P] float32, initial model.
         context: function of a round to the codec context.
     """
-    model, full_model_frame = encode_full_model(downlink, weights, context(1))
+    is_exact = isinstance(downlink.full_model_operator, Dense) and downlink.full_model_operator.lossless
+    if is_exact:  # encoded by the first broadcast, so that a run does not store the frame until its end
+        model, full_model_frame = weights, None
+    else:
+        model, full_model_frame = encode_full_model(downlink, weights, context(1))
     if not downlink.clients_keep_model:
         return PublicModel(1, model, full_model_frame)
     return PublicModel(1, model, full_model_frame, (), np.zeros(len(weights), dtype=np.int32))
 
 
 def next_public_model(
-    downlink: ModelBroadcast, previous: PublicModel, weights: F32, step: F32, context: ContextFactory
+    downlink: ModelBroadcast, previous: PublicModel, weights: F32, step: F32 | None, context: ContextFactory
 ) -> tuple[F32, PublicModel]:
     """Return the model from which the server continues, [P] float32, and the next round's public model, by the policy's rule.
 
@@ -70,7 +75,7 @@ def next_public_model(
         downlink: settings of the downlink.
         previous: public model of the last round.
         weights: [P] float32, the server's model after the step of the server's optimizer.
-        step: [P] float32, step of the server's optimizer.
+        step: [P] float32, step of the server's optimizer; None if the policy does not use the step.
         context: function of a round to the codec context.
     """
     round = previous.round + 1
@@ -83,6 +88,7 @@ def next_public_model(
     start_time = time.perf_counter()
     with np.errstate(over="ignore", invalid="ignore"):  # non-finite values raise an error below
         delta = weights - previous.weights if downlink.policy == "ef21-p" else step
+        assert delta is not None
         if previous.residual is not None:
             delta = delta + previous.residual
         if not all_finite(delta):
