@@ -67,7 +67,7 @@ def certify_command(
     """Test COMPRESSOR against the laws of its family, and measure its bytes, errors and times.
 
     COMPRESSOR is a registered name (see `fedsgd list compressors`) or my_package.my_module:MyCompressor. With
-    --data real, the vectors are updates of a small federation, which is first trained on data that come with scikit-learn.
+    --data real, the vectors are updates of a small federation, which is first trained on handwritten digits.
 
     Exit status 1 if a law is broken.
     """

@@ -73,7 +73,7 @@ def init_command(file: Path, settings: Sequence[str], overwrite: bool, **options
     """Write a commented scenario to FILE (by default scenario.toml), for `fedsgd run FILE`.
 
     The keys that a beginner changes have values. All other keys are comments with their defaults. Without options, the
-    command asks questions if it runs in a terminal, and otherwise writes the default scenario: top-k at 1 % on scikit-learn's
+    command asks questions if it runs in a terminal, and otherwise writes the default scenario: top-k at 1 % on handwritten
     digits, which needs no download.
 
     Settings that an option requires are set too: error feedback for a biased compressor, for example. --set replaces an

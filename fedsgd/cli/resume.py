@@ -13,16 +13,17 @@ from fedsgd.cli.app import main
 from fedsgd.cli.completers import complete_run
 from fedsgd.cli.option_groups import workers_option
 from fedsgd.cli.options import UserPath, plugin_option
-from fedsgd.cli.ranks import find_ranks, run_as_rank, silence_rank
+from fedsgd.cli.ranks import find_ranks, refuse_ranks, run_as_rank
 from fedsgd.cli.run_folders import mention_partial_ledger, mention_resumption, mention_shared_cores
 from fedsgd.cli.streams import echo_json
 from fedsgd.cli.tracking import print_warnings, restore_trackers, tracker_options, with_trackers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from fedsgd.experiment.execution import ExecutionFactory
-    from fedsgd.system.rank_environment import RankEnvironment
+    from fedsgd.runtime.ranks.group import RankGroup
+    from fedsgd.scenario.scenario import Scenario
     from fedsgd.trackers import Tracker
 
 EXAMPLES = """Examples:
@@ -61,36 +62,47 @@ def resume_command(
     from fedsgd.experiment.run_checkpoints import read_deployment, search_modules_of_run
 
     click.get_current_context().with_resource(search_modules_of_run(run_dir))
+    is_deployment = read_deployment(run_dir) is not None
+    if environment is not None and not is_deployment:
+        resume_as_server = partial(_resume_as_server, run_dir, rounds, data, tracking, as_json, quiet)
+        run_as_rank(environment, partial(_load_on_rank, run_dir, rounds, data), resume_as_server)
+        return
     trackers = restore_trackers(run_dir, **tracking)
-    if read_deployment(run_dir) is not None:
+    if is_deployment:
+        refuse_ranks("resume")
         if workers != 1:
             problem = f"got {workers}, expected no such option: the nodes of the deployment in {run_dir} train the clients"
             raise click.BadParameter(problem, param_hint="--workers")
         _resume_deployment(run_dir, rounds, data, trackers, as_json, quiet)
         return
-    if environment is not None:
-        _resume_on_ranks(
-            environment, run_dir, rounds, data, partial(_resume, run_dir, rounds, data, 1, trackers, as_json, quiet)
-        )
-        return
     mention_shared_cores(workers, "workers", quiet)
     _resume(run_dir, rounds, data, workers, trackers, as_json, quiet)
 
 
-def _resume_on_ranks(
-    environment: RankEnvironment,
+def _load_on_rank(run_dir: Path, rounds: int | None, data: Path | None) -> tuple[Scenario, Path | None]:
+    """Return the scenario of the rest of the run, and the folder of its data."""
+    from fedsgd.experiment.resume import plan_resumption
+
+    point, scenario = plan_resumption(run_dir, rounds)
+    return scenario, data or (None if point.run["data"] is None else Path(point.run["data"]))
+
+
+def _resume_as_server(
     run_dir: Path,
     rounds: int | None,
     data: Path | None,
-    resume_as_server: Callable[[ExecutionFactory], None],
+    tracking: dict[str, Any],
+    as_json: bool,
+    quiet: bool,
+    _scenario: Scenario,
+    group: RankGroup,
 ) -> None:
-    """Continue the run on all ranks, which must all see the run folder."""
-    from fedsgd.experiment.resume import plan_resumption
+    """Continue the run as rank 0."""
+    from fedsgd.experiment.rank_execution import RankExecution
 
-    with silence_rank(environment):
-        point, scenario = plan_resumption(run_dir, rounds)
-    folder = data or (None if point.run["data"] is None else Path(point.run["data"]))
-    run_as_rank(environment, scenario, folder, resume_as_server, run_dir.absolute())
+    trackers = restore_trackers(run_dir, **tracking)
+    factory = partial(RankExecution, group=group, shared_folder=run_dir.absolute())
+    _resume(run_dir, rounds, data, 1, trackers, as_json, quiet, factory)
 
 
 def _resume(

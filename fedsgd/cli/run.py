@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -18,19 +18,18 @@ from fedsgd.cli.options import (
     UserPath,
     scenario_options,
 )
-from fedsgd.cli.ranks import find_ranks, run_as_rank, silence_rank
+from fedsgd.cli.ranks import find_ranks, run_as_rank
 from fedsgd.cli.run_folders import claim_numbered_folder, mention_partial_ledger, mention_shared_cores
-from fedsgd.cli.streams import echo_json
+from fedsgd.cli.streams import echo, echo_json
 from fedsgd.cli.targets import report_target_option
 from fedsgd.cli.tracking import print_warnings, tracker_options, trackers_from_options
 from fedsgd.errors import ScenarioError
 
 if TYPE_CHECKING:
-    from fedsgd.experiment.execution import ExecutionFactory
     from fedsgd.experiment.result import Result
+    from fedsgd.runtime.ranks.group import RankGroup
     from fedsgd.scenario.scenario import Scenario
     from fedsgd.scenario.target import Target
-    from fedsgd.system.rank_environment import RankEnvironment
     from fedsgd.trackers import Tracker
 
 EXAMPLES = """Examples:
@@ -70,71 +69,53 @@ def run_command(
     from fedsgd.scenario.scenario import errors_in_file
     from fedsgd.system.forkserver import preload_workers
 
-    environment = find_ranks(workers)
-    with silence_rank(environment):
-        scenario = options.load(target)
-        trackers = trackers_from_options(**tracking)
-        if environment is not None and profile:
-            raise click.BadParameter(
-                "the phases of the ranks are not measured; profile a run with --workers", param_hint="--profile"
-            )
+    environment = find_ranks(workers, profile)
     if environment is not None:
+        run_as_server = partial(_run_as_server, options, out, overwrite, tracking)
         with errors_in_file(options.scenario):
-            _run_on_ranks(environment, scenario, options, out, partial(_run_as_server, scenario, options, trackers, overwrite))
+            run_as_rank(environment, lambda: (options.load(target), options.data), run_as_server)
         return
+    scenario = options.load(target)
     preload_workers(workers)  # before torch is imported here, so that workers import it in parallel
+    trackers = trackers_from_options(**tracking)
     mention_shared_cores(workers, "workers", options.quiet)
     with errors_in_file(options.scenario), claim_numbered_folder(scenario.name) if out is None else nullcontext(out) as folder:
         _run(scenario, options, folder, overwrite, trackers, workers=workers, profile=profile)
 
 
-def _run_on_ranks(
-    environment: RankEnvironment,
-    scenario: Scenario,
+def _run_as_server(
     options: ScenarioOptions,
     out: Path | None,
-    run: Callable[[bool, Path, ExecutionFactory], None],
-) -> None:
-    """Run the scenario on all ranks; `run` is a function of (whether a restart continues the run, run folder, factory)."""
-    if out is None and environment.max_restarts:
-        with silence_rank(environment):
-            raise ScenarioError("--out: not set, expected the run folder: torchrun --max-restarts continues the run there")
-    needs_checkpoints = scenario.checkpoint.every is not None or environment.max_restarts > 0
-    folder_to_share = out.absolute().parent if out is not None and needs_checkpoints else None
-    claimed = claim_numbered_folder(scenario.name) if out is None and not environment.rank else nullcontext(out or Path())
-    with claimed as folder:
-        run_as_rank(environment, scenario, options.data, partial(run, environment.n_restarts > 0, folder), folder_to_share)
-
-
-def _run_as_server(
-    scenario: Scenario,
-    options: ScenarioOptions,
-    trackers: Sequence[Tracker],
     overwrite: bool,
-    continues: bool,
-    out: Path,
-    factory: ExecutionFactory,
+    tracking: dict[str, Any],
+    scenario: Scenario,
+    group: RankGroup,
 ) -> None:
-    """Run the scenario as rank 0, or after a restart of the ranks continue from the latest checkpoint, if there is one."""
+    """Run the scenario as rank 0."""
     from fedsgd.cli import terminal
 
+    trackers, may_restart = trackers_from_options(**tracking), group.rendezvous.environment.max_restarts > 0
+    if out is None and may_restart:
+        raise ScenarioError("--out: not set, expected the run folder: torchrun --max-restarts continues the run there")
     show_progress = terminal.show_progress(scenario, options.quiet)
-    with mention_partial_ledger(out), print_warnings(options.quiet), show_progress as progress:
-        from fedsgd.experiment.options import ExecutionConfig, RunCallbacks
+    with (
+        claim_numbered_folder(scenario.name) if out is None else nullcontext(out) as folder,
+        mention_partial_ledger(folder),
+        print_warnings(options.quiet),
+        show_progress as progress,
+    ):
+        from fedsgd.experiment.options import RunCallbacks
         from fedsgd.experiment.rank_execution import run_on_ranks
 
+        callbacks = RunCallbacks(progress.on_engine, progress.on_state_budget, trackers)
+        needs_shared_folder = out is not None and (scenario.checkpoint.every is not None or may_restart)
         result = run_on_ranks(
-            scenario,
-            options.data,
-            out,
-            overwrite,
-            progress.on_round,
-            RunCallbacks(progress.on_engine, progress.on_state_budget, trackers),
-            ExecutionConfig(),
-            factory,
-            continues,
+            scenario, options.data, folder, overwrite, progress.on_round, callbacks, group, needs_shared_folder
         )
-    _print_result(result, options)
+    if result is None:
+        echo(f"fedsgd: {out} is finished", err=True)
+    else:
+        _print_result(result, options)
 
 
 def _print_result(result: Result, options: ScenarioOptions) -> None:

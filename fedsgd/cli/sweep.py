@@ -14,6 +14,7 @@ from fedsgd.cli.app import EXIT_FAILURE, main
 from fedsgd.cli.completers import complete_scenario, complete_setting
 from fedsgd.cli.option_groups import checkpoint_option, columns_option
 from fedsgd.cli.options import ScenarioOptions, UserPath, scenario_options
+from fedsgd.cli.ranks import refuse_ranks
 from fedsgd.cli.run_folders import mention_shared_cores
 from fedsgd.cli.streams import echo, echo_json
 from fedsgd.cli.targets import report_target_option
@@ -121,6 +122,7 @@ def sweep_command(
 
     Exit status 1 if a cell failed for another reason than divergence.
     """
+    refuse_ranks("sweep")
     from fedsgd.cli import terminal
     from fedsgd.sweeps import parse_grids
     from fedsgd.sweeps.options import SweepConfig

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -65,6 +66,13 @@ class Execution(ABC):
     @abstractmethod
     def _open(self, resources: ExitStack) -> tuple[Runtime, Evaluator]:
         """Return runtime and evaluator, and register with `resources` what the end of the context closes."""
+
+    def begin(self, folder: Path | None) -> None:  # noqa: B027 - most executions need nothing here
+        """Receive the run directory, None without one, when the outputs of the run are open.
+
+        Args:
+            folder: run directory.
+        """
 
     def __enter__(self) -> Self:
         with ExitStack() as resources:

@@ -6,13 +6,14 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
 
-from fedsgd.errors import DeploymentError, FedsgdError, OutputError, ScenarioError
+from fedsgd.errors import DataError, DeploymentError, FedsgdError, ModelError, OutputError, ScenarioError
 from fedsgd.experiment.builder import Experiment, build_experiment
 from fedsgd.experiment.checkpoints import ClientStorage, list_manifests
 from fedsgd.experiment.evaluation import Evaluator
-from fedsgd.experiment.execution import Execution, ExecutionFactory, make_local_model_reader
+from fedsgd.experiment.execution import Execution, make_local_model_reader
 from fedsgd.experiment.options import ExecutionConfig, RunCallbacks
 from fedsgd.experiment.result import Result
 from fedsgd.experiment.resume import continue_run
@@ -22,7 +23,7 @@ from fedsgd.federation.round_loop import Runtime
 from fedsgd.federation.round_record import RoundRecord
 from fedsgd.runtime.client_host import ClientHost
 from fedsgd.runtime.ranks.channel import GlooChannel, join_leaders, leave_leaders
-from fedsgd.runtime.ranks.group import RankGroup, confirm_end, wait_for_others
+from fedsgd.runtime.ranks.group import EXIT_FAILURE, RankGroup
 from fedsgd.runtime.ranks.machine import MachineStorage, accept_members, join_machine
 from fedsgd.runtime.ranks.remote import MachineServer, RemoteMachine, describe_error, restore_error
 from fedsgd.runtime.ranks.server import SERVER_MACHINE, RankClientStore, RankModelCache, RankRuntime
@@ -31,7 +32,7 @@ from fedsgd.runtime.workers.channel import SharedOutbox
 from fedsgd.runtime.workers.pool import WorkerPool
 from fedsgd.runtime.workers.worker import JobProcessor, Worker, WorkerConfig
 from fedsgd.scenario.scenario import PythonObjects, Scenario
-from fedsgd.storage.run_directory import CHECKPOINT_FOLDER
+from fedsgd.storage.run_directory import CHECKPOINT_FOLDER, is_complete
 from fedsgd.system.torch_determinism import isolate_global_state
 from fedsgd.system.torch_threads import pin_single_thread
 
@@ -66,7 +67,12 @@ class RankExecution(Execution):
         runtime = RankRuntime(group.places, pool, remotes)
         store = RankClientStore(group.places, storage, remotes)
         self.storage = ClientStorage(store, RankModelCache(storage, remotes))
+        resources.enter_context(_announce_failure(group))
         return runtime, Evaluator(experiment.evaluation, runtime, make_local_model_reader(experiment.plan, store))
+
+    def begin(self, folder: Path | None) -> None:
+        if folder is not None:
+            self._group.rendezvous.claim_folder(folder)
 
 
 def run_on_ranks(
@@ -76,14 +82,22 @@ def run_on_ranks(
     overwrite: bool,
     on_round: Callable[[RoundRecord], None] | None,
     callbacks: RunCallbacks,
-    config: ExecutionConfig,
-    factory: ExecutionFactory,
-    continues: bool,
-) -> Result:
-    """Run a scenario as rank 0; arguments and errors as for `execute_run`, with `factory` for a `RankExecution`.
+    group: RankGroup,
+    needs_shared_folder: bool,
+) -> Result | None:
+    """Run a scenario as rank 0; arguments and errors as for `execute_run`.
 
-    `continues` is True after a restart of the ranks: continue from the latest checkpoint in `out`, or begin again without one.
+    If this launch has begun the run before, continue it from its latest checkpoint, or begin again without one; return None if
+    it is finished. `needs_shared_folder` tells whether all machines must see the run directory.
     """
+    shared_folder = out.absolute().parent if needs_shared_folder else None
+    factory, config = partial(RankExecution, group=group, shared_folder=shared_folder), ExecutionConfig()
+    continues = group.rendezvous.has_claimed(out)
+    if continues and is_complete(out):
+        group.rendezvous.publish("folder", None)
+        group.rendezvous.publish("start", None)
+        group.wait_for_others()
+        return None
     if continues and list_manifests(out / CHECKPOINT_FOLDER):
         return continue_run(out, None, data, PythonObjects(), on_round, callbacks, config, factory)
     with isolate_global_state():
@@ -99,38 +113,39 @@ def run_on_ranks(
         )
 
 
-def serve_rank(group: RankGroup, scenario: Scenario, data: str | Path | None) -> None:
+def serve_rank(group: RankGroup, load: Callable[[], tuple[Scenario, str | Path | None]]) -> None:
     """Train clients for rank 0 until the run is over.
 
     Args:
         group: the ranks, of which this process is not rank 0.
-        scenario: scenario of the run.
-        data: folder of the data files of this machine, None for the folder that FEDSGD_DATA names.
+        load: function that returns the scenario, and the folder of this machine's data files, None for that of FEDSGD_DATA.
 
     Raises:
         DeploymentError: the leader of this machine, or rank 0, has ended.
-        FedsgdError: this rank cannot build the scenario; rank 0 prints the error.
+        SystemExit: a rank has ended, and its end is explained.
     """
     pin_single_thread()
     with isolate_global_state():
-        experiment = _build_or_report(group, scenario, data)
+        experiment = _build_or_report(group, load)
         _check_folder(group)
-        n_rounds = group.rendezvous.read("start")["rounds"]
+        start = group.rendezvous.read("start")
+        if start is None:  # the run is finished already
+            return
         try:
             if group.rank == group.leader:
-                _serve_machine(experiment, group, n_rounds)
+                _serve_machine(experiment, group, start["rounds"])
             else:
-                _serve_leader(experiment, group, n_rounds)
-        except (EOFError, OSError) as error:
-            raise DeploymentError(str(error)) from None
-    confirm_end(group.rendezvous)
+                _serve_leader(experiment, group, start["rounds"])
+        except (EOFError, ConnectionError):
+            reason = group.explain_lost_server()
+            raise DeploymentError(reason) if reason else SystemExit(EXIT_FAILURE) from None
 
 
-def _build_or_report(group: RankGroup, scenario: Scenario, data: str | Path | None) -> Experiment:
-    """Build the experiment, and publish its identity or the error for `_check_ranks`."""
+def _build_or_report(group: RankGroup, load: Callable[[], tuple[Scenario, str | Path | None]]) -> Experiment:
+    """Load the scenario, build the experiment, and publish its identity or the error for `_check_ranks`."""
     try:
-        experiment = build_experiment(scenario, data)
-    except FedsgdError as error:
+        experiment = build_experiment(*load())
+    except Exception as error:  # also of the user's classes
         group.rendezvous.publish(f"identity/{group.rank}", {"error": describe_error(error)})
         group.rendezvous.read("start")  # rank 0 ends all ranks
         raise
@@ -203,7 +218,17 @@ def _connect_machines(group: RankGroup, metrics: Sequence[str]) -> Iterator[Mapp
 def _await_end(group: RankGroup) -> Iterator[None]:
     """Wait for the other ranks at the end of the context, unless it ends with an error."""
     yield
-    wait_for_others(group.rendezvous)
+    group.wait_for_others()
+
+
+@contextmanager
+def _announce_failure(group: RankGroup) -> Iterator[None]:
+    """Tell the other ranks of an error at once, before their connections close."""
+    try:
+        yield
+    except BaseException as error:
+        group.fail(error)
+        raise
 
 
 # ------------------------------------------------------------------------------------------------------- checks before round 1
@@ -215,8 +240,10 @@ def _check_ranks(group: RankGroup, experiment: Experiment, folder: Path | None) 
     for rank in range(1, group.places.n_ranks):
         report, name = group.rendezvous.read(f"identity/{rank}"), group.places.name_rank(rank)
         if "error" in report:
-            kind, *arguments = report["error"]
-            raise restore_error([kind, f"{name}: {arguments[-1] if kind != 'RunError' else arguments}"])
+            error = restore_error(report["error"])
+            kind = type(error) if isinstance(error, DataError | ModelError | OutputError) else ScenarioError
+            text = str(error) if isinstance(error, FedsgdError) else f"{type(error).__name__}: {error}"
+            raise kind(f"{name}: {text}")
         differences = [
             *list_scenario_differences(own_scenario, report["scenario"]),
             *list_differences(own_identity, report["identity"]),

@@ -299,6 +299,7 @@ def _open_run(
         tables = RunTables(folder, metric_names, scenario.evaluation.every, n_kept_rows)
         federation = Federation(execution, tables.ledger)
         checkpoints = None if folder is None else RunCheckpoints(folder, execution, tables, call, trackers, point)
+        execution.begin(folder)
         try:
             yield _OpenRun(folder, tables, federation, checkpoints)
         except BaseException as error:

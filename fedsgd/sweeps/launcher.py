@@ -39,21 +39,22 @@ def run_with_launcher(
         OutputError: jobs cannot be submitted.
     """
     executor = _make_executor(out / JOB_FOLDER, launcher, jobs if jobs > 1 else len(plan), options)
-    submitted: dict[Any, Cell] = {}
+    jobs_of_cells: dict[Any, Cell] = {}
     try:
-        try:
-            with executor.batch():
-                for planned_cell in plan:
-                    folder = (out / planned_cell.cell.folder).absolute()
-                    submitted[executor.submit(run_cell, planned_cell.scenario, folder, data)] = planned_cell.cell
-        except Exception as error:  # of sbatch, or of the file system
-            raise OutputError(f"the jobs of the sweep cannot be submitted: {str(error).splitlines()[0]}") from error
-        from submitit.helpers import as_completed
+        with executor.batch():
+            for planned_cell in plan:
+                folder = (out / planned_cell.cell.folder).absolute()
+                jobs_of_cells[executor.submit(run_cell, planned_cell.scenario, folder, data)] = planned_cell.cell
+    except Exception as error:  # of sbatch, or of the file system
+        lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        raise OutputError(f"the jobs of the sweep cannot be submitted: {lines[-1]}") from error
+    from submitit.helpers import as_completed
 
-        for job in as_completed([*submitted], poll_frequency=POLL_SECONDS[launcher]):
-            yield submitted.pop(job), _read_outcome(job)
+    try:
+        for job in as_completed([*jobs_of_cells], poll_frequency=POLL_SECONDS[launcher]):
+            yield jobs_of_cells.pop(job), _read_outcome(job)
     finally:
-        for job in submitted:
+        for job in jobs_of_cells:
             job.cancel()
 
 

@@ -31,6 +31,7 @@ from fedsgd.numerics.parameter_layout import ParameterLayout
 from fedsgd.optim import SGD
 from fedsgd.system.torch_threads import use_single_thread
 from fedsgd.training import LocalTraining, TrainingJob, TrainingResult
+from fedsgd.wire import FrameKind
 from tests.bench.measure import Bench, Effort
 
 SHAPES: tuple[tuple[tuple[int, ...], ...], ...] = (
@@ -193,8 +194,8 @@ class Federation:
             messages, server = broadcast(plan, server, range(CLIENTS))
             public_model = server.public_model
             differences = public_model.difference_frames
-            down = differences[-1] if differences else public_model.full_model_frame
-            assert down is not None
+            sent_models = [frame for frame in server.shared_frames if frame.decoded.header.kind == FrameKind.MODEL]
+            down = differences[-1] if differences else public_model.full_model_frame or sent_models[0]
             replies = []
             for client, message in messages.items():
                 reply, states[client] = client_update(plan, self, client, message, states[client], examples, caches[client])

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 import fedsgd
 from fedsgd.cli import main
-from fedsgd.errors import FedsgdError, ScenarioError
+from fedsgd.errors import FedsgdError, OutputError, ScenarioError
 from fedsgd.sweeps import Sweep
 from fedsgd.sweeps.options import SweepConfig
 from tests.conftest import ROOT
@@ -94,6 +94,17 @@ def test_unknown_slurm_option_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     config = SweepConfig(launcher="slurm", launcher_options={"partion": "cpu"})
     with pytest.raises(ScenarioError, match=r"launcher options: .*partion"):
         fedsgd.sweep(ROOT / "scenarios" / "quickstart.toml", out=tmp_path / "s", execution=config)
+
+
+def test_failing_submission_is_an_error_of_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = {"srun": SRUN, "sbatch": "#!/bin/bash\necho 'sbatch: error: invalid partition specified: no' >&2\nexit 1\n"}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    s = fedsgd.load(ROOT / "scenarios" / "quickstart.toml", TINY)
+    with pytest.raises(OutputError, match=r"the jobs of the sweep cannot be submitted: sbatch: error: invalid partition"):
+        fedsgd.sweep(s, out=tmp_path / "s", execution=SweepConfig(launcher="slurm"))
 
 
 def test_job_that_dies_ends_the_sweep_with_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

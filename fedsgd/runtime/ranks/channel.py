@@ -77,7 +77,7 @@ class GlooChannel:
         try:
             yield
         except RuntimeError as error:
-            raise ConnectionError(f"{self._name} has ended ({str(error).splitlines()[0]})") from None
+            raise ConnectionError(f"{self._name} has ended") from error
 
 
 def _view_bytes(data: bytes) -> Tensor:

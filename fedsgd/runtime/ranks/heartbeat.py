@@ -1,8 +1,8 @@
 """Heartbeat of a rank: every rank learns within a minute that another rank is dead or silent, and which one.
 
 Each rank counts up its own counter in the store of the ranks. Rank 0 watches all counters, the others watch that of rank 0. A
-rank that stops counting is named in a verdict, at which all ranks end. The thread has its own connection, because a call that
-waits blocks a connection.
+rank that stops counting is named in a verdict, at which all ranks end. The threads have their own connection, because a call
+that waits blocks a connection.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from fedsgd.runtime.ranks.rendezvous import CONNECT_SECONDS, Rendezvous
+from fedsgd.errors import DeploymentError
+from fedsgd.runtime.ranks.rendezvous import RankPlaces, Rendezvous
 from fedsgd.system.rank_environment import RankEnvironment
 
 BEAT_SECONDS = 3.0
@@ -25,19 +26,23 @@ class Heartbeat:
 
     Args:
         environment: place of this process.
-        on_death: called in the thread with a text that names the dead rank, and with True if this rank has found it; the
-            function must end the process.
+        session: session on which the ranks have agreed.
+        places: machines of the ranks.
+        on_death: called in a thread with a text that names the dead rank, and with True if this rank has found it; the function
+            must end the process.
 
     Attributes:
-        name_rank: function that describes a rank, to be replaced when the hosts are known.
+        rendezvous: connection of the threads, which no call of the main thread blocks.
 
     Raises:
         DeploymentError: the store cannot be reached.
     """
 
-    def __init__(self, environment: RankEnvironment, on_death: Callable[[str, bool], None]) -> None:
-        self.name_rank: Callable[[int], str] = "rank {}".format
-        self._rendezvous = Rendezvous(environment, is_first=False)
+    def __init__(
+        self, environment: RankEnvironment, session: str, places: RankPlaces, on_death: Callable[[str, bool], None]
+    ) -> None:
+        self.rendezvous = Rendezvous(environment, session)
+        self._places = places
         self._rank = environment.rank
         self._watched = range(1, environment.n_ranks) if self._rank == 0 else range(1)
         self._on_death = on_death
@@ -54,38 +59,38 @@ class Heartbeat:
         """Watch the thread that beats, for which no timeout holds if the store's process is stopped and not dead."""
         while not self._is_stopped.wait(BEAT_SECONDS):
             if time.monotonic() - self._last_exchange > SILENCE_SECONDS:
-                self._on_death(f"{self.name_rank(0)} has not answered for {SILENCE_SECONDS:.0f} s, or its launcher", True)
+                self._on_death(
+                    f"{self._places.name_rank(0)} has not answered for {SILENCE_SECONDS:.0f} s, or its launcher", True
+                )
                 return
 
     def _beat(self) -> None:
-        start = time.monotonic()
-        last_change = dict.fromkeys(self._watched, start + CONNECT_SECONDS - SILENCE_SECONDS)
+        last_change = dict.fromkeys(self._watched, time.monotonic())
         counts = dict.fromkeys(self._watched, 0)
         while not self._is_stopped.wait(BEAT_SECONDS):
             try:
                 verdict, is_own = self._exchange(counts, last_change)
                 self._last_exchange = time.monotonic()
-            except RuntimeError as error:  # the store has ended
-                verdict, is_own = f"{self.name_rank(0)} has ended, or its launcher: {str(error).splitlines()[0]}", True
+            except DeploymentError:  # the store has ended
+                verdict, is_own = f"{self._places.name_rank(0)} has ended, or its launcher", True
             if verdict and not self._is_stopped.is_set():
                 self._on_death(verdict, is_own)
                 return
 
     def _exchange(self, counts: dict[int, int], last_change: dict[int, float]) -> tuple[str, bool]:
         """Count up, read the counters of the watched ranks, and return the verdict, if any, and whether it is this rank's."""
-        self._rendezvous.count(f"beat/{self._rank}", 1)
-        if self._rendezvous.count("n_verdicts"):
-            return str(self._rendezvous.read("verdict", CONNECT_SECONDS)), False
+        self.rendezvous.count(f"beat/{self._rank}", 1)
+        verdict = self.rendezvous.read_if_published("verdict")
+        if verdict is not None:
+            return str(verdict), False
         now = time.monotonic()
         for rank in self._watched:
-            count = self._rendezvous.count(f"beat/{rank}")
+            count = self.rendezvous.count(f"beat/{rank}")
             if count != counts[rank]:
                 counts[rank], last_change[rank] = count, now
             elif now - last_change[rank] > SILENCE_SECONDS:
-                seconds = f"{now - last_change[rank]:.0f} s"
-                problem = f"has not answered for {seconds}" if count else f"has not started within {CONNECT_SECONDS:.0f} s"
-                verdict = f"{self.name_rank(rank)} {problem}"
-                return verdict, pronounce_verdict(self._rendezvous, verdict)
+                verdict = f"{self._places.name_rank(rank)} has not answered for {now - last_change[rank]:.0f} s"
+                return verdict, pronounce_verdict(self.rendezvous, verdict)
         return "", False
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import secrets
+import socket
+import struct
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import reduction
+from multiprocessing import AuthenticationError, reduction
 from multiprocessing.connection import Client, Connection, Listener
 
 from fedsgd.runtime.ranks.rendezvous import RankPlaces, Rendezvous
@@ -18,6 +20,9 @@ from fedsgd.runtime.workers import protocol
 from fedsgd.runtime.workers.channel import PipeChannel, SharedOutbox
 from fedsgd.runtime.workers.pool import WorkerHandle
 from fedsgd.runtime.workers.shared_memory import SharedFile
+
+_CREDENTIALS = struct.Struct("3i")
+"""Process, user and group of the other end of a local socket."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,13 +63,24 @@ def accept_members(
         if n_members:
             with Listener(address, "AF_UNIX", backlog=n_members, authkey=key) as listener:
                 rendezvous.publish(f"machine/{number}", {"address": address or listener.address, "key": key.hex()})
-                for _ in range(n_members):
-                    connection = resources.enter_context(listener.accept())
-                    handles.append(_welcome(connection, storage, outbox, places))
+                while len(handles) < n_members:
+                    with suppress(AuthenticationError, EOFError, ConnectionError):  # of a stranger, or of a rank that has died
+                        connection = resources.enter_context(listener.accept())
+                        if _is_of_this_user(connection):
+                            handles.append(_welcome(connection, storage, outbox, places))
         yield handles
         for handle in handles:
             with suppress(OSError):
                 handle.channel.send(*protocol.END)
+
+
+def _is_of_this_user(connection: Connection) -> bool:
+    """Return whether the other end is a process of the same user, whose messages may be unpickled; True if unknown."""
+    if not hasattr(socket, "SO_PEERCRED"):
+        return True
+    with socket.fromfd(connection.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as peer:
+        _, uid, _ = _CREDENTIALS.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    return bool(uid == os.geteuid())
 
 
 def _welcome(connection: Connection, storage: MachineStorage, outbox: SharedOutbox, places: RankPlaces) -> WorkerHandle:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import secrets
 import socket
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -16,8 +18,10 @@ from torch.distributed import DistStoreError, PrefixStore, TCPStore  # type: ign
 from fedsgd.errors import DeploymentError
 from fedsgd.system.rank_environment import RankEnvironment
 
-CONNECT_SECONDS = 60.0
-"""Seconds in which a rank must reach the launcher's store."""
+JOIN_SECONDS = 60.0
+"""Seconds in which all ranks must reach the store and meet."""
+_POLL_SECONDS = 0.05
+_FOREVER = timedelta(days=365)
 
 
 @dataclass(frozen=True)
@@ -79,23 +83,26 @@ def describe_place() -> dict[str, str]:
 class Rendezvous:
     """Values that the ranks of one start publish for each other, in the launcher's store.
 
+    Names have the session in front, which the ranks agree on when they meet: the store of torchrun outlives a restart.
+
     Args:
         environment: place of this process.
-        is_first: False for a further connection of a process.
+        session: session of the ranks, None before they have met.
 
     Raises:
         DeploymentError: the store cannot be reached.
     """
 
-    def __init__(self, environment: RankEnvironment, is_first: bool = True) -> None:
+    def __init__(self, environment: RankEnvironment, session: str | None = None) -> None:
         self.environment = environment
-        is_owner = is_first and environment.rank == 0 and not environment.launcher_has_store
+        self.session = session
+        is_owner = session is None and environment.rank == 0 and not environment.launcher_has_store
         try:
             self._store = TCPStore(
                 environment.address,
                 environment.port,
                 is_master=is_owner,
-                timeout=timedelta(seconds=CONNECT_SECONDS),
+                timeout=timedelta(seconds=JOIN_SECONDS),
                 wait_for_workers=False,
             )
         except (RuntimeError, ValueError) as error:
@@ -103,31 +110,98 @@ class Rendezvous:
             problem = f"cannot {'open' if is_owner else 'reach'} the store of the ranks at {place} (MASTER_ADDR, MASTER_PORT)"
             raise DeploymentError(f"{problem}: {str(error).splitlines()[0]}") from None
 
-    def _key(self, name: str) -> str:
-        return f"fedsgd/{self.environment.n_restarts}/{name}"
+    def _key(self, name: str, session: str | None = None) -> str:
+        return f"fedsgd/{session or self.session}/{name}"
 
     def publish(self, name: str, value: Any) -> None:
         """Publish a value that JSON has."""
-        self._store.set(self._key(name), json.dumps(value))
+        with _store_errors():
+            self._store.set(self._key(name), json.dumps(value))
 
-    def read(self, name: str, seconds: float | None = None) -> Any:
-        """Wait for a published value, and return it; TimeoutError after `seconds`."""
-        try:
-            self._store.wait([self._key(name)], timedelta(seconds=seconds if seconds is not None else 10**8))
-        except DistStoreError:
-            raise TimeoutError(f"{name} is not published") from None
-        return json.loads(self._store.get(self._key(name)))
+    def read(self, name: str) -> Any:
+        """Wait for a published value, and return it."""
+        with _store_errors():
+            self._store.wait([self._key(name)], _FOREVER)
+            return json.loads(self._store.get(self._key(name)))
+
+    def read_if_published(self, name: str, session: str | None = None) -> Any | None:
+        """Return a value of a session, by default of this process's, None if it is not published."""
+        key = self._key(name, session)
+        with _store_errors():
+            return json.loads(self._store.get(key)) if self._store.check([key]) else None
 
     def count(self, name: str, change: int = 0) -> int:
         """Change a counter, which starts at 0, and return its value."""
-        return int(self._store.add(self._key(name), change))
+        with _store_errors():
+            return int(self._store.add(self._key(name), change))
 
     def prefix_store(self, name: str) -> Any:
         """Return a store for a process group."""
         return PrefixStore(self._key(name), self._store)
 
-    def gather_places(self) -> RankPlaces:
-        """Return the machines of all ranks, after all ranks have called this method."""
-        environment = self.environment
-        self.publish(f"place/{environment.rank}", describe_place())
-        return RankPlaces.from_descriptions([self.read(f"place/{rank}") for rank in range(environment.n_ranks)])
+    def meet(self) -> RankPlaces:
+        """Agree on a session with all ranks, and return the machines of the ranks.
+
+        Each rank publishes a random number. Rank 0 publishes a session with the numbers that it has read, again after each
+        change, until all ranks have found their own number in it. So values of an earlier start in the same store do no harm.
+
+        Raises:
+            DeploymentError: a rank does not come.
+        """
+        me, end = {"nonce": secrets.token_hex(8), **describe_place()}, time.monotonic() + JOIN_SECONDS
+        rank, n_ranks = self.environment.rank, self.environment.n_ranks
+        self.publish(f"join/{rank}", me)
+        session = self._find_session(rank, me["nonce"], end) if rank else self._open_session(n_ranks, end)
+        self.session = session["id"]
+        self.publish(f"joined/{rank}", me["nonce"])
+        return RankPlaces.from_descriptions(session["ranks"])
+
+    def _open_session(self, n_ranks: int, end: float) -> dict[str, Any]:
+        """Publish sessions until all ranks have joined one of them."""
+        session: dict[str, Any] = {"id": secrets.token_hex(8), "ranks": []}
+        while True:
+            ranks = [self.read_if_published(f"join/{rank}") for rank in range(n_ranks)]
+            if None not in ranks and ranks != session["ranks"]:
+                session["ranks"] = ranks
+                self.publish("session", session)
+            absent = [rank for rank in range(1, n_ranks) if not self._has_joined(session, rank)]
+            if not absent:
+                return session
+            if time.monotonic() > end:
+                names = f"rank{'s' * (len(absent) > 1)} {', '.join(map(str, absent))}"
+                raise DeploymentError(f"{names} did not start within {JOIN_SECONDS:.0f} s")
+            time.sleep(_POLL_SECONDS)
+
+    def _has_joined(self, session: Mapping[str, Any], rank: int) -> bool:
+        nonce = self.read_if_published(f"joined/{rank}", session["id"])
+        return nonce is not None and bool(session["ranks"]) and nonce == session["ranks"][rank]["nonce"]
+
+    def _find_session(self, rank: int, nonce: str, end: float) -> dict[str, Any]:
+        """Wait for a session that has this process's number."""
+        while True:
+            session: dict[str, Any] | None = self.read_if_published("session")
+            if session is not None and rank < len(session["ranks"]) and session["ranks"][rank]["nonce"] == nonce:
+                return session
+            if time.monotonic() > end:
+                raise DeploymentError(f"rank 0 did not start within {JOIN_SECONDS:.0f} s")
+            time.sleep(_POLL_SECONDS)
+
+    def claim_folder(self, folder: Path) -> None:
+        """Record that this launch, which may start the ranks several times, has begun a run in a folder."""
+        with _store_errors():
+            self._store.set(f"fedsgd/folder/{folder.absolute()}", "claimed")
+
+    def has_claimed(self, folder: Path) -> bool:
+        """Return whether this launch has begun a run in a folder."""
+        with _store_errors():
+            return bool(self._store.check([f"fedsgd/folder/{folder.absolute()}"]))
+
+
+@contextmanager
+def _store_errors() -> Iterator[None]:
+    """Raise a DeploymentError if the process of the store has ended."""
+    try:
+        yield
+    except (RuntimeError, DistStoreError) as error:
+        text = str(error).splitlines()[0]
+        raise DeploymentError(f"rank 0 has ended, or its launcher (the store of the ranks does not answer: {text})") from None

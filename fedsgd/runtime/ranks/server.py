@@ -8,7 +8,7 @@ from fedsgd.compression import ClientId
 from fedsgd.data import Examples
 from fedsgd.federation import Message
 from fedsgd.federation.client_state import ClientState, ClientStore, ModelCache
-from fedsgd.federation.round_loop import ClientOutcome
+from fedsgd.federation.round_loop import ClientFailure, ClientOutcome
 from fedsgd.numerics.arrays import F32
 from fedsgd.runtime.ranks.machine import MachineStorage
 from fedsgd.runtime.ranks.remote import RemoteMachine
@@ -44,12 +44,23 @@ class RankRuntime:
         for client, message in messages.items():
             by_machine.setdefault(self._places.machine_of_client(client), {})[client] = message
         own_messages = by_machine.pop(SERVER_MACHINE, {})
+        failures: dict[int, ConnectionError] = {}
         for machine, part in by_machine.items():
-            self._remotes[machine].begin_training(part)
+            try:
+                self._remotes[machine].begin_training(part)
+            except ConnectionError as error:
+                failures[machine] = error
         if own_messages:
             yield from self._pool.exchange(own_messages, timeout)
-        for machine in by_machine:
-            yield from self._remotes[machine].iterate_outcomes()
+        for machine, part in by_machine.items():
+            try:
+                if machine not in failures:
+                    yield from self._remotes[machine].iterate_outcomes()
+            except ConnectionError as error:
+                failures[machine] = error
+            if machine in failures:
+                lost = ChildProcessError(str(failures[machine]))
+                yield from (ClientFailure(client, lost) for client in part)
 
     def evaluate(self, weights: F32, examples: Examples, buffers: F32 | None = None) -> EvaluationResult:
         """Evaluate a model with weights [P] and buffers [S]. The result has the same bits as the result of one engine."""

@@ -19,11 +19,11 @@ from fedsgd.runtime.client_host import chunk_by_size
 from fedsgd.runtime.workers import protocol
 from fedsgd.runtime.workers.channel import Channel, SharedOutbox
 from fedsgd.runtime.workers.protocol import MessageType, Packet
-from fedsgd.runtime.workers.worker import JobProcessor
 from fedsgd.training import EVALUATION_SLICE_SIZE, EvaluationResult, TrainingEngine
 
 if TYPE_CHECKING:
     from fedsgd.models.task import LearningTask
+    from fedsgd.runtime.workers.worker import JobProcessor
 
 MAX_QUEUED_JOBS = 2
 """Maximum number of a worker's jobs: the current job, and the next job, so that the worker need not wait."""

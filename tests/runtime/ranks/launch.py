@@ -58,7 +58,14 @@ class Ranks:
         for rank, machine in enumerate(machines):
             own: Any = arguments if isinstance(arguments[0], str) else arguments[rank]
             place = {"RANK": str(rank), "WORLD_SIZE": str(len(machines)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", **place, **(variables or {})}
+            environment = {
+                **os.environ,
+                "GLOO_SOCKET_IFNAME": "lo",
+                "TORCH_CPP_LOG_LEVEL": "FATAL",
+                "OMP_NUM_THREADS": "1",
+                **place,
+                **(variables or {}),
+            }
             self.processes.append(
                 subprocess.Popen(
                     [sys.executable, "-c", PROGRAM, machine, *own],

@@ -83,7 +83,7 @@ def test_other_states_do_not_depend_on_machines(small: Make, tmp_path: Path, cas
 
 
 @pytest.mark.nightly
-def test_restart_on_another_number_of_ranks_continues_to_equal_results(small: Make, tmp_path: Path) -> None:
+def test_resume_on_other_ranks_continues_to_equal_results(small: Make, tmp_path: Path) -> None:
     s = small(**SETTINGS["error feedback, differences"], rounds=40)
     arguments = write_scenario(s, tmp_path / "ranks.toml")
     ranks = Ranks("aab", arguments)
@@ -93,7 +93,7 @@ def test_restart_on_another_number_of_ranks_continues_to_equal_results(small: Ma
         assert all(status for status, *_ in ranks.wait())
     finally:
         ranks.kill()
-    results = Ranks("abcd", arguments, {"TORCHELASTIC_RESTART_COUNT": "1"}).wait()
+    results = Ranks("abcd", ["resume", str(tmp_path / "ranks"), "--json", "--quiet"]).wait()
     assert [status for status, *_ in results] == [0] * 4, results
     assert json.loads(results[0][1])["ledger_sha256"] == fedsgd.run(s).summary["ledger_sha256"]
     results = Ranks("bab", ["resume", str(tmp_path / "ranks"), "--rounds", "42", "--json", "--quiet"]).wait()
@@ -138,6 +138,37 @@ def test_torchrun_restarts_a_killed_rank_to_equal_results(small: Make, tmp_path:
     assert [record["round"] for record in records] == [1, 2, 3, 4]
 
 
+@pytest.mark.nightly
+def test_restart_does_not_replace_an_earlier_run(small: Make, tmp_path: Path) -> None:
+    s = small()
+    arguments = write_scenario(s, tmp_path / "ranks.toml")
+    fedsgd.run(s, out=tmp_path / "ranks")
+    (tmp_path / "plain.py").write_text("from fedsgd.cli import main\nmain(prog_name='fedsgd')\n")
+    process = run_torchrun(tmp_path / "plain.py", 2, *arguments, "--set", "seed=77", restarts=1)
+    assert process.returncode != 0
+    assert process.stderr.count("ranks: is not empty") == 2, process.stderr
+    assert fedsgd.read_run(tmp_path / "ranks").summary["params_sha256"] == fedsgd.run(s).summary["params_sha256"]
+
+
+@pytest.mark.nightly
+def test_two_launchers_restart_ranks_at_different_counts(small: Make, tmp_path: Path) -> None:
+    """The launcher whose ranks are healthy does not count the restart, and the store of the launchers stays."""
+    s = small(**SETTINGS["error feedback, differences"])
+    (tmp_path / "dying.py").write_text(DYING)
+    arguments = [str(tmp_path / "dying.py"), *write_scenario(s, tmp_path / "ranks.toml")]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=2", "--max-restarts=3"]
+    command += ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{find_free_port()}", "--rdzv-id=fedsgd", *arguments]
+    launchers = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    try:
+        outputs = [launcher.communicate(timeout=200) for launcher in launchers]
+    finally:
+        for launcher in launchers:
+            launcher.kill()
+    assert [launcher.returncode for launcher in launchers] == [0, 0], outputs
+    results = [output for output, _ in outputs if output]
+    assert json.loads(results[-1])["ledger_sha256"] == fedsgd.run(s).summary["ledger_sha256"]
+
+
 # ------------------------------------------------------------------------------------------------------------ wrong at the start
 
 
@@ -160,6 +191,13 @@ def test_rank_without_the_data_is_named(small: Make, tmp_path: Path) -> None:
     np.savez(tmp_path / "full" / "data.npz", x_train=x, y_train=y, x_test=x, y_test=y)
     results = Ranks("ab", [[*arguments, "--data", str(tmp_path / folder)] for folder in ("full", "empty")]).wait()
     assert fails_with(results, 1, "fedsgd: rank 1 on b: ", "data.npz")
+
+
+@pytest.mark.nightly
+def test_rank_without_the_scenario_is_named(small: Make, tmp_path: Path) -> None:
+    arguments = write_scenario(small(), tmp_path / "first.toml")
+    results = Ranks("ab", [arguments, ["run", str(tmp_path / "second.toml"), *arguments[2:]]]).wait()
+    assert fails_with(results, 2, "rank 1 on b: ", "second.toml")
 
 
 def test_ranks_on_different_scenarios_are_refused(small: Make, tmp_path: Path) -> None:
@@ -203,6 +241,21 @@ def test_folder_that_machines_do_not_share_is_refused(small: Make, tmp_path: Pat
 # ------------------------------------------------------------------------------------------------------------------- dead ranks
 
 
+def test_ctrl_c_ends_all_ranks(small: Make, tmp_path: Path) -> None:
+    ranks = Ranks("ab", write_scenario(small(rounds=100_000), tmp_path / "ranks.toml"))
+    try:
+        rounds = tmp_path / "ranks" / "rounds.parquet"
+        wait_until(lambda: rounds.is_dir() and any(rounds.glob("segment-*")), 60)
+        for process in ranks.processes:
+            process.send_signal(signal.SIGINT)
+        results = ranks.wait(30)
+        assert [status for status, *_ in results] == [130, 1], results
+        assert results[0][2].splitlines()[-1] == "fedsgd: interrupted"
+        assert results[1][2] == ""
+    finally:
+        ranks.kill()
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize("layout", ["aaa", "abc"])
 @pytest.mark.parametrize("victim", [0, 2])
@@ -222,8 +275,8 @@ def test_dead_rank_is_named_and_all_ranks_end(
         assert time.monotonic() - start < 60
         assert all(process.returncode for process in others)
         ranks.kill()
-        printed = "".join(error for _, _, error in ranks.wait())
-        assert f"rank {victim} on {layout[victim]} has" in printed
+        errors = [error for _, _, error in ranks.wait()]
+        assert f"rank {victim} on {layout[victim]} has" in ("".join(errors) if victim == 0 else errors[0])
     finally:
         ranks.kill()
 
