@@ -127,6 +127,7 @@ def test_class_path_needs_no_installation(installed: dict[str, str], tmp_path: P
     assert 'name = "fedsgd_example.compressor:ChunkMax"\nchunk = 32\n' in text
 
 
+@pytest.mark.nightly
 def test_sweep_compares_a_plugin_with_a_built_in_compressor(installed: dict[str, str], tmp_path: Path) -> None:
     grid = ("--grid", "uplink.compressor.name=chunk-max,top-k", "--out", str(tmp_path / "sweep"), "--jobs", "2")
     call(installed, "-m", "fedsgd", "sweep", SCENARIO, *SHORT, *grid, "--quiet")
@@ -135,6 +136,7 @@ def test_sweep_compares_a_plugin_with_a_built_in_compressor(installed: dict[str,
     assert "top-k" in table
 
 
+@pytest.mark.nightly
 def test_certificate_of_the_compressor_has_no_broken_law(installed: dict[str, str]) -> None:
     call(installed, "-m", "fedsgd", "certify", "chunk-max", "--data", "gaussian", "--size", "2000", "--quiet")
 

@@ -13,6 +13,7 @@ from tests.bench.clients import Figure, Variant, assess, describe, main
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.nightly
 def test_clients_benchmark_reports_every_number_of_clients(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
     main(["--clients", "300,100", "--rounds", "4", "--turns", "1", "--only", "disk", "--json", str(file)])

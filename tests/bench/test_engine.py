@@ -15,6 +15,7 @@ from tests.bench.engine import SCENARIOS, Workload, main, measure, table, verdic
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.nightly
 def test_engine_benchmark_compares_every_engine_with_the_oracle() -> None:
     load = Workload("tiny", "softmax", (8, 8), 9, 6, 4, {"stacked": 1e-9})
     with use_single_thread():

@@ -592,6 +592,7 @@ def test_tables_fit_a_terminal_of_80_columns(user_folder: Path) -> None:
     assert run_certify("top-k", "--markdown").stdout.startswith("# top-k (contractive)")
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_table_of_all_compressors_is_sorted_by_bits_per_parameter(monkeypatch: pytest.MonkeyPatch) -> None:
     tables = json.loads(run_certify("--all", "--no-laws", "--json").stdout)

@@ -24,7 +24,7 @@ file="${@: -1}"
 cp "$file" "$FAKE_SLURM/submission.sh"
 for i in 0 1; do
     SLURM_JOB_ID=$((100 + i)) SLURM_ARRAY_JOB_ID=100 SLURM_ARRAY_TASK_ID=$i SLURM_JOB_NUM_NODES=1 SLURM_NTASKS=1 SLURM_NODEID=0 \\
-    SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_JOB_NODELIST=localhost bash "$file" >"$FAKE_SLURM/$i.log" 2>&1 &
+    SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_JOB_NODELIST=localhost bash "$FAKE_SLURM/submission.sh" >"$FAKE_SLURM/$i.log" 2>&1 &
 done
 echo "Submitted batch job 100"
 """

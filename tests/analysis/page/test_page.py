@@ -857,9 +857,17 @@ def draw_all(page: Page) -> None:
 
 
 def save_figure(page: Page, figure: str, kind: str) -> bytes:
-    """Save a figure by its button, and return the file."""
-    with page.expect_download() as waiting:
-        page.click(f"#{figure} [data-save={kind}]")
+    """Save a figure by its button, and return the file. Chromium drops a download now and then: then click again."""
+    from playwright.sync_api import TimeoutError as PlaywrightTimeoutError
+
+    for n_milliseconds in (8_000, 8_000, 30_000):
+        try:
+            with page.expect_download(timeout=n_milliseconds) as waiting:
+                page.click(f"#{figure} [data-save={kind}]")
+            break
+        except PlaywrightTimeoutError:
+            if n_milliseconds > 8_000:
+                raise
     assert waiting.value.suggested_filename == f"fedsgd-{figure}.{kind}"
     return Path(waiting.value.path()).read_bytes()
 

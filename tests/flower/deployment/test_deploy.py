@@ -408,6 +408,7 @@ def test_launcher_killed_by_sigkill_leaves_no_process_and_no_folder(
     assert list(tmp_path.glob("fedsgd-*")) == []
 
 
+@pytest.mark.nightly
 def test_fork_server_with_a_long_temporary_path_uses_a_short_private_folder(
     scenario: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -182,6 +182,7 @@ def fails_with(results: list[tuple[int, str, str]], status: int, *texts: str) ->
     return True
 
 
+@pytest.mark.nightly
 def test_rank_without_the_data_is_named(small: Make, tmp_path: Path) -> None:
     s = small(**{"data.name": "npz", "data.path": "data.npz"})
     arguments = write_scenario(s, tmp_path / "ranks.toml")
@@ -207,6 +208,7 @@ def test_ranks_on_different_scenarios_are_refused(small: Make, tmp_path: Path) -
     assert fails_with(results, 2, "rank 1 on a: client.optimizer.lr is 0.05 on rank 0, there 0.25; all ranks need the same")
 
 
+@pytest.mark.nightly
 def test_more_ranks_than_clients_are_refused(small: Make, tmp_path: Path) -> None:
     s = small(**{"data.partition.clients": 2, "server.cohort": 2})
     results = Ranks("aaa", write_scenario(s, tmp_path / "ranks.toml")).wait()
@@ -231,6 +233,7 @@ def test_wrong_start_is_an_error_of_one_line(
     assert (results[1][1], results[1][2]) == ("", "")
 
 
+@pytest.mark.nightly
 def test_folder_that_machines_do_not_share_is_refused(small: Make, tmp_path: Path) -> None:
     s = small(**{"checkpoint.every": 1})
     results = Ranks(["a", "apart"], write_scenario(s, tmp_path / "ranks.toml")).wait()
