@@ -18,7 +18,6 @@ class RankEnvironment:
         n_ranks: number of processes.
         address, port: host and port of the launcher's store.
         launcher_has_store: True if the launcher runs the store, False if rank 0 does.
-        n_restarts: number of times that the launcher has started the ranks again.
         max_restarts: number of times that the launcher may start the ranks again.
     """
 
@@ -27,7 +26,6 @@ class RankEnvironment:
     address: str
     port: int
     launcher_has_store: bool
-    n_restarts: int
     max_restarts: int
 
 
@@ -63,7 +61,6 @@ def read_rank_environment(variables: Mapping[str, str] = os.environ) -> RankEnvi
         variables["MASTER_ADDR"],
         _read_number(variables, "MASTER_PORT", 1, 65535),
         variables.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
-        _read_number(variables, "TORCHELASTIC_RESTART_COUNT", 0),
         _read_number(variables, "TORCHELASTIC_MAX_RESTARTS", 0),
     )
 
