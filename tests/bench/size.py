@@ -53,6 +53,7 @@ class RunFigure:
         uplink: name of the uplink.
         parameters: P.
         peak: growth of the peak memory in copies of P float32 numbers.
+        peak_bytes: peak memory of the process, in bytes.
         import_bytes: growth of the peak memory beyond `import torch`, in bytes.
         seconds: seconds of a round.
         to_training: seconds of a round, divided by the seconds of its training.
@@ -63,6 +64,7 @@ class RunFigure:
     uplink: str
     parameters: int
     peak: float
+    peak_bytes: int
     import_bytes: int
     seconds: float
     to_training: float
@@ -121,6 +123,7 @@ def measure_run(uplink: str, n_parameters: int) -> dict[str, Any]:
     return {
         "parameters": parameters,
         "peak": (peak - before) / (4 * parameters),
+        "peak_bytes": peak,
         "import_bytes": peak - after_import,
         "seconds": seconds,
         "to_training": seconds / (phases["train"] + phases["gather"]),
