@@ -41,7 +41,7 @@ class _ThreadDispatchedFunction:
         update_wrapper(self, owner_function)
         self.__self__ = getattr(owner_function, "__self__", None)
         self._module, self._owner_function, self._background_function = module.__name__, owner_function, background_function
-        self._owner_thread: int | None = threading.get_ident()
+        self._owner_thread: int | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         is_owner = self._owner_thread is None or threading.get_ident() == self._owner_thread
@@ -49,6 +49,15 @@ class _ThreadDispatchedFunction:
 
     def __reduce__(self) -> tuple[Any, tuple[str, str]]:
         return _load_function, (self._module, self._owner_function.__name__)
+
+    @property
+    def owner_function(self) -> Callable[..., Any]:
+        """Function of the global generator."""
+        return self._owner_function
+
+    def acquire(self) -> None:
+        """Use the global generator in this thread alone from now on."""
+        self._owner_thread = threading.get_ident()
 
     def release(self) -> None:
         """Use the global generator in every thread from now on, since modules may have imported this function."""
@@ -65,22 +74,28 @@ class _GeneratorDispatch:
     While the dispatch is active, other threads draw from generators that start with the global generators' states. So a
     background thread, such as Flower's heartbeat, does not change the draws of a client's training. Torch's generator is not
     covered, nor are functions that another thread imported by name (`from random import random`).
+
+    Generators and replacements are made once, because a run enters and leaves for each of its callbacks.
     """
 
     def __init__(self) -> None:
-        python, numpy = random.Random(), numpy_random.RandomState()
-        python.setstate(PYTHON_GENERATOR.getstate())
-        if type(mtrand.get_bit_generator()) is numpy_random.MT19937:
-            numpy.set_state(NUMPY_GENERATOR.get_state(legacy=False))
-        numpy_functions: Mapping[str, Callable[..., Any]] = {
-            "seed": numpy.seed,
-            "sample": numpy.random_sample,
-            "ranf": numpy.random_sample,
+        self._python, self._numpy = random.Random(), numpy_random.RandomState()
+        self._numpy_functions: Mapping[str, Callable[..., Any]] = {
+            "seed": self._numpy.seed,
+            "sample": self._numpy.random_sample,
+            "ranf": self._numpy.random_sample,
         }
-        self._original_functions: list[tuple[ModuleType, str, Any]] = []
-        self._replace(random, PYTHON_GENERATOR, python, {})
+        self._replacements: dict[tuple[str, str], _ThreadDispatchedFunction] = {}
+        self._active: list[tuple[ModuleType, str, _ThreadDispatchedFunction]] = []
+
+    def open(self) -> None:
+        """Replace the functions; the calling thread keeps the global generators."""
+        self._python.setstate(PYTHON_GENERATOR.getstate())
+        if type(mtrand.get_bit_generator()) is numpy_random.MT19937:
+            self._numpy.set_state(NUMPY_GENERATOR.get_state(legacy=False))
+        self._replace(random, PYTHON_GENERATOR, self._python, {})
         for module in (numpy_random, mtrand):
-            self._replace(module, NUMPY_GENERATOR, numpy, numpy_functions)
+            self._replace(module, NUMPY_GENERATOR, self._numpy, self._numpy_functions)
 
     def _replace(
         self,
@@ -95,20 +110,21 @@ class _GeneratorDispatch:
             if getattr(f, "__self__", None) is global_generator or name in background_functions
         }
         for name, method in methods.items():
-            self._original_functions.append((module, name, method))
-            setattr(
-                module,
-                name,
-                _ThreadDispatchedFunction(
-                    module, method, background_functions.get(name) or getattr(background_generator, method.__name__)
-                ),
-            )
+            key = (module.__name__, name)
+            replacement = self._replacements.get(key)
+            if replacement is None or replacement.owner_function is not method:  # other code may have replaced the function
+                background_function = background_functions.get(name) or getattr(background_generator, method.__name__)
+                replacement = self._replacements[key] = _ThreadDispatchedFunction(module, method, background_function)
+            replacement.acquire()
+            self._active.append((module, name, replacement))
+            setattr(module, name, replacement)
 
     def close(self) -> None:
         """Restore the functions."""
-        for module, name, method in self._original_functions:
-            vars(module)[name].release()
-            setattr(module, name, method)
+        for module, name, replacement in self._active:
+            replacement.release()
+            setattr(module, name, replacement.owner_function)
+        self._active.clear()
 
 
 # ------------------------------------------------------------------------------------------------------------- whole process
@@ -121,6 +137,7 @@ class _IsolationState(threading.local):
 
 
 _LOCK = threading.Lock()
+_DISPATCH = _GeneratorDispatch()
 _ISOLATION = _IsolationState()
 
 
@@ -160,7 +177,8 @@ def _enter() -> None:
     scopes.callback(_LOCK.release)
     try:
         _enter_defaults(scopes)
-        scopes.callback(_GeneratorDispatch().close)
+        scopes.callback(_DISPATCH.close)
+        _DISPATCH.open()
     except BaseException:
         scopes.close()
         raise

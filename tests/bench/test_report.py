@@ -14,6 +14,7 @@ from tests.bench.report import ROOT, main, make_run
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.nightly
 def test_report_benchmark_reports_seconds_memory_and_page_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["--rows", "6000", "--json", str(tmp_path / "r.json")])
     figures = json.loads((tmp_path / "r.json").read_text())

@@ -17,6 +17,7 @@ def test_size_benchmark_measures_messages_and_their_arithmetic() -> None:
         assert all(figure.microseconds > 0 and figure.arithmetic > 0 and figure.n_kernels >= 0 for figure in figures)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_size_benchmark_reports_runs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     file = tmp_path / "figures.json"

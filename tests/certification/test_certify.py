@@ -180,6 +180,7 @@ def list_broken_laws(certificate: Certificate) -> dict[str, str]:
 # ------------------------------------------------------------------------------------------------------------------- figures
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.usefixtures("fresh_interpreter")
 def test_dense_float32_has_32_bits_a_parameter_and_no_error() -> None:
@@ -399,6 +400,7 @@ def test_decoder_that_uses_more_than_the_bytes_breaks_a_law(user_folder: Path, m
     assert correct.passed
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.usefixtures("fresh_interpreter")
 def test_client_that_reads_the_aggregate_from_the_process_is_not_reproducible() -> None:

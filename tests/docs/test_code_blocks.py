@@ -20,13 +20,17 @@ NIGHTLY_PAGES = {
     f"fedsgd/docs/{name}"
     for name in (
         "guides/certify",  # tests/certification; `certify` also runs in guides/own-compressor
+        "guides/choose-compressor",  # tests/sweeps, tests/certification
         "guides/compare-methods",  # tests/sweeps, tests/analysis
         "guides/notebooks",  # tests/test_notebook.py
+        "guides/plan",  # tests/experiment/test_plan.py
         "guides/price-networks",  # tests/analysis; `price` also runs in the README
         "guides/track",  # tests/trackers
         "tutorial/1-gradient-descent",  # tests/test_teaching_scripts.py
         "tutorial/2-momentum",
+        "tutorial/3-federated-averaging",
         "tutorial/4-sparsification",
+        "tutorial/6-bytes",
     )
 }
 """Pages whose blocks run at night only, because their runs take long; the comments name tests of the code that they use."""

@@ -26,7 +26,7 @@ from fedsgd.system.global_generators import isolate_generators
 from fedsgd.system.torch_threads import use_single_thread
 from fedsgd.training import LocalTraining, TrainingJob
 from fedsgd.training.base import batches
-from tests.effort import nightly_unless
+from tests.effort import EFFORT, nightly_unless
 from tests.experiment import matrix
 from tests.experiment.matrix import CASES, N_TRAIN, Case
 
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::fedsgd.errors.ModelWarning")  #
 ENGINES = ("auto", "sequential", "captured", "stacked")
 ROUNDS, BATCH, SEED = 3, 10, 3
 RUN = [name for name, case in CASES.items() if case.refused is None]
-RERUN = {
+DAILY_CASES = {
     "perceptron",
     "frozen random layer",
     "random buffer",
@@ -49,7 +49,7 @@ RERUN = {
     "attention",
     "loss with a parameter, batch norm local",
 }
-"""Cases that are rerun outside the night: each kind of state, of policy and of random generator. The other tests run all cases."""
+"""Cases of the daily run: each kind of state, of policy and of random generator. The night has all, with all engines."""
 
 
 def make_scenario(case: Case, path: Path, clients: int, **settings: Any) -> Scenario:
@@ -129,7 +129,7 @@ class PlainTraining:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUN)
 def test_metrics_of_one_client_match_plain_pytorch(name: str, tmp_path: Path) -> None:
-    """Each engine trains the same model, or refuses it before round 1."""
+    """Each engine trains the same model, or refuses it before round 1. By day, most cases run with the selected engine only."""
     case = CASES[name]
     experiment = build_experiment(make_scenario(case, tmp_path / "data.npz", 1))
     plain = PlainTraining(case, experiment.train.examples_of(0))
@@ -138,7 +138,7 @@ def test_metrics_of_one_client_match_plain_pytorch(name: str, tmp_path: Path) ->
     for number in range(1, ROUNDS + 1):
         plain.round(number)
         reports.append(plain.report(*(torch.from_numpy(np.array(values)) for values in test.arrays())))
-    for engine in ENGINES:
+    for engine in ENGINES if EFFORT > 1 or name in DAILY_CASES else ("auto",):
         scenario = make_scenario(case, tmp_path / "data.npz", 1, **{"engine.name": engine, "engine.update": "exact"})
         if engine in ("captured", "stacked") and not is_trainable(scenario):
             with pytest.raises(ModelError, match=f"the {engine} engine cannot train the model"):
@@ -173,7 +173,7 @@ def test_unsupported_case_is_refused_before_round_1(name: str, tmp_path: Path) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", nightly_unless(RERUN.__contains__, RUN))
+@pytest.mark.parametrize("name", nightly_unless(DAILY_CASES.__contains__, RUN))
 def test_rerun_from_the_run_directory_with_two_workers_has_equal_digests(name: str, tmp_path: Path) -> None:
     out = tmp_path / "run"
     first = fedsgd.run(make_scenario(CASES[name], tmp_path / "data.npz", 4), out=out)
@@ -184,7 +184,7 @@ def test_rerun_from_the_run_directory_with_two_workers_has_equal_digests(name: s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", RUN)
+@pytest.mark.parametrize("name", nightly_unless(DAILY_CASES.__contains__, RUN))
 def test_restored_model_has_the_reported_accuracy(name: str, tmp_path: Path) -> None:
     """The accuracy is equal to the digit after load_state_dict(strict=True) into a module with other initial values."""
     case, out = CASES[name], tmp_path / "run"

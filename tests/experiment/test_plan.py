@@ -47,7 +47,7 @@ CASES = {
     "million_clients.toml": ("rounds=30",),
 }
 """Scenarios and settings: difference downlink, schedule of densities, both ways compressed, dropouts, server momentum, ..."""
-DAILY_CASES = ("quickstart.toml", "participation/stragglers.toml")
+DAILY_CASES = ("quickstart.toml",)
 SMALL: dict[str, Any] = {
     "name": "small",
     "rounds": 3,

@@ -284,6 +284,7 @@ def test_port_in_use_is_replaced_by_another(scenario: Make, tmp_path: Path, monk
     assert result.summary["failures"] == 0
 
 
+@pytest.mark.nightly
 def test_errors_of_a_client_and_of_the_server_are_those_of_a_simulation(scenario: Make, tmp_path: Path) -> None:
     diverging = scenario({**SMALL, "client.optimizer.lr": 1e38, "client.epochs": 2})
     with pytest.raises(NonFiniteError, match=r"round 1, client \d: the update is not finite"):
@@ -291,18 +292,21 @@ def test_errors_of_a_client_and_of_the_server_are_those_of_a_simulation(scenario
     without = scenario({**SMALL, "data.name": "mnist", "model.name": "softmax"})
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "summary.json").write_text("{}")
+    with pytest.raises(DataError, match=f"{tmp_path}"):
+        deploy_scenario(without, tmp_path / "kept", nodes=1, data=tmp_path, overwrite=True)
+    assert (tmp_path / "kept" / "summary.json").read_text() == "{}", "an earlier run is not removed before the nodes are ready"
+
+
+def test_wrong_scenario_or_folder_is_an_error_without_a_process(scenario: Make, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").touch()
     (tmp_path / "wrong.toml").write_text('name = "x"\nround = 3\n')
     with pytest.raises(ScenarioError, match=r"^\S+wrong.toml: round: .*did you mean") as caught:
         deploy_scenario(tmp_path / "wrong.toml", tmp_path / "run")
     assert str(caught.value).count("wrong.toml") == 1
-    with pytest.raises(DataError, match=f"{tmp_path}"):
-        deploy_scenario(without, tmp_path / "kept", nodes=1, data=tmp_path, overwrite=True)
-    assert (tmp_path / "kept" / "summary.json").read_text() == "{}", "an earlier run is not removed before the nodes are ready"
     with pytest.raises(OutputError, match="logs cannot be in the run folder"):
-        deploy_scenario(without, tmp_path / "run2", logs=tmp_path / "run2" / "logs")
+        deploy_scenario(scenario(SMALL), tmp_path / "run2", logs=tmp_path / "run2" / "logs")
     with pytest.raises(OutputError, match="logs cannot be written there"):
-        deploy_scenario(without, tmp_path / "run3", logs=tmp_path / "mine.txt" / "logs")
+        deploy_scenario(scenario(SMALL), tmp_path / "run3", logs=tmp_path / "mine.txt" / "logs")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").touch()
     with pytest.raises(OutputError, match="is not empty"):
@@ -328,6 +332,7 @@ def test_module_next_to_the_scenario_travels_in_the_app(
     assert all(f'"{path}"' in text for path in settings.values())
 
 
+@pytest.mark.nightly
 def test_module_that_a_node_cannot_import_ends_the_command_before_round_1(scenario: Make, user_folder: Path) -> None:
     settings = write_rules(user_folder, "unimportable_rules")
     file = user_folder / "mine.toml"
@@ -344,6 +349,7 @@ def test_module_that_a_node_cannot_import_ends_the_command_before_round_1(scenar
     )
 
 
+@pytest.mark.nightly
 def test_readme_command_over_a_deployment_sends_compressed_updates() -> None:
     run = flower_run.run_in_deployment()
     run.check()
