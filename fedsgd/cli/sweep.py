@@ -81,6 +81,12 @@ Example of a methods file:
     help="Number of cells that run at the same time, each in a process. Results do not depend on N.",
 )
 @click.option(
+    "--stop-after",
+    metavar="TIME",
+    callback=lambda context, parameter, text: _parse_time(text),
+    help="Begin no cell after this time, such as 6h. The same command runs the other cells later.",
+)
+@click.option(
     "--launcher",
     type=click.Choice(("slurm", "local")),
     help="Run each cell as a job of Slurm, or try this in processes of this machine (local). --jobs limits the jobs that run "
@@ -156,6 +162,16 @@ def sweep_command(
         terminal.print_sweep(result, columns)
     if any(cell.state == "failed" and not cell.diverged for cell in result.cells):
         click.get_current_context().exit(EXIT_FAILURE)
+
+
+def _parse_time(text: str | None) -> float | None:
+    from fedsgd.config.quantities import parse_seconds
+    from fedsgd.errors import ScenarioError
+
+    try:
+        return None if text is None else parse_seconds(text)
+    except ScenarioError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 def _parse_launcher_options(texts: tuple[str, ...]) -> dict[str, Any]:

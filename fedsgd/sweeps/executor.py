@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing as mp
 import os
 import signal
@@ -14,6 +15,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +39,14 @@ class CellOutcome:
         cause: name of the error's class in fedsgd.errors, None for a run without an error.
         error: message of the error.
         warnings: lines about settings that a component is not made for.
+        is_run: False if the sweep's time was over, and the cell did not run.
     """
 
     seconds: float
     cause: str | None = None
     error: str | None = None
     warnings: tuple[str, ...] = ()
+    is_run: bool = True
 
     def to_error(self) -> FedsgdError:
         """Return an error with the outcome's message, of the same class if the class takes only a message."""
@@ -52,17 +56,31 @@ class CellOutcome:
 
 CellResults = Generator[tuple[Cell, CellOutcome], None, None]
 """Generator of cells with their outcomes, in the order in which they end. It must be closed."""
+CellFunction = Callable[..., CellOutcome]
+"""`run_cell` with the sweep's data folder and end: a function of scenario, folder, and a callback after each round."""
+
+
+def bind_run_cell(data: str | None, end: float) -> CellFunction:
+    """Return `run_cell` for a data folder and an end; processes can unpickle it."""
+    return partial(run_cell, data=data, end=end)
 
 
 def run_cell(
-    scenario: Scenario, folder: Path, data: str | None, on_round: Callable[[RoundRecord], None] | None = None
+    scenario: Scenario,
+    folder: Path,
+    on_round: Callable[[RoundRecord], None] | None = None,
+    *,
+    data: str | None,
+    end: float = math.inf,
 ) -> CellOutcome:
     """Run a scenario into a folder, from a checkpoint of the same scenario if there is one.
 
-    Return the outcome, with an error of fedsgd as a part of it.
+    Return the outcome, with an error of fedsgd as a part of it. Nothing is run after the time `end`, in seconds of `time.time`.
 
     An OutputError, which the scenario does not cause, and errors outside fedsgd are raised.
     """
+    if time.time() > end:
+        return CellOutcome(0.0, is_run=False)
     start, texts = time.perf_counter(), []
     try:
         with _record_warnings() as texts:
@@ -98,12 +116,12 @@ def _record_warnings() -> Iterator[list[str]]:
         yield texts
 
 
-def run_sequentially(plan: Sequence[PlannedCell], out: Path, data: str | None, on_round: RoundCallback | None) -> CellResults:
+def run_sequentially(plan: Sequence[PlannedCell], out: Path, run: CellFunction, on_round: RoundCallback | None) -> CellResults:
     """Run cells in this process, one after the other."""
     for planned_cell in plan:
         on_cell_round = None if on_round is None else _bind_cell(planned_cell.cell, on_round)
         try:
-            outcome = run_cell(planned_cell.scenario, out / planned_cell.cell.folder, data, on_cell_round)
+            outcome = run(planned_cell.scenario, out / planned_cell.cell.folder, on_cell_round)
         except RunInterrupted as interrupt:
             raise RunInterrupted(f'cell "{planned_cell.cell}": {interrupt.situation}; to continue, sweep again') from None
         yield planned_cell.cell, outcome
@@ -113,7 +131,7 @@ def _bind_cell(cell: Cell, on_round: RoundCallback) -> Callable[[RoundRecord], N
     return lambda record: on_round(cell, record)
 
 
-def run_in_processes(plan: Sequence[PlannedCell], out: Path, data: str | None, jobs: int) -> CellResults:
+def run_in_processes(plan: Sequence[PlannedCell], out: Path, run: CellFunction, jobs: int) -> CellResults:
     """Run cells in `jobs` processes, and yield their outcomes in the order in which the cells end.
 
     No process remains after an error or an interrupt. If this process is killed, the processes end by themselves. A killed
@@ -128,7 +146,7 @@ def run_in_processes(plan: Sequence[PlannedCell], out: Path, data: str | None, j
         with _block_interrupts(), single_threaded_children(), hide_missing_main():
             futures: dict[Future[CellOutcome], Cell] = {}
             for planned_cell in plan:
-                futures[pool.submit(run_cell, planned_cell.scenario, out / planned_cell.cell.folder, data)] = planned_cell.cell
+                futures[pool.submit(run, planned_cell.scenario, out / planned_cell.cell.folder)] = planned_cell.cell
                 processes |= {*mp.active_children()} - other_processes
         for future in as_completed(futures):
             yield futures.pop(future), future.result()

@@ -8,7 +8,7 @@ from typing import Any
 
 from fedsgd.errors import FedsgdError, OutputError, ScenarioError
 from fedsgd.sweeps.cells import Cell, PlannedCell
-from fedsgd.sweeps.executor import CellOutcome, CellResults, run_cell
+from fedsgd.sweeps.executor import CellFunction, CellOutcome, CellResults
 
 LAUNCHERS = ("slurm", "local")
 """Names of launchers: Slurm, and processes of this machine, with which a sweep for Slurm can be tried."""
@@ -19,7 +19,7 @@ POLL_SECONDS = {"slurm": 10.0, "local": 0.1}
 
 
 def run_with_launcher(
-    plan: Sequence[PlannedCell], out: Path, data: str | None, launcher: str, jobs: int, options: Mapping[str, Any]
+    plan: Sequence[PlannedCell], out: Path, run: CellFunction, launcher: str, jobs: int, options: Mapping[str, Any]
 ) -> CellResults:
     """Run cells as jobs, and yield their outcomes in the order in which the jobs end.
 
@@ -29,7 +29,7 @@ def run_with_launcher(
     Args:
         plan: cells to run.
         out: folder of the sweep.
-        data: folder of the data files.
+        run: function that runs a cell, from `bind_run_cell`.
         launcher: one of `LAUNCHERS`.
         jobs: number of jobs at the same time; 1: as many as Slurm starts.
         options: parameters of sbatch by name, such as partition, for Slurm only.
@@ -44,7 +44,7 @@ def run_with_launcher(
         with executor.batch():
             for planned_cell in plan:
                 folder = (out / planned_cell.cell.folder).absolute()
-                jobs_of_cells[executor.submit(run_cell, planned_cell.scenario, folder, data)] = planned_cell.cell
+                jobs_of_cells[executor.submit(run, planned_cell.scenario, folder)] = planned_cell.cell
     except Exception as error:  # of sbatch, or of the file system
         lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise OutputError(f"the jobs of the sweep cannot be submitted: {lines[-1]}") from error

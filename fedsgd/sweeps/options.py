@@ -22,6 +22,7 @@ class SweepConfig:
         data: folder of the data files; None for the folder that FEDSGD_DATA names.
         overwrite: run cells again that are finished with another scenario, or with another source of a user's class.
         retry_failed: run cells again that failed with a RunError.
+        stop_after: seconds after which no further cell begins; None for no limit. The next call runs the other cells.
         launcher: "slurm" runs each cell as a job of Slurm, "local" in a process as if it were such a job (needs submitit); None
             runs cells in this process or, with `jobs`, in processes of this machine.
         launcher_options: parameters of Slurm's jobs by name, such as partition.
@@ -31,6 +32,7 @@ class SweepConfig:
     data: str | Path | None = None
     overwrite: bool = False
     retry_failed: bool = False
+    stop_after: float | None = None
     launcher: str | None = None
     launcher_options: Mapping[str, Any] = field(default_factory=dict)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing as mp
 import os
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -17,7 +19,7 @@ from fedsgd.scenario.parsing import dump_table
 from fedsgd.scenario.scenario import Scenario, open_scenario
 from fedsgd.sweeps.cells import DETERMINISTIC_ERRORS, Cell, PlannedCell, Sweep, plan_cells
 from fedsgd.sweeps.directory import locked_directory, resume_sweep, save
-from fedsgd.sweeps.executor import CellOutcome, CellResults, run_in_processes, run_sequentially
+from fedsgd.sweeps.executor import CellOutcome, CellResults, bind_run_cell, run_in_processes, run_sequentially
 from fedsgd.sweeps.launcher import LAUNCHERS, run_with_launcher
 from fedsgd.sweeps.options import RoundCallback, SweepCallbacks, SweepConfig
 from fedsgd.sweeps.settings import DottedSettings, check_grids, normalize_methods, read_methods
@@ -69,6 +71,8 @@ def sweep(
     for name, number, limit in (("seeds", seeds, MAX_SEEDS), ("jobs", execution.jobs, MAX_PROCESSES)):
         if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= limit:
             raise ScenarioError(f"{name}: got {number!r}, expected 1 or more, at most {limit}")
+    if execution.stop_after is not None and not execution.stop_after >= 0:
+        raise ScenarioError(f"stop_after: got {execution.stop_after!r}, expected seconds, 0 or more")
     if execution.launcher is not None and execution.launcher not in LAUNCHERS:
         raise ScenarioError(f"launcher: got {execution.launcher!r}{suggest_name(execution.launcher, LAUNCHERS)}")
     if execution.launcher is None and execution.launcher_options:
@@ -86,6 +90,8 @@ def sweep(
         issued_warnings = set[str]()
         with closing(_run_cells(waiting_cells, folder, execution, callbacks.on_round)) as results:
             for cell, outcome in results:
+                if not outcome.is_run:
+                    continue
                 current_sweep = _record_outcome(current_sweep, cell, outcome)
                 save(current_sweep)
                 for text in (text for text in outcome.warnings if text not in issued_warnings):
@@ -129,19 +135,20 @@ def _run_cells(
     if not planned_cells:
         return
     has_result = False
-    data = None if execution.data is None else str(execution.data)
+    end = math.inf if execution.stop_after is None else time.time() + execution.stop_after
+    run = bind_run_cell(None if execution.data is None else str(execution.data), end)
     if execution.launcher is not None:
         launcher, options = execution.launcher, execution.launcher_options
-        cells = run_with_launcher(planned_cells, out, data, launcher, execution.jobs, options)
+        cells = run_with_launcher(planned_cells, out, run, launcher, execution.jobs, options)
     elif execution.jobs == 1:
-        cells = run_sequentially(planned_cells, out, data, on_round)
+        cells = run_sequentially(planned_cells, out, run, on_round)
     else:
-        cells = run_in_processes(planned_cells, out, data, execution.jobs)
+        cells = run_in_processes(planned_cells, out, run, execution.jobs)
     with closing(cells):
         for cell, outcome in cells:
             if outcome.cause is not None and outcome.cause not in DETERMINISTIC_ERRORS and not has_result:
                 raise outcome.to_error()
-            has_result = True
+            has_result = has_result or outcome.is_run
             yield cell, outcome
 
 

@@ -199,6 +199,7 @@ def test_dense_float32_has_32_bits_a_parameter_and_no_error() -> None:
     assert certificate.frames_sha256 == certificate.fresh_frames_sha256
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_rand_k_has_the_stated_variance_and_no_bias() -> None:
     errors = certify_small(RandK(density=0.1)).errors

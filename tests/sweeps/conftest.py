@@ -39,7 +39,7 @@ def run_folders(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Replace runs by writing a scenario and a summary. The value lists the folders in order of the runs."""
     folders: list[Path] = []
 
-    def run_cell(scenario: Scenario, folder: Path, data: object, on_round: object) -> executor.CellOutcome:
+    def run_cell(scenario: Scenario, folder: Path, on_round: object = None, **settings: object) -> executor.CellOutcome:
         folders.append(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "scenario.toml").write_text(scenario.with_settings({"engine.name": "captured"}).to_toml())

@@ -25,7 +25,7 @@ def replace_outcomes(monkeypatch: pytest.MonkeyPatch, outcomes: Sequence[executo
     """Replace runs by these outcomes, one after the other. Each cell leaves the file of an incomplete run."""
     next_outcomes = iter(outcomes)
 
-    def run_cell(scenario: Scenario, folder: Path, data: object, on_round: object) -> executor.CellOutcome:
+    def run_cell(scenario: Scenario, folder: Path, on_round: object = None, **settings: object) -> executor.CellOutcome:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "scenario.toml").write_text(scenario.to_toml())
         return next(next_outcomes)

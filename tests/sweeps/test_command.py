@@ -15,7 +15,7 @@ import fedsgd
 from fedsgd.cli import terminal
 from fedsgd.scenario.scenario import Scenario
 from fedsgd.sweeps import Sweep, executor
-from tests.sweeps.helpers import SHORT_RUN, run_command
+from tests.sweeps.helpers import SHORT_RUN, run_command, states
 
 
 def test_command_prints_a_table_and_a_line_for_each_cell(quickstart: Path, run_folders: list[Path]) -> None:
@@ -49,10 +49,10 @@ def test_interrupted_sweep_prints_the_number_of_finished_cells(
 ) -> None:
     run_cell = executor.run_cell
 
-    def interrupt_second_cell(scenario: Scenario, *arguments: Any) -> executor.CellOutcome:
+    def interrupt_second_cell(scenario: Scenario, *arguments: Any, **settings: Any) -> executor.CellOutcome:
         if scenario.seed == 1:
             raise KeyboardInterrupt
-        return run_cell(scenario, *arguments)
+        return run_cell(scenario, *arguments, **settings)
 
     monkeypatch.setattr(executor, "run_cell", interrupt_second_cell)
     result = run_command(quickstart, "--seeds", "3", "--out", "o")
@@ -61,6 +61,20 @@ def test_interrupted_sweep_prints_the_number_of_finished_cells(
         "fedsgd: 1 of 3 cells are finished and stored in o; repeat the command to run the others",
         "fedsgd: interrupted",
     ]
+
+
+@pytest.mark.slow
+def test_sweep_whose_time_is_over_prints_the_cells_that_were_not_run(quickstart: Path) -> None:
+    command = (quickstart, *SHORT_RUN, "--seeds", "2", "--out", "o", "--quiet")
+    result = run_command(*command, "--stop-after", "0h")
+    assert result.exit_code == 0
+    assert [f"quickstart, seed {seed}: not run" for seed in (0, 1)] == result.stdout.splitlines()[-4:-2]
+    assert not (Path("o") / "quickstart").exists()
+    result = run_command(*command, "--stop-after", "6h")
+    assert (result.exit_code, states(Sweep.read("o")), "not run" in result.stdout) == (0, ["finished"] * 2, False)
+    result = run_command(*command, "--stop-after", "six")
+    assert result.exit_code == 2
+    assert 'expected a time such as "50 ms"' in result.stderr
 
 
 def test_sweep_with_another_scenario_has_exit_status_two(quickstart: Path, run_folders: list[Path]) -> None:
@@ -76,7 +90,7 @@ def test_more_jobs_than_cores_print_a_remark(
     quickstart: Path, run_folders: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "fedsgd.sweeps.runner.run_in_processes", lambda plan, out, data, jobs: executor.run_sequentially(plan, out, data, None)
+        "fedsgd.sweeps.runner.run_in_processes", lambda plan, out, run, jobs: executor.run_sequentially(plan, out, run, None)
     )
     assert "1000 jobs share" in run_command(quickstart, "--jobs", "1000", "--out", "o").stderr
     assert run_command(quickstart, "--jobs", "1000", "--out", "o", "--quiet").stderr == ""

@@ -36,7 +36,7 @@ def test_error_of_fedsgd_is_an_outcome_and_other_errors_are_raised(
             raise error
 
         monkeypatch.setattr("fedsgd.experiment.runner.run", run)
-        return executor.run_cell(short_scenario, tmp_path, None)
+        return executor.run_cell(short_scenario, tmp_path, data=None)
 
     assert run_cell_with(UserError(3, 4, "x")).cause == "RunError"
     assert run_cell_with(fedsgd.WireError(3, "x")).to_error().args == ("byte 3: x",)
@@ -193,6 +193,7 @@ def test_killed_process_is_an_error_of_one_line(start_script: StartScript) -> No
     assert output == expected, errors
 
 
+@pytest.mark.nightly
 def test_script_without_main_guard_is_an_error(start_script: StartScript) -> None:
     script = start_script("pass", "begin()\n")
     _, errors = script.communicate(timeout=60)

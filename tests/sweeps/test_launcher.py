@@ -108,11 +108,11 @@ def test_failing_submission_is_an_error_of_one_line(tmp_path: Path, monkeypatch:
 
 
 def test_job_that_dies_ends_the_sweep_with_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedsgd.sweeps.launcher.run_cell", die)
+    monkeypatch.setattr("fedsgd.sweeps.executor.run_cell", die)
     s = fedsgd.load(ROOT / "scenarios" / "quickstart.toml", TINY)
     with pytest.raises(FedsgdError, match=r"job \d+ of the sweep failed: .*; its log: .*/\.jobs/"):
         fedsgd.sweep(s, out=tmp_path / "s", execution=SweepConfig(launcher="local"))
 
 
-def die(*_: object) -> None:
+def die(*_: object, **__: object) -> None:
     os._exit(3)

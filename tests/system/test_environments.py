@@ -175,6 +175,7 @@ def test_label_with_equals_sign_is_the_longest_with_an_existing_path(quick: Scen
 # ------------------------------------------------------------------------------------------------------------------- matplotlib
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_pictures_under_user_settings_have_equal_bytes(quick: Scenario) -> None:
     Path("rc").mkdir()

@@ -136,6 +136,7 @@ def print_sweep(sweep: Sweep, column_names: Sequence[str] = ()) -> None:
     has_several_seeds = len({cell.seed for cell in sweep.cells}) > 1
     lines = ["medians over the finished seeds of each row"] if has_several_seeds else []
     lines += [f"{cell}: {_describe_failure(cell)}" for cell in sweep.cells if cell.state == "failed"]
+    lines += [f"{cell}: not run" for cell in sweep.cells if cell.state == "waiting"]
     summaries = ((cell, sweep.read_summary(cell) or {}) for cell in sweep.cells)
     labels_by_warning: dict[str, dict[str, None]] = {}
     for cell, summary in summaries:

@@ -29,6 +29,7 @@ from fedsgd.errors import OutputError
 from fedsgd.network import Link, Network, PricingModel, get_device, get_network
 from fedsgd.scenario.scenario import load
 from fedsgd.scenario.target import Criterion, parse_target
+from tests.effort import nightly_unless
 
 ROOT = Path(__file__).resolve().parents[3]
 DENSE = {"uplink.compressor.name": "dense", "uplink.error_feedback": "none", "downlink.policy": "model"}
@@ -102,7 +103,7 @@ def test_runs_with_all_data_have_all_figures(drawn: dict[str, Figure]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("format", ["pdf", "svg", "png"])
+@pytest.mark.parametrize("format", nightly_unless("svg".__eq__, ["pdf", "svg", "png"]))
 def test_figure_files_have_their_format_and_are_reproducible(
     methods: list[Method], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: FigureFormat
 ) -> None:

@@ -476,6 +476,7 @@ def test_ctrl_c_while_processes_are_stopped_does_not_interrupt(root: Path, tmp_p
         assert json.loads(output)["flower"]["nodes"] == 1
 
 
+@pytest.mark.nightly
 def test_command_prints_the_summary_as_json_and_the_measured_bytes(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -219,8 +219,18 @@ def test_more_ranks_than_clients_are_refused(small: Make, tmp_path: Path) -> Non
     ("variables", "options", "message"),
     [
         ({"MASTER_ADDR": None}, [], "MASTER_ADDR: not set, expected the address of rank 0; torchrun sets it"),
-        ({"MASTER_PORT": "x"}, [], "MASTER_PORT: got 'x', expected a whole number from 1 to 65535"),
-        ({}, ["--workers", "2"], "--workers: got 2, expected no such option: the 2 ranks of torchrun train the clients"),
+        pytest.param(
+            {"MASTER_PORT": "x"},
+            [],
+            "MASTER_PORT: got 'x', expected a whole number from 1 to 65535",
+            marks=pytest.mark.nightly,
+        ),
+        pytest.param(
+            {},
+            ["--workers", "2"],
+            "--workers: got 2, expected no such option: the 2 ranks of torchrun train the clients",
+            marks=pytest.mark.nightly,
+        ),
     ],
     ids=["address", "port", "workers"],
 )

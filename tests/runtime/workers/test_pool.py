@@ -429,6 +429,7 @@ def test_model_class_of_a_script_can_be_used_by_workers(root: Path, tmp_path: Pa
     assert (process.returncode, process.stdout) == (0, "650\n"), process.stderr
 
 
+@pytest.mark.nightly
 def test_worker_that_cannot_import_the_script_raises_run_error(root: Path, tmp_path: Path) -> None:
     guard = 'if __name__ != "__main__":\n    raise FileNotFoundError("table.csv")\nelse:'
     process = subprocess.run(
@@ -439,6 +440,7 @@ def test_worker_that_cannot_import_the_script_raises_run_error(root: Path, tmp_p
     assert not process.stdout
 
 
+@pytest.mark.nightly
 def test_model_class_of_a_script_on_standard_input_raises_model_error(root: Path) -> None:
     source = OWN_MODEL.format(path=str(root / "scenarios" / "quickstart.toml"))
     process = subprocess.run([sys.executable, "-"], input=source, capture_output=True, text=True, timeout=60)
@@ -455,7 +457,7 @@ def has_ended(pid: int) -> bool:
 
 
 @linux
-@pytest.mark.parametrize("end_signal", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("end_signal", [pytest.param(signal.SIGINT, marks=pytest.mark.nightly), signal.SIGKILL])
 def test_workers_end_when_their_server_ends(root: Path, tmp_path: Path, end_signal: signal.Signals) -> None:
     command = [sys.executable, str(write_script(root, tmp_path, 'if __name__ == "__main__":'))]
     with subprocess.Popen(
