@@ -45,10 +45,12 @@ from fedsgd.numerics.parameter_layout import ParameterLayout
 from fedsgd.testing import check_compressor
 from fedsgd.wire import Sections
 from tests.effort import examples, nightly_unless, slow_unless
-from tests.laws.members import is_default, is_routine, name_of, operators, schemes
+from tests.laws.members import COMPOSED, is_default, is_routine, name_of, operators, schemes
 
 OPERATORS = nightly_unless(is_routine, slow_unless(is_default, operators()))
 SCHEMES = nightly_unless(is_routine, slow_unless(is_default, schemes()))
+SAMPLED_OPERATORS = nightly_unless(lambda op: is_default(op) or op in COMPOSED, slow_unless(is_default, operators()))
+"""Operators whose laws of many draws are tested, most of them at night; each setting has the laws of single vectors by day."""
 
 # From the smallest subnormal number to a number whose product with 300 is still a float32; ties and zeros are common.
 MAGNITUDES = st.one_of(
@@ -82,7 +84,7 @@ def test_operator_at_the_largest_float32_obeys_its_laws_or_raises(op: Compressio
 
 
 @pytest.mark.parametrize("law", SAMPLED_VECTOR_LAWS, ids=lambda law: law.__name__)
-@pytest.mark.parametrize("op", OPERATORS, ids=name_of)
+@pytest.mark.parametrize("op", SAMPLED_OPERATORS, ids=name_of)
 def test_operator_obeys_the_statistical_laws(law: Callable[..., None], op: CompressionOperator) -> None:
     law(op)
 

@@ -214,13 +214,15 @@ FAULTS = {
     "SuperLink killed": (kill_superlink, r"the SuperLink \(process \d+\) was killed by SIGKILL; its log is (\S+)"),
     "SuperLink hangs": (suspend_superlink, r"the SuperLink \(process \d+\) does not answer after 8 s; its log is (\S+)"),
 }
-"""Faults and the messages of their errors. Outside the night, the SuperLink hangs.
+"""Faults and the messages of their errors, tested at night.
 
-`test_run_continues_without_a_killed_node` has the message of a killed process. In the tests of the grid, a node does not answer in time.
+By day, `test_run_continues_without_a_killed_node` has the message of a killed process, and the tests of `test_resume` kill the
+ServerApp. In the tests of the grid, a node does not answer in time.
 """
 
 
-@pytest.mark.parametrize("fault", nightly_unless(lambda fault: fault == "SuperLink hangs", FAULTS))
+@pytest.mark.nightly
+@pytest.mark.parametrize("fault", FAULTS)
 def test_failed_process_is_named_with_its_log_within_a_minute(
     scenario: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
