@@ -33,7 +33,7 @@ def compute_server_step(
         w = torch.from_numpy(weights.copy())
         buffers = {name: torch.from_numpy(value.copy()) for name, value in state.items()} or optimizer.init(w)
         gradient = torch.from_numpy(np.negative(update, out=update if overwrite_update else None))
-        direction, alpha = optimizer.step(w, gradient, buffers, optimizer.learning_rate(round))
-        w.add_(direction, alpha=alpha)
-        step: F32 | None = (direction * alpha).numpy() if needs_step else None
-    return w.numpy(), step, {name: value.numpy() for name, value in buffers.items()}
+        step = optimizer.step(w, gradient, buffers, optimizer.learning_rate(round))
+        difference: F32 | None = step.compute_difference(w).numpy() if needs_step else None
+        step.add_to(w)
+    return w.numpy(), difference, {name: value.numpy() for name, value in buffers.items()}

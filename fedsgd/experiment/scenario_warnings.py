@@ -9,7 +9,7 @@ from fedsgd.compression.run_config import FeedbackPolicy, RunConfig
 from fedsgd.config.user_errors import wrap_user_errors
 from fedsgd.data import ClientData
 from fedsgd.federation import FederationPlan
-from fedsgd.optim import Optimizer
+from fedsgd.optim import Adam, Optimizer
 from fedsgd.scenario.scenario import Scenario
 from fedsgd.scenario.sections import DownlinkConfig
 from fedsgd.training import LocalTraining
@@ -65,9 +65,16 @@ def _momentum_coefficient(optimizer: Optimizer) -> float:
 
 
 def _find_client_warnings(training: LocalTraining, local_steps: int | None) -> Iterator[str]:
-    """Warn of a velocity that never accumulates."""
+    """Warn of a velocity that never accumulates, and of moments that never average gradients."""
     momentum = _momentum_coefficient(training.optimizer)
-    if momentum and local_steps == 1 and not training.keep_optimizer_state:
+    if local_steps != 1 or training.keep_optimizer_state:
+        return
+    if isinstance(training.optimizer, Adam):
+        yield (
+            f'client.optimizer.name = "{training.optimizer.name}": a client makes one local step a round, and the moments '
+            'begin at zero in each round: each step is −η · sign(gradient); set client.velocity = "carry", or more local steps'
+        )
+    elif momentum:
         yield (
             f"client.optimizer.momentum = {momentum:g}: a client makes one local step a round, and the velocity begins at zero "
             'in each round: no velocity accumulates; set client.velocity = "carry", or server.optimizer.name = "momentum"'

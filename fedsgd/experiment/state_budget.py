@@ -130,7 +130,7 @@ def _remedies(location: StoreLocation) -> str:
     place = {"memory": "on disk", "disk": "in memory, or on a larger disk", "auto": "on a larger disk, or a larger budget"}
     return (
         f"remedies: states in bfloat16, about half the size; states {place[location]}; fewer rounds or a smaller cohort; "
-        "a compressor without state at clients"
+        'a compressor without state at clients; client.velocity = "restart"'
     )
 
 
@@ -152,7 +152,7 @@ def representative_state(plan: FederationPlan, size: int) -> ClientState:
     examples = Examples(zeros[:1], zeros[:1])
     state = ClientState()
     buffers = None if plan.buffers is None else plan.buffers.join(plan.buffers.averaged, None)
-    optimizer_state = {"velocity": zeros} if plan.local_training.keep_optimizer_state else {}
+    optimizer_state = plan.local_training.initial_optimizer_state(size)
     for round in (1, 2):
         x = derive_generator(plan.seed, "state/example", round).standard_normal(size, dtype=np.float32)
         client_state = ClientState(state.resolve(round, round - 1))

@@ -14,7 +14,15 @@ from fedsgd.compression import ClientId, EncodedUpdate, EntryPatch, StateArrays
 from fedsgd.data import Examples
 from fedsgd.errors import NonFiniteError, RunError, WireError
 from fedsgd.federation.buffers import encode_buffer_section
-from fedsgd.federation.client_state import LOCAL, ClientState, UncommittedState, entries_of, with_prefix
+from fedsgd.federation.client_state import (
+    LOCAL,
+    OPTIMIZER,
+    SCHEME,
+    ClientState,
+    UncommittedState,
+    entries_of,
+    with_prefix,
+)
 from fedsgd.federation.downlink_cache import DecodedDownlink, DownlinkCache
 from fedsgd.federation.plan import FederationPlan, Message, Reply, describe_non_finite
 from fedsgd.numerics.arrays import F32
@@ -22,9 +30,6 @@ from fedsgd.numerics.reductions import all_finite, patched_squared_norms, square
 from fedsgd.system.profiling import PhaseTimer
 from fedsgd.training import TrainingEngine, TrainingJob, TrainingResult
 from fedsgd.wire import HEADER_OFFSETS, Frame, FrameKind, Header, decode_frame, encode_frame, frame_overhead, require_header
-
-SCHEME, OPTIMIZER = "scheme", "optimizer"
-"""Prefixes of a client's state entries: entries of the compression scheme, and entries of the local optimizer."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,10 +18,13 @@ from numpy.typing import NDArray
 
 from fedsgd.compression import ClientId, EntryPatch, StateArrays, apply_rollback
 from fedsgd.numerics.arrays import F32, I32
+from fedsgd.optim.base import STEP_COUNT
 from fedsgd.wire.floats import from_bfloat16, to_bfloat16
 
 LOCAL = "own"
 """Prefix of entries for the parameters and buffers that never leave the client; they are never rounded."""
+SCHEME, OPTIMIZER = "scheme", "optimizer"
+"""Prefixes of a client's state entries: entries of the compression scheme, and entries of the local optimizer."""
 
 V = TypeVar("V")
 
@@ -275,8 +278,8 @@ def to_bfloat16_state(state: ClientState) -> ClientState:
     """Return the state with all float32 arrays as bfloat16, stored as uint16.
 
     Values are rounded to the nearest bfloat16, ties to even. Values that would round to infinity become the largest finite
-    bfloat16. Arrays of other types and `LOCAL` entries are not changed. An array that occurs twice is rounded once. A uint16
-    array raises a TypeError, because `to_float32_state` would take it for bfloat16.
+    bfloat16. Arrays of other types, `LOCAL` entries and an optimizer's counts of steps are not changed. An array that occurs
+    twice is rounded once. A uint16 array raises a TypeError, because `to_float32_state` would take it for bfloat16.
 
     Args:
         state: a state whose values are finite.
@@ -315,7 +318,7 @@ def _convert_state(state: ClientState, convert: ArrayConverter) -> ClientState:
     converted_arrays: dict[int, NDArray[Any]] = {}
 
     def convert_once(name: str, array: NDArray[Any]) -> NDArray[Any]:
-        if name.startswith(f"{LOCAL}/"):
+        if name.startswith(f"{LOCAL}/") or name == f"{OPTIMIZER}/{STEP_COUNT}":
             return array
         if id(array) not in converted_arrays:
             converted_arrays[id(array)] = convert(name, array)

@@ -1,4 +1,4 @@
-"""Optimizers (SGD, its momentum forms, adaptive server optimizers) and learning-rate schedules.
+"""Optimizers (SGD, its momentum forms, Adam and AdamW, server optimizers) and learning-rate schedules.
 
 η is the learning rate (lr), β the momentum, g the gradient, v the velocity (initially zero), w the parameters.
 
@@ -12,8 +12,8 @@ change of η, "momentum" scales each past gradient by the η of its own step, an
 
 On a client, optimizers run on flat torch vectors inside the engine. On the server, the same classes take the negative mean
 update as a gradient ("pseudo-gradient", Reddi et al. 2021). On the server, "sgd" with lr = 1 is FedAvg and "momentum-pytorch"
-is FedAvgM (Hsu, Qi and Brown 2019). The aliases "fedavg" and "fedavgm" do not change the default lr. FedAdam, FedYogi and
-FedAdagrad run on the server only.
+is FedAvgM (Hsu, Qi and Brown 2019). The aliases "fedavg" and "fedavgm" do not change the default lr. FedAdam, FedYogi,
+FedAdagrad and DiLoCo run on the server only.
 
 To add an optimizer or a schedule, write its class in a module and add a line to OPTIMIZERS or SCHEDULES.
 
@@ -22,10 +22,11 @@ To add an optimizer or a schedule, write its class in a module and add a line to
 """
 
 from fedsgd.config.registry import Registry
+from fedsgd.optim.adam import Adam, AdamW
 from fedsgd.optim.adaptive import FedAdagrad, FedAdam, FedYogi
 from fedsgd.optim.base import Optimizer, ScaledStep
 from fedsgd.optim.schedules import SCHEDULES, ConstantSchedule, Schedule
-from fedsgd.optim.sgd import SGD, Momentum, Nesterov, PyTorchMomentum
+from fedsgd.optim.sgd import SGD, DiLoCo, Momentum, Nesterov, PyTorchMomentum
 
 OPTIMIZERS: Registry[type[Optimizer]] = Registry(
     "optimizer",
@@ -35,6 +36,9 @@ OPTIMIZERS: Registry[type[Optimizer]] = Registry(
         "momentum": "fedsgd.optim.sgd:Momentum",
         "momentum-pytorch": "fedsgd.optim.sgd:PyTorchMomentum",
         "nesterov": "fedsgd.optim.sgd:Nesterov",
+        "adam": "fedsgd.optim.adam:Adam",
+        "adamw": "fedsgd.optim.adam:AdamW",
+        "diloco": "fedsgd.optim.sgd:DiLoCo",
         "fedadagrad": "fedsgd.optim.adaptive:FedAdagrad",
         "fedadam": "fedsgd.optim.adaptive:FedAdam",
         "fedyogi": "fedsgd.optim.adaptive:FedYogi",
@@ -48,7 +52,10 @@ __all__ = [
     "OPTIMIZERS",
     "SCHEDULES",
     "SGD",
+    "Adam",
+    "AdamW",
     "ConstantSchedule",
+    "DiLoCo",
     "FedAdagrad",
     "FedAdam",
     "FedYogi",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fedsgd.config.component import Component, NonNegativeFloat, PositiveFloat
 from fedsgd.optim.schedules import ConstantSchedule, Schedule
@@ -14,24 +15,77 @@ if TYPE_CHECKING:
 
     Buffers = dict[str, Tensor]
 
+STEP_COUNT = "steps"
+"""Name of a buffer that counts the steps of each coordinate. Stored states in bfloat16 do not round it."""
 
-class ScaledStep(NamedTuple):
-    """Step alpha · direction as two factors, so that w.add_(direction, alpha=alpha) rounds once, as torch.optim does.
+
+@dataclass(eq=False, slots=True)
+class ScaledStep:
+    """Step w ← decay · w + alpha · direction as factors, so that `add_to` rounds as torch.optim does.
+
+    A step without decay unpacks to direction and alpha. A step with decay does not, because these two would omit the decay.
+
+        >>> import torch
+        >>> w = torch.ones(2)
+        >>> ScaledStep(torch.tensor([1.0, 2.0]), -0.25, decay=0.5).add_to(w)
+        >>> w.tolist()
+        [0.25, 0.0]
 
     Attributes:
         direction: [P] float32; it may be a buffer or the gradient itself, so it is valid until the next step.
         alpha: factor of the direction, mostly −η.
+        decay: factor of w, 1 − ηλ under decoupled weight decay; 1.0 for none.
+        fixed_slices: slices of w without decay: parameters that the batch does not use.
     """
 
     direction: Tensor
     alpha: float
+    decay: float = 1.0
+    fixed_slices: Sequence[slice] = ()
+
+    def __iter__(self) -> Iterator[Any]:
+        """Iterate over direction and alpha.
+
+        Raises:
+            ValueError: the step has a decay.
+        """
+        if self.decay != 1.0:
+            raise ValueError(f"the step has a decay of {self.decay:g} besides direction and alpha; use its method add_to(w)")
+        return iter((self.direction, self.alpha))
+
+    def add_to(self, w: Tensor) -> None:
+        """Make the step: w ← decay · w + alpha · direction, in place.
+
+        Args:
+            w: [P] float32, parameters; overwritten.
+        """
+        if self.decay != 1.0:
+            fixed_parts = [(w[part], w[part].clone()) for part in self.fixed_slices]
+            w.mul_(self.decay)
+            for part, copy in fixed_parts:
+                part.copy_(copy)
+        w.add_(self.direction, alpha=self.alpha)
+
+    def compute_difference(self, w: Tensor) -> Tensor:
+        """Return the difference that the step makes at w, (decay − 1) · w + alpha · direction, in a new tensor.
+
+        Args:
+            w: [P] float32, parameters before the step; not written to.
+        """
+        difference = self.direction * self.alpha
+        if self.decay != 1.0:
+            difference.add_(w, alpha=self.decay - 1.0)
+            for part in self.fixed_slices:
+                difference[part] = 0
+        return difference
 
 
 @dataclass(frozen=True)
 class Optimizer(Component, ABC):
     """Rule that turns a gradient into a step. Subclasses override only `init` and `update_rule`.
 
-    The gradient is clipped, then weight decay is added, then the rule is applied. On the server, a round is one step.
+    The gradient is clipped, then weight decay is added, then the rule is applied. On the server, a round is one step. With
+    `decouples_weight_decay`, w is multiplied by 1 − η · weight_decay instead (Loshchilov and Hutter 2019).
 
     Laws, which `fedsgd.testing.check_optimizer` checks:
 
@@ -47,6 +101,8 @@ class Optimizer(Component, ABC):
         [-0.30000001192092896, -0.4000000059604645]
 
     Attributes:
+        server_only: True if clients cannot use the rule.
+        decouples_weight_decay: True for weight decay of w instead of the gradient.
         lr: learning rate η before the schedule.
         weight_decay: g ← g + weight_decay · w, as in torch.optim.SGD.
         clip_norm: g ← g · min(1, clip_norm/|g|) over the whole vector, before weight decay; None: no clipping.
@@ -56,6 +112,7 @@ class Optimizer(Component, ABC):
     """
 
     server_only: ClassVar[bool] = False
+    decouples_weight_decay: ClassVar[bool] = False
 
     lr: PositiveFloat = 0.1
     weight_decay: NonNegativeFloat = 0.0
@@ -74,6 +131,11 @@ class Optimizer(Component, ABC):
         times = {"rounds": round, "steps": (round - 1) * n_steps + step, "local-steps": step}
         return self.lr * self.schedule.factor(times[self.schedule_over])
 
+    @property
+    def has_state(self) -> bool:
+        """True if the class defines `init`, so that clients can carry buffers from round to round."""
+        return type(self).init is not Optimizer.init
+
     def init(self, w: Tensor) -> Buffers:
         """Return the rule's initial buffers by name; none for a rule without state.
 
@@ -83,7 +145,7 @@ class Optimizer(Component, ABC):
         return {}
 
     def step(self, w: Tensor, g: Tensor, buffers: Buffers, lr: float) -> ScaledStep:
-        """Return the step; the caller adds it to w.
+        """Return the step; the caller makes it by `ScaledStep.add_to`.
 
         Args:
             w: [P] float32, parameters; not written to.
@@ -114,9 +176,12 @@ class Optimizer(Component, ABC):
             buffers: the rule's state, each in the shape of w; updated in place.
             lr: η after the schedule.
         """
-        if self.weight_decay:
+        if self.weight_decay and not self.decouples_weight_decay:
             g.add_(w, alpha=self.weight_decay)
-        return self.update_rule(g, buffers, lr)
+        step = self.update_rule(g, buffers, lr)
+        if self.weight_decay and self.decouples_weight_decay:
+            return ScaledStep(step.direction, step.alpha, 1 - lr * self.weight_decay)
+        return step
 
     @abstractmethod
     def update_rule(self, g: Tensor, buffers: Buffers, lr: float) -> ScaledStep:

@@ -1,4 +1,4 @@
-"""SGD, momentum in the two conventions that are often confused, and Nesterov momentum.
+"""SGD, momentum in the two conventions that are often confused, Nesterov momentum, and DiLoCo's outer step.
 
 The docstring of `fedsgd.optim` compares their update rules.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from fedsgd.config.component import FractionBelowOne
+from fedsgd.config.component import FractionBelowOne, PositiveFloat
 from fedsgd.optim.base import Optimizer, ScaledStep
 
 if TYPE_CHECKING:
@@ -70,3 +70,21 @@ class Nesterov(MomentumOptimizer):
     def update_rule(self, g: Tensor, buffers: Buffers, lr: float) -> ScaledStep:
         velocity = buffers["velocity"].mul_(self.momentum).add_(g)
         return ScaledStep(g.add_(velocity, alpha=self.momentum), -lr)
+
+
+@dataclass(frozen=True)
+class DiLoCo(Nesterov):
+    """Outer step of DiLoCo, for the server: Nesterov momentum of torch.optim.SGD on the clients' mean drift.
+
+    Douillard et al. 2023 (arXiv 2311.08105), algorithm 1, with the paper's lr = 0.7 and momentum = 0.9. The outer gradient is
+    the mean of w_received − w_local with equal weights: `server.weighting = "uniform"`. In the paper, clients make 500 steps of
+    "adamw" in a round and keep their states: `client.velocity = "carry"`.
+
+    Attributes:
+        lr: outer learning rate η before the schedule.
+    """
+
+    name: ClassVar[str] = "diloco"
+    server_only: ClassVar[bool] = True
+
+    lr: PositiveFloat = 0.7

@@ -66,8 +66,9 @@ def _find_step_problem(optimizer: Optimizer, size: int) -> str | None:
     if not isinstance(direction, torch.Tensor) or direction.shape != w.shape or not direction.is_floating_point():
         got = f"update_rule returned a ScaledStep with direction {describe_result(direction)}"
         return f"{got}, expected a tensor of {w.dtype} and shape {list(w.shape)}"
-    if not _is_number(step.alpha):
-        return f"update_rule returned a ScaledStep with alpha {describe_result(step.alpha)}, expected a number"
+    for name, factor in (("alpha", step.alpha), ("decay", step.decay)):
+        if not _is_number(factor):
+            return f"update_rule returned a ScaledStep with {name} {describe_result(factor)}, expected a number"
     return None
 
 

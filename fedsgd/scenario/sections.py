@@ -85,7 +85,8 @@ class ClientConfig(SettingsSection):
         steps: local steps of a round, in place of `epochs`.
         batch_size: examples in a batch; "full" for all examples of the client.
         proximal: FedProx's μ (Li et al. 2020), which adds μ/2 · |w − w_received|² to the loss of each batch; 0 is FedAvg.
-        velocity: optimizer state at the start of a round: zero ("restart") or the client's last state ("carry").
+        velocity: optimizer state (velocity, or moments and counts of steps) at the start of a round: zero ("restart") or the
+            client's last state ("carry"). It is stored at the client and never sent.
         last_batch: use of a smaller last batch of an epoch: train on it ("keep"), omit it ("drop", PyTorch's drop_last), or
             join it to the batch before ("merge"). A client with fewer examples than `batch_size` keeps its only batch.
     """
@@ -102,7 +103,7 @@ class ClientConfig(SettingsSection):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.velocity == "carry" and not hasattr(self.optimizer, "momentum"):
+        if self.velocity == "carry" and not self.optimizer.has_state:
             raise FieldError("client", "velocity", f'got "carry", but {self.optimizer.name} has no velocity')
         if self.optimizer.server_only:
             names = [name for name in OPTIMIZERS if _can_train_clients(OPTIMIZERS[name])]

@@ -55,14 +55,12 @@ def _make_steps(optimizer: Optimizer, w: Tensor, gradients: Sequence[Tensor], lr
     """Return the parameters and the buffers after a step with each gradient."""
     w, buffers = w.clone(), optimizer.init(w)
     for g in gradients:
-        direction, alpha = optimizer.step(w, g.clone(), buffers, lr)
-        w.add_(direction, alpha=alpha)
+        optimizer.step(w, g.clone(), buffers, lr).add_to(w)
     return w, buffers
 
 
 def _first_step(optimizer: Optimizer, w: Tensor, g: Tensor, lr: float) -> Tensor:
-    direction, alpha = optimizer.step(w, g.clone(), optimizer.init(w), lr)
-    return direction * alpha
+    return optimizer.step(w, g.clone(), optimizer.init(w), lr).compute_difference(w)
 
 
 def _read_bits(tensor: Tensor) -> bytes:
@@ -90,7 +88,7 @@ def valid_step(optimizer: Optimizer) -> None:
             names = set(buffers)
             for g in gradients:
                 step: Any = optimizer.step(w, g, buffers, optimizer.lr)
-                is_step = isinstance(step, ScaledStep) and isinstance(step.alpha, float | int)
+                is_step = isinstance(step, ScaledStep) and all(isinstance(x, float | int) for x in (step.alpha, step.decay))
                 require(is_step, law, optimizer, f"step returned {type(step).__name__}, expected ScaledStep(tensor, number)")
                 tensors = {"direction": step.direction, **{f'buffer "{name}"': value for name, value in buffers.items()}}
                 for name, tensor in tensors.items():
@@ -107,8 +105,7 @@ def equal_steps(optimizer: Optimizer) -> None:
     expected, _ = _make_steps(rebuild(optimizer), w, gradients, optimizer.lr)
     w, buffers, other_buffers = w.clone(), optimizer.init(w), optimizer.init(other_w)
     for g, other_g in zip(gradients, other_gradients, strict=True):
-        direction, alpha = optimizer.step(w, g, buffers, optimizer.lr)
-        w.add_(direction, alpha=alpha)
+        optimizer.step(w, g, buffers, optimizer.lr).add_to(w)
         optimizer.step(other_w, other_g, other_buffers, optimizer.lr)
     figures = "steps of two clients in turns differ from those of one client alone: state is kept outside the buffers"
     require(_read_bits(w) == _read_bits(expected), "equal_steps", optimizer, figures)
@@ -164,10 +161,13 @@ def clipping(optimizer: Optimizer) -> None:
 
 
 def weight_decay(optimizer: Optimizer) -> None:
-    """Weight decay λ adds λw to the clipped gradient."""
+    """Weight decay λ adds λw to the clipped gradient; with `decouples_weight_decay`, it adds −ηλw to the step."""
     w, g = draw_vectors("decay", 2)
-    decayed_step = _first_step(replace(optimizer, weight_decay=0.5, clip_norm=None), w, g, optimizer.lr)
-    expected = _first_step(replace(optimizer, weight_decay=0.0, clip_norm=None), w, g + 0.5 * w, optimizer.lr)
+    rule, is_decoupled = replace(optimizer, weight_decay=0.0, clip_norm=None), optimizer.decouples_weight_decay
+    decayed_step = _first_step(replace(rule, weight_decay=0.5), w, g, optimizer.lr)
+    expected = _first_step(rule, w, g if is_decoupled else g + 0.5 * w, optimizer.lr)
+    if is_decoupled:
+        expected.sub_(w, alpha=0.5 * optimizer.lr)
     _require_close("weight_decay", optimizer, "weight_decay = 0.5", decayed_step, expected)
 
 
@@ -191,8 +191,7 @@ def server_steps(optimizer: Optimizer) -> None:
     expected, buffers = w.clone(), optimizer.init(w)
     for round, g in enumerate(gradients, start=1):
         weights, _, state = compute_server_step(optimizer, weights, np.negative(g.numpy()), state, round)
-        direction, alpha = optimizer.step(expected, g.clone(), buffers, optimizer.learning_rate(round))
-        expected.add_(direction, alpha=alpha)
+        optimizer.step(expected, g.clone(), buffers, optimizer.learning_rate(round)).add_to(expected)
         figures = f"round {round}: the model differs from that of steps with buffers"
         require(weights.tobytes() == _read_bits(expected), "server_steps", optimizer, figures)
 

@@ -135,29 +135,37 @@ class LocalTraining:
         copies = [(buffer[unused], buffer[unused].clone()) for buffer in buffers.values() for unused in skipped_slices]
         try:
             rate = self.optimizer.learning_rate(*schedule_time)
-            direction, alpha = step = self.optimizer.step(w, g, buffers, rate)
+            step = self.optimizer.step(w, g, buffers, rate)
         except Exception:  # of a user's optimizer; a `with` block around each step would cost a microsecond
             with wrap_user_errors("client.optimizer", self.optimizer):
                 raise
         if not skipped_slices:
             return step
-        direction = direction.clone()  # may be one of the buffers
+        direction = step.direction.clone()  # may be one of the buffers
         for unused in skipped_slices:
             direction[unused] = 0
         for segment, copy in copies:
             segment.copy_(copy)
-        return ScaledStep(direction, alpha)
+        return ScaledStep(direction, step.alpha, step.decay, skipped_slices)
 
     @property
     def skips_unused_parameters(self) -> bool:
         """True if steps do not change parameters that the batch does not use: no proximal term and no correction."""
         return not self.proximal and not self.uses_correction
 
+    def initial_optimizer_state(self, size: int) -> dict[str, F32]:
+        """Return the optimizer's initial buffers, each [size], if clients keep them between rounds; otherwise none."""
+        import torch
+
+        buffers = self.optimizer.init(torch.zeros(size)) if self.keep_optimizer_state else {}
+        return {name: value.numpy() for name, value in buffers.items()}
+
     def fednova_normalizer(self, n_examples: int, round: int) -> float:
         """Return FedNova's ‖a_i‖₁ with learning rates: the distance by which a constant gradient of one moves a coordinate.
 
         Reference: Wang et al. 2020, "Tackling the objective inconsistency problem", section 4. τ steps of SGD at constant η
         give τη, no steps give 0. Schedule, momentum (from 0) and proximal term count. Clipping, correction and decay do not.
+        Steps of Adam do not depend on the gradient's scale: τ of them give τη too.
         """
         return _fednova_normalizer(self, self.n_steps(n_examples), round)
 
@@ -177,8 +185,7 @@ def _fednova_normalizer(local_training: LocalTraining, n_steps: int, round: int)
     w, buffers = start.clone(), local_training.optimizer.init(start)
     with torch.no_grad():
         for step in range(1, n_steps + 1):
-            direction, alpha = plain_training.local_step(w, start, torch.ones_like(w), buffers, (round, step, n_steps))
-            w.add_(direction, alpha=alpha)
+            plain_training.local_step(w, start, torch.ones_like(w), buffers, (round, step, n_steps)).add_to(w)
     return -float(w)
 
 

@@ -143,12 +143,12 @@ class Captured:
             else:
                 unused_slices = step.unused_slices
                 step.compute_gradient(x, y)
-            direction, alpha = self.local_training.local_step(
+            local_step = self.local_training.local_step(
                 buffers.w, start, buffers.g, buffers.optimizer_buffers, time, correction, unused_slices
             )
             if n_steps == 1:
-                return self._build_result(job, buffers.tensor_format.to_wire_order(direction * alpha))
-            buffers.w.add_(direction, alpha=alpha)
+                return self._build_result(job, buffers.tensor_format.to_wire_order(local_step.compute_difference(buffers.w)))
+            local_step.add_to(buffers.w)
         update = buffers.tensor_format.to_wire_order(buffers.w)
         np.subtract(update, job.weights, out=update)
         return self._build_result(job, update)

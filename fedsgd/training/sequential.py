@@ -48,15 +48,15 @@ class Sequential:
         for name, value in initial_state.items():
             optimizer_buffers[name].copy_(as_tensor(value))
         only_step = torch.zeros_like(w)  # returned as it is: (w + step) − w would be rounded
-        for step, batch in enumerate(batches(job, self.local_training), start=1):
+        for number, batch in enumerate(batches(job, self.local_training), start=1):
             gradient, unused_slices = self._flat_module.compute_flat_gradient(*batch_tensors(job.examples.select(batch)))
-            direction, alpha = self.local_training.local_step(
-                w, start, gradient, optimizer_buffers, (job.round, step, n_steps), correction, unused_slices
+            step = self.local_training.local_step(
+                w, start, gradient, optimizer_buffers, (job.round, number, n_steps), correction, unused_slices
             )
             if n_steps == 1:
-                only_step = direction * alpha
+                only_step = step.compute_difference(w)
             else:
-                w.add_(direction, alpha=alpha)
+                step.add_to(w)
         update = only_step if n_steps == 1 else w - start
         final_state: dict[str, F32] = {}
         if self.local_training.keep_optimizer_state:

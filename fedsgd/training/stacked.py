@@ -243,11 +243,11 @@ class Stacked:
                 continue
             buffers = {name: buffer[clients] for name, buffer in stacked_buffers.items()}
             with wrap_user_errors("client.optimizer", optimizer):
-                direction, alpha = optimizer.step_after_clipping(w, g, buffers, step_range.learning_rate)
+                step = optimizer.step_after_clipping(w, g, buffers, step_range.learning_rate)
             if step_range.is_only_step:
-                steps.append(direction * alpha)
+                steps.append(step.compute_difference(w))
             else:
-                w.add_(direction, alpha=alpha)
+                step.add_to(w)
         return stack.flatten(steps) if step_range.is_only_step else None
 
     def _clip_per_client(self, gradients: Sequence[Tensor]) -> None:

@@ -46,8 +46,9 @@ def test_listed_family_has_the_keys_of_all_members_once() -> None:
     assert "clients = 100, alpha = 1.0" in output, "the default of clients is not that of all partitioners"
     output = " ".join(fedsgd("list", "optimizers").stdout.split())
     assert output.count("clip_norm = (unset)") == 1
-    assert "all optimizers: weight_decay = 0.0" in output
-    assert output.count("lr = 0.1") == 4
+    assert "all optimizers: clip_norm = (unset)" in output
+    assert output.count("lr = 0.1, weight_decay = 0.0") == 4
+    assert "lr = 0.001, weight_decay = 0.01, beta1 = 0.9" in output, "the default of adamw is not that of all optimizers"
 
 
 def test_listed_keys_are_broken_between_keys_or_options() -> None:
@@ -104,7 +105,7 @@ def test_explained_key_of_components_names_them_and_their_classes() -> None:
     assert "  class    TopK, RandK, STC\n" in output
     assert '           compressor = { name = "top-k", density = 0.005 }\n' in output
     optimizer = fedsgd("explain", "client.optimizer").stdout
-    assert "  options  sgd, momentum, momentum-pytorch, nesterov\n" in optimizer
+    assert "  options  sgd, momentum, momentum-pytorch, nesterov, adam, adamw\n" in optimizer
 
 
 def test_explained_component_has_its_docstring_places_and_keys() -> None:

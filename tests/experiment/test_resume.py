@@ -138,6 +138,10 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
         "state": {"precision": "bfloat16", "store": "disk"},
     },
     "velocity": {"client.optimizer": {"name": "momentum", "lr": 0.1}, "client.velocity": "carry"},
+    "moments": {
+        "client": {"optimizer": {"name": "adamw", "lr": 0.01}, "velocity": "carry"},
+        "server.optimizer": {"name": "diloco", "schedule": {"name": "exponential"}},
+    },
     "weighted sampler": {"server": {"cohort": 4, "sampler": {"name": "weighted"}}},
     "late replies": {
         "participation": {"deadline": 1.0, "durations": {"name": "log-normal"}},

@@ -20,7 +20,7 @@ from fedsgd.experiment.state_budget import (
 from fedsgd.federation import BufferPlan, ClientTask, DecodedDownlink, encode_update
 from fedsgd.federation.client_state import ClientState
 from fedsgd.numerics.parameter_layout import ParameterLayout
-from fedsgd.optim import Momentum
+from fedsgd.optim import AdamW, Momentum
 from fedsgd.runtime.stores.shared import stored_bytes
 from fedsgd.training import TrainingJob, TrainingResult
 from tests.laws.federation import NO_EXAMPLES, make_plan
@@ -134,6 +134,16 @@ def test_representative_state_bounds_the_state_of_later_rounds(scheme: Compressi
         )
         _, state = encode_update(round_plan, task, TrainingResult(0, x, 1, 1))
         assert stored_bytes(state) <= 1.1 * stored_bytes(representative_state(round_plan, LAYOUT.size)) + 64
+
+
+def test_representative_state_has_the_moments_of_adamw_and_exact_counts_of_steps() -> None:
+    round_plan = replace(make_plan(), layout=LAYOUT)
+    local_training = replace(round_plan.local_training, optimizer=AdamW(), keep_optimizer_state=True)
+    for is_rounded, expected in ((False, [4, 4, 4]), (True, [2, 2, 4])):
+        plan = replace(round_plan, local_training=local_training, bfloat16_states=is_rounded)
+        arrays = representative_state(plan, LAYOUT.size).state_if_accepted
+        names = [f"optimizer/{name}" for name in ("first_moment", "second_moment", "steps")]
+        assert {name: array.nbytes / LAYOUT.size for name, array in arrays.items()} == dict(zip(names, expected, strict=True))
 
 
 def test_representative_state_counts_optimizer_state_and_buffers() -> None:

@@ -14,7 +14,7 @@ from fedsgd.models import Mlp
 from fedsgd.models.builder import build_task
 from fedsgd.models.perceptrons import Softmax
 from fedsgd.models.task import LearningTask
-from fedsgd.optim import OPTIMIZERS, SGD, Momentum, Optimizer, PyTorchMomentum
+from fedsgd.optim import OPTIMIZERS, SGD, Adam, AdamW, Momentum, Optimizer, PyTorchMomentum
 from fedsgd.optim.schedules import ExponentialSchedule
 from fedsgd.training import LocalTraining, TrainingJob
 from fedsgd.training.base import batches
@@ -30,11 +30,12 @@ each_optimizer = pytest.mark.parametrize("optimizer_name", OPTIMIZER_NAMES)
 
 
 def add_state(task: LearningTask, optimizer: Optimizer, job: TrainingJob, seed: int = 0) -> TrainingJob:
-    """Return the job with a random optimizer state and correction."""
+    """Return the job with the optimizer state after a step on a random gradient, and a random correction."""
     rng = np.random.default_rng([seed, job.client])
-    names = optimizer.init(torch.zeros(1))
-    state = {name: rng.standard_normal(task.layout.size).astype(np.float32) for name in names}
-    return replace(job, optimizer_state=state, correction=rng.standard_normal(task.layout.size).astype(np.float32))
+    gradient, correction = rng.standard_normal((2, task.layout.size)).astype(np.float32)
+    buffers = optimizer.init(torch.zeros(task.layout.size))
+    optimizer.step(torch.zeros(task.layout.size), torch.from_numpy(gradient), buffers, optimizer.lr)
+    return replace(job, optimizer_state={name: value.numpy() for name, value in buffers.items()}, correction=correction)
 
 
 @pytest.mark.parametrize("name", ENGINES)
@@ -196,6 +197,12 @@ def test_fednova_normalizer_of_nesterov_and_schedules() -> None:
     assert make_local_training(scheduled, 2).learning_rate_sum(30, 2) == pytest.approx(0.25 + 0.125)
 
 
+def test_fednova_normalizer_of_adam_is_the_sum_of_the_learning_rates() -> None:
+    """A constant gradient moves a coordinate by η/(1 + ε) in each step; decoupled decay does not count."""
+    scheduled = AdamW(lr=1.0, eps=1e-12, schedule=ExponentialSchedule(gamma=0.5), schedule_over="local-steps")
+    assert make_local_training(scheduled, 3).fednova_normalizer(30, 1) == pytest.approx(1.75, rel=1e-9)
+
+
 def test_fednova_normalizer_ignores_clipping_decay_and_correction() -> None:
     optimizer = SGD(lr=0.1, clip_norm=1e-3, weight_decay=0.5)
     local_training = LocalTraining(optimizer, 2, None, 10, keep_optimizer_state=True, uses_correction=True)
@@ -212,6 +219,8 @@ def test_fednova_normalizer_equals_the_update_for_a_constant_gradient(name: str,
     """The gradient is almost constant, because the correction is much larger."""
     task = build_task(Softmax(), blobs, 0)
     job = replace(make_job(task, blobs, 0), correction=np.full(task.layout.size, 1e4, np.float32))
-    local_training = LocalTraining(OPTIMIZERS[optimizer_name](lr=0.01), 2, None, 7, 0.3, uses_correction=True)
+    optimizer = OPTIMIZERS[optimizer_name](lr=0.01, weight_decay=0.0)
+    local_training = LocalTraining(optimizer, 2, None, 7, 0.3, uses_correction=True)
     (result,) = ENGINES[name](task, local_training, blobs).train([job])
-    assert -result.update / 1e4 == pytest.approx(local_training.fednova_normalizer(30, 1), rel=1e-3)
+    scale = 1.0 if isinstance(optimizer, Adam) else 1e4  # Adam's steps do not depend on the gradient's scale
+    assert -result.update / scale == pytest.approx(local_training.fednova_normalizer(30, 1), rel=1e-3)

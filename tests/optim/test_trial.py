@@ -51,6 +51,7 @@ class ScriptedOptimizer(Optimizer):
             "short": ScaledStep(g[:-1], -lr),
             "integers": ScaledStep(g.int(), -lr),
             "alpha": ScaledStep(g, g.sum()),
+            "decay": ScaledStep(g, -lr, g.sum()),
         }.get(self.fault, ScaledStep(g, -lr))
 
 
@@ -85,6 +86,10 @@ def error_of(optimizer: Optimizer, last_time: int = 5) -> str:
         (
             "alpha",
             "update_rule returned a ScaledStep with alpha Tensor of torch.float32 and shape [], expected a number",
+        ),
+        (
+            "decay",
+            "update_rule returned a ScaledStep with decay Tensor of torch.float32 and shape [], expected a number",
         ),
     ],
 )

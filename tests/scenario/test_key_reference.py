@@ -109,7 +109,7 @@ def test_key_has_its_bounds_default_and_options() -> None:
 
 
 def test_key_with_a_component_lists_what_the_key_accepts() -> None:
-    assert find_one("client.optimizer").options == ["sgd", "momentum", "momentum-pytorch", "nesterov"]
+    assert find_one("client.optimizer").options == ["sgd", "momentum", "momentum-pytorch", "nesterov", "adam", "adamw"]
     assert "fedadam" in find_one("server.optimizer").options
     assert find_one("server.optimizer").default == {"name": "sgd", "lr": 1.0}
     assert "dgc" in find_one("uplink.compressor").options

@@ -128,10 +128,10 @@ def test_listed_options_begin_with_the_default() -> None:
 @pytest.mark.parametrize(
     ("settings", "suggestion", "absent"),
     [
-        ({"client.optimizer": "adam"}, '"sgd"', "fedadam"),
+        ({"client.optimizer": "lion"}, '"sgd"', "fedadam"),
         ({"client.optimizer": "fedyogy"}, 'did you mean "fedavg"?', "fedyogi"),
         ({"client.optimizer": {}}, '"sgd"', "fedadam"),
-        ({"server.optimizer": "adam"}, 'did you mean "fedadam"?', "sgd"),
+        ({"server.optimizer": "fedadm"}, 'did you mean "fedadam"?', "sgd"),
         ({"server.optimizer": "fedavgmm"}, 'did you mean "fedavgm"?', "sgd"),
         ({"downlink.compressor": "scafold"}, '"top-k"', "scaffold"),
         ({"uplink.compressor": "scafold"}, 'did you mean "scaffold"?', "top-k"),

@@ -93,7 +93,7 @@ class FeatureQuantiles(Partitioner):
 class Adam(Optimizer):
     """Adam on clients, with bias correction by powers that are stored as tensors."""
 
-    name: ClassVar[str] = "adam"
+    name: ClassVar[str] = "adam-of-powers"
     beta1: FractionBelowOne = 0.9
     beta2: FractionBelowOne = 0.99
     epsilon: PositiveFloat = 1e-6

@@ -575,6 +575,17 @@ class UndecayedSGD(SGD):
 
 
 @dataclass(frozen=True)
+class TwiceDecayedSGD(SGD):
+    """Decoupled weight decay, and weight decay of the gradient too."""
+
+    name: ClassVar[str] = "twice-decayed"
+    decouples_weight_decay: ClassVar[bool] = True
+
+    def step_after_clipping(self, w: Tensor, g: Tensor, buffers: Buffers, lr: float) -> ScaledStep:
+        return super().step_after_clipping(w, g.add_(w, alpha=self.weight_decay), buffers, lr)
+
+
+@dataclass(frozen=True)
 class ClippedCoordinates(SGD):
     """Clipping of each coordinate instead of the norm."""
 
@@ -619,6 +630,7 @@ OPTIMIZERS: tuple[tuple[Component, str], ...] = (
     (HiddenVelocity(), "equal_steps"),
     (SteppingSGD(), "unchanged_arguments"),
     (UndecayedSGD(), "weight_decay"),
+    (TwiceDecayedSGD(), "weight_decay"),
     (ClippedCoordinates(), "clipping"),
     (ReplacedVelocity(), "equal_engines"),
 )

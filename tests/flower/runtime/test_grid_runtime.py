@@ -99,6 +99,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "qsgd, differences": {**COMPRESSOR_CASES["qsgd"], "downlink.policy": "difference"},
     "carried momentum, bfloat16 states": {"client.velocity": "carry", "state.precision": "bfloat16"},
+    "carried moments": {"client.optimizer.name": "adamw", "client.velocity": "carry", "server.optimizer.name": "diloco"},
 }
 ROUTINE_CASES = {
     "dense",

@@ -402,8 +402,9 @@ def test_bfloat16_state_is_stored_alike_by_every_store(state: ClientState) -> No
 
 def test_bfloat16_state_does_not_round_model_entries() -> None:
     third = np.full(3, 1 / 3, np.float32)
-    rounded = to_bfloat16_state(ClientState({"own/parameters": third, "scheme/residual": third}))
+    rounded = to_bfloat16_state(ClientState({"own/parameters": third, "optimizer/steps": third, "scheme/residual": third}))
     assert rounded.committed_state["own/parameters"] is third
+    assert rounded.committed_state["optimizer/steps"] is third
     assert rounded.committed_state["scheme/residual"].dtype == np.uint16
 
 
