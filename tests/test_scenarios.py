@@ -34,7 +34,7 @@ NO_SCENARIOS = ("pyproject.toml", "plugin.toml")  # of packages; of a package, s
 METHODS = sorted(FOLDER.rglob("*methods.toml"))
 SCENARIOS = sorted(path for path in {*FOLDER.rglob("*.toml")} - {*METHODS} if path.name not in NO_SCENARIOS)
 TINY = {"rounds": 2, "evaluation.every": 1, "client.steps": 2, "server.cohort": 2}
-FILES_OF_THE_USER = {"mnist", "cifar10", "shakespeare", "hugging-face"}
+FILES_OF_THE_USER = {"mnist", "cifar10", "shakespeare", "text", "hugging-face"}
 
 
 @pytest.fixture(scope="session")
@@ -76,7 +76,7 @@ def test_every_scenario_runs(
     assert 0 <= result.summary["final_accuracy"] <= 1
 
 
-FULL_SIZE = {"mnist": 60, "cifar10": 50, "hugging-face": 50, "shakespeare": 10}
+FULL_SIZE = {"mnist": 60, "cifar10": 50, "hugging-face": 50, "shakespeare": 10, "text": 18}
 """Examples of a client of the real files, as a multiple of those in `tiny_data`, by dataset."""
 
 

@@ -194,7 +194,7 @@ class MethodTiming:
 
     def compute_curve(self, network: Network) -> list[float]:
         """Return the seconds to the target at each of SPEEDS, with the network's latency and ratio of downlink to uplink."""
-        link_at_speed = _make_link_scaler(network)
+        link_at_speed = make_link_scaler(network)
         return [self.compute_median_seconds(*link_at_speed(speed)) for speed in SPEEDS]
 
 
@@ -208,7 +208,8 @@ def build_method_timing(label: str, priced_runs: Sequence[PricedRun], target: Ta
     return MethodTiming(label, times, (low, high))
 
 
-def _make_link_scaler(network: Network) -> Callable[[float], tuple[float, float, float]]:
+def make_link_scaler(network: Network) -> Callable[[float], tuple[float, float, float]]:
+    """Return a function from an uplink speed to (uplink, downlink, latency), with the network's latency and ratio of speeds."""
     link = network.link
     ratio = link.down_bits_per_second / link.up_bits_per_second
     return lambda speed: (speed, speed * ratio, link.latency_seconds)
@@ -228,7 +229,7 @@ def pairwise_break_evens(timings: Sequence[MethodTiming], network: Network) -> l
     pairs = itertools.combinations(range(len(timings)), 2)
     break_evens = []
     for i, j in pairs:
-        points = list(_search_break_evens(timings[i], timings[j], _make_link_scaler(network), curves[i], curves[j]))
+        points = list(_search_break_evens(timings[i], timings[j], make_link_scaler(network), curves[i], curves[j]))
         break_evens += _add_speed_ranges(points, timings[i], timings[j], network) if points else []
     return break_evens
 
@@ -241,7 +242,7 @@ def _add_speed_ranges(
         return list(break_even_points)
     corners = list(zip(first.coding_deciles, reversed(second.coding_deciles), strict=True))
     corner_points = [
-        list(_search_break_evens(*pair, _make_link_scaler(network), *(timing.compute_curve(network) for timing in pair)))
+        list(_search_break_evens(*pair, make_link_scaler(network), *(timing.compute_curve(network) for timing in pair)))
         for pair in corners
     ]
     points_with_ranges = []
@@ -262,7 +263,7 @@ def _find_range_end(
     if speeds:
         return min(speeds, key=lambda speed: abs(math.log(speed / break_even.up_bits_per_second)))
     times = {
-        timing.label: timing.compute_median_seconds(*_make_link_scaler(network)(break_even.up_bits_per_second))
+        timing.label: timing.compute_median_seconds(*make_link_scaler(network)(break_even.up_bits_per_second))
         for timing in timings
     }
     return math.inf if times[break_even.faster_below] < times[break_even.faster_above] else 0.0

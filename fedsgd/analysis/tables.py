@@ -102,7 +102,7 @@ def collect_measured_coding_notes(comparison: Comparison) -> Iterator[str]:
 def _collect_network_notes(comparison: Comparison, name: str, pricing_model: PricingModel) -> Iterator[str]:
     deadline = pricing_model.deadline_seconds
     waits = "" if deadline is None else f", waits {format_seconds(deadline)} for a reply"
-    devices = f"clients compute {pricing_model.device}; the server {pricing_model.server.copy_rate_text}"
+    devices = f"clients {pricing_model.training_text}; the server {pricing_model.server.copy_rate_text}"
     yield f"{name}: {pricing_model.network}; {devices}{waits}"
     shares = [(row.network_costs[name].coding_share, row.label) for row in comparison.rows if name in row.network_costs]
     share, label = max(shares, default=(0.0, ""))

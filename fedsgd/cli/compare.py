@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fedsgd.cli.app import main
-from fedsgd.cli.option_groups import GroupedCommand, output_option, table_options
+from fedsgd.cli.option_groups import GroupedCommand, output_option, refuse_options_without_network, table_options
 from fedsgd.cli.options import (
     LINK_OPTIONS,
     OTHER_OPTIONS,
@@ -16,7 +16,6 @@ from fedsgd.cli.options import (
     AnalysisOptions,
     UserPath,
     analysis_options,
-    refuse_options_without_network,
 )
 from fedsgd.cli.streams import echo, echo_json
 
@@ -71,7 +70,7 @@ def compare_command(
         raise click.UsageError("--caption needs --out with a file .tex")
     if mark_best and not any(out.suffix.lower() in (".tex", ".md") for out in outs):
         raise click.UsageError("--mark-best needs --out with a file .tex or .md")
-    refuse_options_without_network(options, (*LINK_OPTIONS, *OTHER_OPTIONS, *PRICE_OPTIONS))
+    refuse_options_without_network(options.has_link, (*LINK_OPTIONS, *OTHER_OPTIONS, *PRICE_OPTIONS))
     pricing_models = options.build_pricing_models() if options.has_link else {}
     comparison = options.compare(options.load_methods(), pricing_models)
     config = TableConfig(statistic, columns, caption, mark_best)

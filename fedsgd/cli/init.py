@@ -18,7 +18,7 @@ from fedsgd.cli.options import UserPath, plugin_option
 from fedsgd.cli.streams import echo
 from fedsgd.errors import OutputError, suggest_name
 
-DATA_FILES = ("mnist", "cifar10", "shakespeare")
+DATA_FILES = ("mnist", "cifar10", "shakespeare", "text")
 """Datasets whose files are in the folder of --data or FEDSGD_DATA."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial, reduce
 from typing import Any
 
@@ -91,3 +91,13 @@ def table_options(command: Callable[..., None]) -> Callable[..., None]:
         output_option("--json", "as_json", is_flag=True, help="Print JSON on standard output, and nothing else there."),
     )
     return reduce(lambda wrapped, decorate: decorate(wrapped), reversed(decorators), command)
+
+
+def refuse_options_without_network(has_network: bool, names: Sequence[str]) -> None:
+    """Raise UsageError if the command line has one of these parameters and no network."""
+    context = click.get_current_context()
+    default = click.core.ParameterSource.DEFAULT
+    name = next((name for name in names if context.get_parameter_source(name) is not default), None)
+    if name is not None and not has_network:
+        option = f"--{name.removesuffix('_name').replace('_', '-')}"
+        raise click.UsageError(f"{option} needs a network: give --network, --up and --down, or --trace")

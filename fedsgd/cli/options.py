@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 LINK_OPTIONS = ("up", "down", "latency", "jitter", "spread", "trace", "server_up", "server_down", "broadcast")
 PRICE_OPTIONS = ("price_per_gigabyte", "measured_coding")
-OTHER_OPTIONS = ("overhead_up", "overhead_down", "device_name", "flops", "device_spread", "server_name", "deadline")
+OTHER_OPTIONS = ("overhead_up", "overhead_down", "device_name", "flops", "device_spread", "server_name", "deadline", "training")
 """Parameters of commands that price runs: for the network, for the prices, and all others."""
 
 
@@ -217,16 +217,6 @@ class AnalysisOptions:
             return compare_methods(methods, self.target, pricing_models, self.price_per_gigabyte, self.measured_coding)
 
 
-def refuse_options_without_network(options: AnalysisOptions, names: Sequence[str]) -> None:
-    """Raise UsageError if the command line has one of these parameters and no network."""
-    context = click.get_current_context()
-    default = click.core.ParameterSource.DEFAULT
-    name = next((name for name in names if context.get_parameter_source(name) is not default), None)
-    if name is not None and not options.has_link:
-        option = f"--{name.removesuffix('_name').replace('_', '-')}"
-        raise click.UsageError(f"{option} needs a network: give --network, --up and --down, or --trace")
-
-
 def analysis_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the parameters of `AnalysisOptions` to a command, before its own parameters."""
 
@@ -316,6 +306,11 @@ def _build_pricing_options() -> list[Callable[..., Any]]:
             help="Device of the clients.",
         ),
         device_option("--flops", metavar="RATE", help="Sustained throughput of a client in training, e.g. 10GFLOP/s."),
+        device_option(
+            "--training",
+            metavar="TIME",
+            help="Time that a client of median speed trains in a round, e.g. 20min.  [default: by the operations of the run]",
+        ),
         device_option(
             "--device-spread",
             type=FiniteFloat(0),

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from fedsgd.cli.app import main
 from fedsgd.cli.fleet_options import build_fleet, fleet_options
-from fedsgd.cli.option_groups import GroupedCommand, table_options
-from fedsgd.cli.options import LINK_OPTIONS, OTHER_OPTIONS, AnalysisOptions, analysis_options, refuse_options_without_network
+from fedsgd.cli.option_groups import GroupedCommand, device_option, refuse_options_without_network, table_options
+from fedsgd.cli.options import LINK_OPTIONS, OTHER_OPTIONS, AnalysisOptions, analysis_options
 from fedsgd.cli.streams import echo_json
 from fedsgd.errors import ScenarioError
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 NETWORK_OPTIONS = (
     *(name for name in (*LINK_OPTIONS, *OTHER_OPTIONS) if not name.startswith("overhead")),
-    *("measured_coding", "statistic", "columns"),
+    *("measured_coding", "utilization", "statistic", "columns"),
 )
 """Options that a fleet without a network does not use."""
 
@@ -25,6 +25,7 @@ EXAMPLES = """Examples:
 \b
     fedsgd price dense=runs/dense-1 runs/quickstart-1 --network 4g,lora
     fedsgd price runs/quickstart-1 --up 2Mbit/s --down 10Mbit/s --spread 0.5
+    fedsgd price runs/quickstart-1 --network broadband --training 20min --utilization
     fedsgd price runs/my-sweep --clients 1000000 --rounds-per-month 30
 """
 
@@ -32,9 +33,19 @@ EXAMPLES = """Examples:
 @main.command("price", cls=GroupedCommand, epilog=EXAMPLES, short_help="Compute time and cost of finished runs on networks.")
 @analysis_options
 @fleet_options
+@device_option(
+    "--utilization",
+    is_flag=True,
+    help="Print the share of training in the time, and the uplink speeds from which the share is 50, 80 and 95 %.",
+)
 @table_options
 def price_command(
-    options: AnalysisOptions, fleet_settings: dict[str, Any], statistic: Statistic, columns: tuple[str, ...], as_json: bool
+    options: AnalysisOptions,
+    fleet_settings: dict[str, Any],
+    utilization: bool,
+    statistic: Statistic,
+    columns: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Compute the time and cost of finished runs on other networks, or bytes and cost a month in a fleet, without training.
 
@@ -45,6 +56,9 @@ def price_command(
 
     A break-even is an uplink speed at which the faster of two methods changes. The ratio of downlink to uplink speed and the
     latency are constant.
+
+    The compute utilization is the training time of each round's slowest client, divided by the duration of all rounds. It is
+    at most 100 %: latency, coding and the server take time at any link speed. Training and transfers do not overlap.
 
     Runs whose participation depended on time (by a deadline, over-selection or a timeout) are refused on a network, because
     other clients would have taken part.
@@ -61,6 +75,7 @@ def price_command(
     from fedsgd.analysis.columns import TableConfig
     from fedsgd.analysis.fleet_result import price_methods_in_fleet
     from fedsgd.analysis.pricing import require_time_independent
+    from fedsgd.analysis.utilization import compute_utilizations
     from fedsgd.cli import terminal
 
     fleet = build_fleet(options, fleet_settings)
@@ -69,7 +84,7 @@ def price_command(
         raise ScenarioError(f"--statistic mean: {problem}")
     terminal.check_price_columns(columns, options.price_per_gigabyte)
     if fleet is not None:
-        refuse_options_without_network(options, NETWORK_OPTIONS)
+        refuse_options_without_network(options.has_link, NETWORK_OPTIONS)
     pricing_models = options.build_pricing_models() if options.has_link or fleet is None else {}
     methods = options.load_methods()
     for method in methods if pricing_models else ():
@@ -78,10 +93,17 @@ def price_command(
     comparison = options.compare(methods, pricing_models)
     with terminal.spinner("reading ledgers", options.quiet):
         fleet_result = None if fleet is None else price_methods_in_fleet(methods, fleet)
+    with terminal.spinner("searching link speeds", options.quiet):
+        utilizations = compute_utilizations(methods, pricing_models, options.measured_coding) if utilization else {}
     if as_json:
-        echo_json(tables.to_json(comparison, statistic, **({} if fleet_result is None else {"fleet": fleet_result.to_json()})))
+        further_figures = {} if fleet_result is None else {"fleet": fleet_result.to_json()}
+        if utilization:
+            further_figures["utilization"] = {name: [row.to_json() for row in rows] for name, rows in utilizations.items()}
+        echo_json(tables.to_json(comparison, statistic, **further_figures))
         return
     if fleet_result is None or pricing_models:
         terminal.print_price(comparison, TableConfig(statistic, columns))
+    if utilizations:
+        terminal.print_utilizations(utilizations, pricing_models, statistic)
     if fleet_result is not None:
         terminal.print_fleet(fleet_result)

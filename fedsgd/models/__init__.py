@@ -2,6 +2,7 @@
 
 from fedsgd.config.registry import Registry
 from fedsgd.models.base import Loss, Metric, MetricFunction, Model
+from fedsgd.models.char_gpt import CharGpt
 from fedsgd.models.char_lstm import CharLstm
 from fedsgd.models.convolutional import CifarCnn, Cnn, LeNet
 from fedsgd.models.custom import CustomModule
@@ -22,6 +23,7 @@ MODELS: Registry[type[Model]] = Registry(
         "cifar-cnn": "fedsgd.models.convolutional:CifarCnn",
         "resnet-20": "fedsgd.models.resnet:ResNet20",
         "char-lstm": "fedsgd.models.char_lstm:CharLstm",
+        "char-gpt": "fedsgd.models.char_gpt:CharGpt",
         "module": "fedsgd.models.custom:CustomModule",
     },
     implied_names={"module": "module"},
@@ -32,6 +34,7 @@ register = MODELS.register
 
 __all__ = [
     "MODELS",
+    "CharGpt",
     "CharLstm",
     "CifarCnn",
     "Cnn",

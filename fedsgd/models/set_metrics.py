@@ -1,4 +1,4 @@
-"""Metrics of a whole set of examples: macro F1, AUC, perplexity, and metrics of the user that accumulate batches.
+"""Metrics of a whole set of examples: macro F1, AUC, perplexity, bits per character, and accumulating metrics of the user.
 
 Such a metric is computed once, from all outputs and targets. It is no mean over examples, batches or clients: the mean of the
 clients' F1 is not the F1 of all their examples.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -19,7 +20,7 @@ from fedsgd.models.base import Metric, MetricFunction, StreamingMetric
 if TYPE_CHECKING:
     from torch import Tensor
 
-SetMetricName = Literal["macro-f1", "auc", "perplexity"]
+SetMetricName = Literal["macro-f1", "auc", "perplexity", "bits-per-character"]
 """Name of a built-in metric in `[evaluation] metrics`; its column has "_" in place of "-"."""
 BetterDirection = Literal["higher", "lower"]
 
@@ -142,22 +143,40 @@ def _compute_area(scores: Tensor, is_positive: Tensor) -> float | None:
 
 
 @dataclass(frozen=True)
-class Perplexity:
-    """exp of the mean cross-entropy over all targets that are not ignored, from the reported loss; outputs are not needed.
+class EntropyMetric(ABC):
+    """Base class of the built-in metrics that follow from the mean cross-entropy, which need no outputs.
 
-    The mean has the class weights of the loss, if there are any.
+    The mean is that of the reported loss, over all targets that are not ignored, with the class weights of the loss, if any.
+
+    Attributes:
+        definition: function of the mean cross-entropy, in words, for messages.
+        better: direction in which the metric improves.
+    """
+
+    definition: ClassVar[str]
+    better: ClassVar[BetterDirection] = "lower"
+
+    @abstractmethod
+    def from_loss(self, mean_loss: float) -> float:
+        """Return the value for a mean loss, in nats.
+
+        Args:
+            mean_loss: mean cross-entropy, nats.
+        """
+
+
+@dataclass(frozen=True)
+class Perplexity(EntropyMetric):
+    """exp of the mean cross-entropy over all targets that are not ignored.
 
     Reference: Jelinek et al. 1977, "Perplexity, a measure of the difficulty of speech recognition tasks". Over clients, it is
     exp of the mean of all losses, not the mean of the clients' perplexities, which is larger.
-
-    Attributes:
-        better: direction in which the metric improves.
 
     >>> round(Perplexity().from_loss(math.log(8)), 6)
     8.0
     """
 
-    better: ClassVar[BetterDirection] = "lower"
+    definition: ClassVar[str] = "exp of the mean cross-entropy"
 
     def from_loss(self, mean_loss: float) -> float:
         """Return the perplexity of a mean loss; infinity if it exceeds the largest float."""
@@ -167,14 +186,33 @@ class Perplexity:
             return math.inf
 
 
-SET_METRICS: Mapping[SetMetricName, type[MacroF1] | type[Auc] | type[Perplexity]] = {
+@dataclass(frozen=True)
+class BitsPerCharacter(EntropyMetric):
+    """Mean cross-entropy in bits, loss / ln 2, over all targets that are not ignored, which are characters in texts.
+
+    Reference: Graves 2013, "Generating sequences with recurrent neural networks", section 3. Over clients, it is the mean over
+    all characters.
+
+    >>> round(BitsPerCharacter().from_loss(math.log(8)), 6)
+    3.0
+    """
+
+    definition: ClassVar[str] = "the mean cross-entropy in bits"
+
+    def from_loss(self, mean_loss: float) -> float:
+        """Return the bits of a mean loss."""
+        return mean_loss / math.log(2)
+
+
+SET_METRICS: Mapping[SetMetricName, type[MacroF1] | type[Auc] | type[EntropyMetric]] = {
     "macro-f1": MacroF1,
     "auc": Auc,
     "perplexity": Perplexity,
+    "bits-per-character": BitsPerCharacter,
 }
 """Built-in metrics of a whole set by name."""
-SetMetric = MetricFunction | Perplexity
-"""Metric of a whole set: a function of all outputs and targets that returns one number, or the perplexity."""
+SetMetric = MetricFunction | EntropyMetric
+"""Metric of a whole set: a function of all outputs and targets that returns one number, or of the mean cross-entropy."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from fedsgd.models.buffers import list_parts
 from fedsgd.models.loss_reduction import LossReduction
 from fedsgd.models.losses import find_reduction
 from fedsgd.models.python_state import copy_pair
-from fedsgd.models.set_metrics import Perplexity, SetMetric
+from fedsgd.models.set_metrics import EntropyMetric, SetMetric
 from fedsgd.numerics.arrays import F32
 from fedsgd.numerics.parameter_layout import ParameterLayout
 from fedsgd.numerics.rng import derive_torch_seed
@@ -64,7 +64,7 @@ class LearningTask:
     @property
     def stores_outputs(self) -> bool:
         """True if an evaluation stores the outputs of all examples, for metrics of a whole set."""
-        return any(not isinstance(metric, Perplexity) for metric in self.set_metrics.values())
+        return any(not isinstance(metric, EntropyMetric) for metric in self.set_metrics.values())
 
     @property
     def parts(self) -> list[tuple[str, nn.Module]]:

@@ -40,6 +40,7 @@ def build_pricing_model(
     device_spread: float = 0.0,
     server_name: str = DEFAULT_SERVER,
     deadline: str | None = None,
+    training: str | None = None,
 ) -> PricingModel:
     """Build a pricing model from the options of a command, which are described at `Network`, `Device` and `PricingModel`.
 
@@ -70,11 +71,10 @@ def build_pricing_model(
     )
     network = network if profile is None else _set_source(network, profile)
     _check_latency(network, latency)
-    seconds = _parse_option("--deadline", parse_seconds, deadline)
-    if seconds == 0:
-        raise ScenarioError(f"--deadline: got {deadline!r}, expected a time above 0")
     device, server = _build_client_device(device_name, flops, device_spread), _look_up_device("--server", server_name)
-    return PricingModel(network, device, server, seconds)
+    if training is not None and flops is not None:
+        raise ScenarioError(f"--flops: got {flops!r} in addition to --training, which replaces the time of these operations")
+    return PricingModel(network, device, server, _parse_time("--deadline", deadline), _parse_time("--training", training))
 
 
 def _set_source(network: Network, profile: Network) -> Network:
@@ -144,6 +144,14 @@ def _check_spread(value: float) -> float:
     if not 0 <= value <= MAX_SPREAD:
         raise ScenarioError(f"got {value:g}, expected a number from 0 to {MAX_SPREAD}")
     return value
+
+
+def _parse_time(option: str, text: str | None) -> float | None:
+    """Return the seconds of an option, above 0; None if the option is absent."""
+    seconds: float | None = _parse_option(option, parse_seconds, text)
+    if seconds == 0:
+        raise ScenarioError(f"{option}: got {text!r}, expected a time above 0")
+    return seconds
 
 
 def _parse_option(option: str, parse: Callable[[Any], float], value: Any, default: Any = None) -> Any:

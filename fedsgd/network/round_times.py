@@ -161,6 +161,11 @@ class RoundTimeModel:
         """Return the seconds from the start to the end of each round, preceded by 0, [R + 1]."""
         return np.concatenate([[0.0], np.cumsum(self.round_seconds(up_bps, down_bps, latency_seconds))])
 
+    def utilization(self, up_bps: float, down_bps: float, latency_seconds: float) -> float:
+        """Return the share of the slowest clients' training in the time of all rounds; 0 if the rounds take no time."""
+        seconds = float(self.round_seconds(up_bps, down_bps, latency_seconds).sum())
+        return float(self.breakdown(up_bps, down_bps, latency_seconds).compute.sum()) / seconds if seconds else 0.0
+
     def breakdown(self, up_bps: float, down_bps: float, latency_seconds: float) -> RoundTimeBreakdown:
         """Return the duration of each round by phase; latency and jitter count half as downlink and half as uplink."""
         delay, down, up = self._transfer_seconds(up_bps, down_bps, latency_seconds)
@@ -184,12 +189,23 @@ class PricingModel(ValidatedConfig):
     Attributes:
         deadline_seconds: seconds, time that the server waits for a lost reply; None: the round lasts as if the reply had
             arrived, and a client without a recorded reply counts with its download and decoding alone.
+        training_seconds: seconds, training of a client of median speed in a round, in place of operations / throughput; None:
+            the operations of the run on `device`.
     """
 
     network: Network
     device: Device
     server: Device
     deadline_seconds: PositiveFloat | None = None
+    training_seconds: PositiveFloat | None = None
+
+    @property
+    def training_text(self) -> str:
+        """Training of the clients in words, for a sentence about them."""
+        if self.training_seconds is None:
+            return f"compute {self.device}"
+        spread = f", spread {self.device.spread:g}" if self.device.spread else ""
+        return f"train {format_seconds(self.training_seconds)} a round, {self.device.copy_rate_text}{spread}"
 
 
 def round_time_models(
@@ -234,7 +250,7 @@ def _build_part(
     network, deadline, server = pricing_model.network, pricing_model.deadline_seconds, pricing_model.server
     n_rounds = len(traffic.down_distinct_bytes)
     rounds = traffic.round - traffic.first_round
-    columns = _candidate_columns(traffic, rounds, network, compute_profile, pricing_model.device, seed)
+    columns = _candidate_columns(traffic, rounds, compute_profile, pricing_model, seed)
     server_link_seconds = _server_link_seconds(traffic, rounds, network)
     is_counted = np.ones(len(rounds), dtype=bool) if deadline is None else traffic.accepted
     n_lost = np.bincount(rounds[~traffic.accepted], minlength=n_rounds)
@@ -258,9 +274,10 @@ def _build_part(
 
 
 def _candidate_columns(
-    traffic: ClientTraffic, round_positions: I64, network: Network, compute_profile: ComputeProfile, device: Device, seed: int
+    traffic: ClientTraffic, round_positions: I64, compute_profile: ComputeProfile, pricing_model: PricingModel, seed: int
 ) -> F64:
     """Return `CANDIDATE_COLUMNS` of each row of the traffic, [6, T]."""
+    network, device = pricing_model.network, pricing_model.device
     factors = network.draws.compute_factors(seed, traffic.client)
     speed = draw_log_normal_factors(seed, "device", traffic.client, device.spread)
     messages = (traffic.down_messages + traffic.up_messages).astype(np.float64)
@@ -271,6 +288,10 @@ def _candidate_columns(
     if network.downlink == "broadcast":
         down_bytes = _sum_broadcast_bytes(traffic, round_positions, network)[round_positions]
     up_bytes = traffic.up_bytes + traffic.up_messages * network.up_overhead_bytes
+    seconds_per_example = compute_profile.flops_per_example / device.flops_per_second
+    training: F64 = np.multiply(traffic.examples, seconds_per_example, dtype=np.float64)
+    if pricing_model.training_seconds is not None:
+        training = np.where(traffic.examples > 0, pricing_model.training_seconds, 0.0)
     copies = np.where(
         traffic.up_messages > 0, compute_profile.encode_copies + compute_profile.decode_copies, compute_profile.decode_copies
     )
@@ -279,7 +300,7 @@ def _candidate_columns(
             messages,
             delay,
             8 * down_bytes / factors.down,
-            traffic.examples * (compute_profile.flops_per_example / device.flops_per_second) / speed,
+            training / speed,
             copies * (FLOAT_BYTES * compute_profile.parameters / device.copy_bytes_per_second) / speed,
             8 * up_bytes / factors.up,
         ]

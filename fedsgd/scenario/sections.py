@@ -341,8 +341,9 @@ class EvaluationConfig(SettingsSection):
         clients: evaluate on each client's own test examples too: mean accuracy, mean of the worst tenth, standard deviation.
         training: evaluate on all training examples too.
         metrics: built-in metrics of the whole set, in addition to those of [model]: "macro-f1", "auc" (of class 1, or mean of
-            each class against the rest), "perplexity" (exp of the mean cross-entropy). They are not averaged over batches or
-            clients: models that stay at clients are evaluated by all their outputs together.
+            each class against the rest), "perplexity" (exp of the mean cross-entropy), "bits-per-character" (the mean
+            cross-entropy / ln 2). They are not averaged over batches or clients: models that stay at clients are evaluated by
+            all their outputs together.
     """
 
     every: PositiveInt = 1

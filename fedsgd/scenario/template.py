@@ -52,6 +52,17 @@ DATASET_SETTINGS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "client.epochs": 1,
             "report.target_accuracy": 0.4,
         },
+        "text": {
+            "model.name": "char-gpt",
+            "data.partition.name": "iid",
+            "data.partition.clients": 10,
+            "client.optimizer.name": "adamw",
+            "client.optimizer.lr": 1e-3,
+            "client.optimizer.clip_norm": 1.0,
+            "client.epochs": 1,
+            "client.batch_size": 12,
+            "report.target_accuracy": 0.4,
+        },
         "synthetic": {"model.name": "softmax", "data.clients": 100, "client.epochs": 1},
     }
 )

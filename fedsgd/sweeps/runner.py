@@ -68,15 +68,7 @@ def sweep(
         os._exit(EXIT_MISSING_MAIN_GUARD)  # this process was started for a cell, and imports a main script without a guard
     execution = resolve_config("execution", execution, SweepConfig)
     callbacks = resolve_config("callbacks", callbacks, SweepCallbacks)
-    for name, number, limit in (("seeds", seeds, MAX_SEEDS), ("jobs", execution.jobs, MAX_PROCESSES)):
-        if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= limit:
-            raise ScenarioError(f"{name}: got {number!r}, expected 1 or more, at most {limit}")
-    if execution.stop_after is not None and not execution.stop_after >= 0:
-        raise ScenarioError(f"stop_after: got {execution.stop_after!r}, expected seconds, 0 or more")
-    if execution.launcher is not None and execution.launcher not in LAUNCHERS:
-        raise ScenarioError(f"launcher: got {execution.launcher!r}{suggest_name(execution.launcher, LAUNCHERS)}")
-    if execution.launcher is None and execution.launcher_options:
-        raise ScenarioError('launcher options: got some without a launcher, expected launcher = "slurm"')
+    _check_options(seeds, execution)
     check_paths(out=out, data=execution.data)
     plan = _plan_sweep(scenario, methods, grid or {}, tune or {}, seeds)
     folder = Path("runs") / f"{plan[0].scenario.name}-sweep" if out is None else expand_user_path(out)
@@ -101,6 +93,19 @@ def sweep(
                     new_cell = next(c for c in current_sweep.cells if c.folder == cell.folder)
                     callbacks.on_cell(current_sweep, new_cell, outcome.seconds)
     return current_sweep
+
+
+def _check_options(seeds: int, execution: SweepConfig) -> None:
+    """Raise ScenarioError for a number or a name that is not valid."""
+    for name, number, limit in (("seeds", seeds, MAX_SEEDS), ("jobs", execution.jobs, MAX_PROCESSES)):
+        if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= limit:
+            raise ScenarioError(f"{name}: got {number!r}, expected 1 or more, at most {limit}")
+    if execution.stop_after is not None and not execution.stop_after >= 0:
+        raise ScenarioError(f"stop_after: got {execution.stop_after!r}, expected seconds, 0 or more")
+    if execution.launcher is not None and execution.launcher not in LAUNCHERS:
+        raise ScenarioError(f"launcher: got {execution.launcher!r}{suggest_name(execution.launcher, LAUNCHERS)}")
+    if execution.launcher is None and execution.launcher_options:
+        raise ScenarioError('launcher options: got some without a launcher, expected launcher = "slurm"')
 
 
 def _plan_sweep(

@@ -90,8 +90,16 @@ class _FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @contextmanager
 def _disable_fused_layers() -> Iterator[None]:
-    """Run the body without MKL-DNN, where a recurrent layer would be one operation that the counter does not cover."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "TF32 acceleration", UserWarning)  # PyTorch warns on any machine
-        with torch.backends.mkldnn.flags(enabled=False):
-            yield
+    """Run the body without MKL-DNN and without fused attention.
+
+    On a CPU, a recurrent layer or attention would be one operation that the counter does not cover.
+    """
+    has_fused_attention = torch.backends.cuda.flash_sdp_enabled()  # type: ignore[no-untyped-call]
+    torch.backends.cuda.enable_flash_sdp(False)  # for a CPU too
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "TF32 acceleration", UserWarning)  # PyTorch warns on any machine
+            with torch.backends.mkldnn.flags(enabled=False):
+                yield
+    finally:
+        torch.backends.cuda.enable_flash_sdp(has_fused_attention)

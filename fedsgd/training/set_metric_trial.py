@@ -14,13 +14,13 @@ from fedsgd.data import Dataset
 from fedsgd.errors import ModelError, ScenarioError
 from fedsgd.models.losses import COUNTED_LOSSES, recognise_loss
 from fedsgd.models.metrics import explain_undefined_metric
-from fedsgd.models.set_metrics import SET_METRICS, Auc, MacroF1, Perplexity, SetMetric, SetMetricName, get_column
+from fedsgd.models.set_metrics import SET_METRICS, Auc, EntropyMetric, MacroF1, SetMetric, SetMetricName, get_column
 from fedsgd.models.task import LearningTask
 from fedsgd.training.loss_probes import LossProbe, OutputReading, choose_reading, name_failure
 from fedsgd.training.slice_evaluation import check_number, list_leaves
 
 ENTROPY_LOSSES = (*COUNTED_LOSSES, "binary_cross_entropy", "binary_cross_entropy_with_logits")
-"""PyTorch's losses that are a cross-entropy, of whose mean the perplexity is exp."""
+"""PyTorch's losses that are a cross-entropy, from whose mean an `EntropyMetric` follows."""
 KEY = "evaluation.metrics"
 
 
@@ -55,16 +55,17 @@ class MetricTrial:
             column, cls = get_column(name), SET_METRICS[name]
             if column in self.task.metrics:
                 raise ModelError(f'{KEY}: "{name}" and a metric of [model] have the column {column}; rename the latter')
-            metrics[column] = self._choose_perplexity() if issubclass(cls, Perplexity) else self._choose_form(name, cls)
+            choose: Callable[..., SetMetric] = self._choose_entropy if issubclass(cls, EntropyMetric) else self._choose_form
+            metrics[column] = choose(name, cls)
         return metrics
 
-    def _choose_perplexity(self) -> Perplexity:
-        definition = f'{KEY}: "perplexity" is exp of the mean cross-entropy, and the loss'
+    def _choose_entropy(self, metric_name: SetMetricName, cls: type[EntropyMetric]) -> EntropyMetric:
+        definition = f'{KEY}: "{metric_name}" is {cls.definition}, and the loss'
         name_and_options = recognise_loss(self.task.loss)
         if name_and_options is None:
             if self.infer_reduction() == "sum":
                 raise ModelError(f"{definition} is a sum over examples; return the mean")
-            return Perplexity()
+            return cls()
         name, options = name_and_options
         if name not in ENTROPY_LOSSES:
             raise ModelError(f"{definition} is {name}; remove the metric")
@@ -73,7 +74,7 @@ class MetricTrial:
             raise ModelError(f"{definition} has label_smoothing, which adds to it; remove the metric or the smoothing")
         if options.get("reduction") == "sum" and name not in COUNTED_LOSSES:
             raise ModelError(f'{definition} is a sum over examples; set reduction="mean"')
-        return Perplexity()
+        return cls()
 
     def _choose_form(self, name: SetMetricName, cls: type[MacroF1] | type[Auc]) -> SetMetric:
         if self.dataset.classes is None:
@@ -114,7 +115,7 @@ def check_output_bytes(output: Any, target: Tensor, n_examples: int, label: str,
         raise ScenarioError(
             f"state.budget: metrics of a whole set store the outputs of {label}, {format_bytes(n_bytes)}, but the budget of "
             f"memory is {format_binary_bytes(max_bytes)}; remedies: a larger budget; fewer examples; metrics with one number "
-            "per example, or perplexity, which store no outputs"
+            "per example, perplexity or bits-per-character, which store no outputs"
         )
     return n_bytes
 
@@ -132,7 +133,7 @@ def try_set_metrics(metrics: Mapping[str, SetMetric], label: str, output: Any, t
         ModelError: a metric fails, is not one number, or is an AUC of targets with fewer than two classes.
     """
     for name, metric in metrics.items():
-        if isinstance(metric, Perplexity):
+        if isinstance(metric, EntropyMetric):
             continue
         if isinstance(metric, Auc) and metric.has_one_class(target):
             problem = "all counted targets have one class, and an AUC compares classes"

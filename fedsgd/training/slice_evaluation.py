@@ -13,7 +13,7 @@ from torch import Tensor
 from fedsgd.errors import ModelError
 from fedsgd.models.losses import count_summed_targets, weigh_slice
 from fedsgd.models.metrics import format_shape
-from fedsgd.models.set_metrics import Perplexity, SetMetric
+from fedsgd.models.set_metrics import EntropyMetric, SetMetric
 from fedsgd.models.task import LearningTask
 from fedsgd.numerics.arrays import F64
 from fedsgd.system.global_generators import isolate_generators
@@ -115,7 +115,7 @@ class SetMetrics:
 
 
 def _compute_number(name: str, metric: SetMetric, mean_loss: float, outputs: Any, targets: Tensor) -> float:
-    if isinstance(metric, Perplexity):
+    if isinstance(metric, EntropyMetric):
         return metric.from_loss(mean_loss)
     with isolate_generators(0):
         return check_number(name, metric(outputs, targets))

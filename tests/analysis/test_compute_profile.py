@@ -18,7 +18,7 @@ from fedsgd.analysis.pricing import price
 from fedsgd.data import Examples
 from fedsgd.data.base import Dataset
 from fedsgd.errors import ReportError
-from fedsgd.models import Mlp
+from fedsgd.models import CharGpt, Mlp
 from fedsgd.models.builder import build_task
 from fedsgd.system.machine import memcpy_seconds
 from fedsgd.training.flops import _disable_fused_layers, _FlopCounter, count_training_flops
@@ -49,6 +49,18 @@ def test_module_without_countable_layers_costs_six_flops_per_parameter() -> None
     task = build_task(Mlp(), Dataset(examples, examples, 3), 0, module=Scale())
     assert count_training_flops(task, examples) == (18.0, "six a parameter"), "elementwise operations are not counted"
     assert count_training_flops(task, examples) == (18.0, "six a parameter"), "a module that fails does not fail a finished run"
+
+
+def test_attention_of_char_gpt_is_counted_as_matrix_products() -> None:
+    """A use of a weight takes 6 operations, and attention 3 · 2 products of T² · width, forward and backward, at each layer."""
+    layers, width, length, characters = 2, 16, 10, 7
+    texts = np.zeros((3, length), dtype=np.int64)
+    dataset = Dataset(Examples(texts, texts), Examples(texts, texts), characters)
+    task = build_task(CharGpt(layers=layers, heads=2, width=width, context=12), dataset, 0)
+    weights = 12 * layers * width**2 + characters * width
+    expected = 6 * weights * length + layers * 3 * 2 * 2 * length**2 * width
+    assert count_training_flops(task, dataset.train) == (expected, "counted")
+    assert torch.backends.cuda.flash_sdp_enabled()
 
 
 @pytest.mark.parametrize("work", [None, {}, {"flops_per_example": 0}, {"flops_per_example": "x"}, {"flops_per_example": True}])

@@ -98,6 +98,7 @@ WORKLOADS = (
     Workload("2NN, B = all", "2nn", (28, 28), 10, 600, None, {}),
     Workload("CNN, B = 10", "cnn", (28, 28), 2, 100, 10, {"captured": 1.5}),
     Workload("CIFAR CNN, B = 10", "cifar-cnn", (3, 32, 32), 2, 50, 10, {}),
+    Workload("char-GPT, B = 12", "char-gpt", (64,), 2, 24, 12, {}, classes=65, words=65),
     Workload("char-LSTM, B = 10", "char-lstm", (80,), 2, 50, 10, {}, classes=65, words=65),
 )
 BY_HAND = 1.25
@@ -327,6 +328,7 @@ SCENARIOS: dict[str, tuple[str, tuple[EngineName, ...]]] = {
     "cifar-cnn": ("cifar_cnn", ("captured",)),
     "resnet-20": ("resnet20", ("captured",)),
     "char-lstm": ("shakespeare", ("captured",)),
+    "char-gpt": ("char_gpt", ("captured",)),
 }
 """For each built-in model, a scenario that trains it and the engines that can train it."""
 

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from fedsgd.analysis.pricing import SPEEDS, MethodTiming, TimeToTarget, break_evens
+from fedsgd.analysis.pricing import SPEEDS, MethodTiming, TimeToTarget, break_evens, make_link_scaler
+from fedsgd.analysis.utilization import UTILIZATION_LEVELS, find_utilization_speed
 from fedsgd.config.quantities import format_bytes, format_rate, format_seconds, format_significant
 from fedsgd.experiment.time_to_target import find_first_reached, list_best_so_far, summarize_seeds
 from fedsgd.network import Link, Network, RoundTimeModel
@@ -223,6 +224,20 @@ def _races() -> dict[str, Any]:
     return {"link": {"up": 2e6, "down": 5e6, "latency": 0.02}, "speeds": list(SPEEDS), "races": made}
 
 
+def _utilizations() -> dict[str, Any]:
+    """Return utilization at each of SPEEDS, and the speeds of the levels, of the first rounds of methods."""
+    network = Network(Link(2e6, 5e6, 0.02))
+    scale_link = make_link_scaler(network)
+    lines = {**timelines(), "long training": plain(up=[1e6, 3e5], compute=[40.0, 30.0], messages=2.0, serving=0.125)}
+    made = {}
+    for name, columns in lines.items():
+        line = timeline(columns)
+        found = [find_utilization_speed(line, network, level) for level in UTILIZATION_LEVELS]
+        shares = [line.utilization(*scale_link(speed)) for speed in SPEEDS]
+        made[name] = {"columns": columns, "levels": list(UTILIZATION_LEVELS), "shares": shares, "found": found}
+    return made
+
+
 def vectors() -> dict[str, Any]:
     """Return all test vectors, as in the file."""
     texts = {"three_figures": format_significant, "seconds_text": format_seconds, "rate_text": format_rate}
@@ -234,6 +249,7 @@ def vectors() -> dict[str, Any]:
         "falling_crossings": _falling_crossings(),
         "medians": _medians(),
         **_races(),
+        "utilizations": _utilizations(),
         "texts": {**table, "size_text": sizes},
     }
 

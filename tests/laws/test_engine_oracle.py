@@ -20,6 +20,7 @@ from fedsgd.models import Loss, Mlp
 from fedsgd.models.builder import build_task
 from fedsgd.models.layers import ClassDimSecond, LstmSequence, ResidualBlock
 from fedsgd.models.task import LearningTask
+from fedsgd.models.transformer_layers import CharTransformer
 from fedsgd.numerics.arrays import F32
 from fedsgd.optim import OPTIMIZERS, Adam, Optimizer
 from fedsgd.optim.schedules import ExponentialSchedule
@@ -107,6 +108,14 @@ def recurrent(draw: st.DrawFn) -> nn.Sequential:
     if draw(st.booleans()):
         return nn.Sequential(nn.Embedding(7, 3), LstmSequence(cell), nn.Linear(5, CLASSES), ClassDimSecond(), LastPosition())
     return nn.Sequential(nn.Embedding(7, 4), nn.Flatten(), nn.Linear(32, CLASSES))
+
+
+@st.composite
+def transformers(draw: st.DrawFn) -> nn.Sequential:
+    heads, head_width = draw(st.sampled_from((1, 2))), draw(st.sampled_from((4, 6)))
+    layers, context = draw(st.integers(1, 2)), draw(st.sampled_from((8, 11)))
+    transformer = CharTransformer(7, layers, heads, heads * head_width, context, bias=draw(st.booleans()))
+    return nn.Sequential(transformer, LastPosition(), nn.Linear(7, CLASSES))
 
 
 class LastPosition(nn.Module):
@@ -248,4 +257,11 @@ def test_engine_on_convolutional_networks_agrees_with_sequential(name: str, case
 @examples(6)
 @given(case=cases(recurrent(), words=True))
 def test_engine_on_sequences_agrees_with_sequential(name: str, case: Case) -> None:
+    compare_with_sequential(case, name)
+
+
+@pytest.mark.parametrize("name", OTHER_ENGINES)
+@examples(4)
+@given(case=cases(transformers(), words=True))
+def test_engine_on_transformers_agrees_with_sequential(name: str, case: Case) -> None:
     compare_with_sequential(case, name)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from fedsgd.config.component import FieldError
 from fedsgd.data import PARTITIONERS, Dataset, Examples, Partition, Partitioner, partition_dataset, partition_examples
 from fedsgd.data.partitioners.base import _fill_empty_clients, split_proportionally
+from fedsgd.data.partitioners.contiguous import Contiguous
 from fedsgd.data.partitioners.dirichlet import Dirichlet
 from fedsgd.data.partitioners.flwr_datasets import FlwrDatasets
 from fedsgd.data.partitioners.iid import Iid
@@ -64,7 +65,7 @@ def test_partition_covers_all_examples_without_empty_clients(name: str, data: st
     covered_examples(partitioner, examples)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "contiguous"])
 def test_partitions_of_other_seeds_differ(name: str) -> None:
     partitioner = make_partitioner(name, 50, LABELS)
     first, second = (partition_examples(partitioner, LABELLED, seed) for seed in (1, 2))
@@ -478,3 +479,12 @@ def test_clients_get_test_examples_of_their_owners() -> None:
     assert test.examples is data.test
     assert partition_dataset(data, Iid(clients=2), 0.0, 0)[1] is None, "examples of an owner are at several clients"
     assert partition_dataset(make_dataset(np.zeros(5, int)), Iid(clients=2), 0.0, 0)[1] is None, "no owners"
+
+
+def test_contiguous_parts_are_consecutive_and_of_equal_size() -> None:
+    examples, clients = make_examples(LABELS[:103]), 7
+    partitions = [partition_examples(Contiguous(clients=clients), examples, seed) for seed in (1, 2)]
+    rows = [partitions[0].rows(client) for client in range(clients)]
+    assert np.concatenate(rows).tolist() == list(range(103))
+    assert {len(part) for part in rows} == {14, 15}
+    assert (partitions[0].bounds == partitions[1].bounds).all(), "the seed changes nothing"

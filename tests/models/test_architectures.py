@@ -47,6 +47,8 @@ def make_characters(length: int, vocabulary: int) -> Dataset:
         ("resnet-20", make_images(3, 32, 32), 269_722),
         ("char-lstm", make_characters(80, 65), 815_945),
         ("char-lstm", make_characters(5, 90), 798_720 + 265 * 90),
+        ("char-gpt", make_characters(64, 65), 804_096),
+        ("char-gpt", make_characters(9, 12), 128 * (12 + 64 + 12 * 4 * 128 + 2 * 4 + 1)),
     ],
 )
 def test_model_has_known_number_of_parameters(name: str, data: Dataset, parameters: int) -> None:
@@ -60,8 +62,9 @@ def test_model_of_images_returns_one_score_for_each_class(name: str, shape: tupl
     assert module(torch.zeros(4, *shape)).shape == (4, 7)
 
 
-def test_char_lstm_returns_scores_at_each_position() -> None:
-    task = build_task(MODELS["char-lstm"](), make_characters(9, 12), 0)
+@pytest.mark.parametrize("name", ["char-lstm", "char-gpt"])
+def test_character_model_returns_scores_at_each_position(name: str) -> None:
+    task = build_task(MODELS[name](), make_characters(9, 12), 0)
     output = task.module(torch.arange(18).reshape(2, 9) % 12)
     assert output.shape == (2, 12, 9)
     changed = task.module(torch.tensor([[*range(8), 0]]))
@@ -83,6 +86,12 @@ def test_accuracy_of_sequence_is_share_of_correct_positions() -> None:
         ("resnet-20", make_images(8), r"expected images"),
         ("lenet", make_images(3, 8, 8), "^lenet: images of 8×8 are too small for its convolutions and pooling"),
         ("char-lstm", make_images(28, 28), r"expected sequences of characters"),
+        ("char-gpt", make_images(28, 28), r"^char-gpt: expected sequences of characters"),
+        (
+            "char-gpt",
+            make_characters(65, 12),
+            r"^char-gpt: the examples have 65 characters, expected at most 64 \(model.context\); .* set model.context = 65$",
+        ),
     ],
 )
 def test_model_with_examples_of_another_shape_raises_error(name: str, data: Dataset, message: str) -> None:
@@ -218,3 +227,43 @@ def test_char_lstm_state_reaches_the_last_position() -> None:
         output = module(texts)
     assert float((output[0] - output[1])[:, 8].abs().max()) > 1e-6, "the first character changes the last position"
     assert torch.equal(output[0], output[2]), "other sequences of the batch change nothing"
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_char_gpt_equals_encoder_layers_of_pytorch_with_a_causal_mask(bias: bool) -> None:
+    """Layers with the norm first, GELU and no dropout are the blocks of GPT-2; the scores are products with the embedding."""
+    settings = {"layers": 3, "heads": 2, "width": 12, "context": 11, "bias": bias}
+    module, weights = build_with_random_parameters("char-gpt", make_characters(9, 7), **settings)
+    texts, parameters = torch.from_numpy(np.random.default_rng(0).integers(0, 7, (4, 9))), iter(weights)
+    characters, positions = next(parameters), next(parameters)
+    x = characters[texts] + positions[:9]
+    mask = nn.Transformer.generate_square_subsequent_mask(9)
+    for _ in range(3):
+        layer = nn.TransformerEncoderLayer(12, 2, 48, 0.0, functional.gelu, batch_first=True, norm_first=True, bias=bias)
+        names = ("norm1.", "self_attn.in_proj_", "self_attn.out_proj.", "norm2.", "linear1.", "linear2.")
+        ends = ("weight", "bias") if bias else ("weight",)
+        layer.load_state_dict({f"{name}{end}": next(parameters) for name in names for end in ends})
+        x = layer(x, mask, is_causal=True)
+    norm = [next(parameters) for _ in range(1 + bias)]
+    assert not list(parameters)
+    expected = functional.layer_norm(x, (12,), *norm) @ characters.T
+    assert module(texts).detach().numpy() == pytest.approx(expected.transpose(1, 2).detach().numpy(), rel=1e-4, abs=1e-4)
+
+
+def test_char_gpt_initial_weights_are_those_of_gpt_2() -> None:
+    """Radford et al. 2019, section 2.3: layers before a residual sum are divided by the square root of the number of sums."""
+    task = build_task(MODELS["char-gpt"](layers=8, bias=True), make_characters(9, 65), 0)
+    for name, positions, shape in task.layout.list_slices():
+        values = task.initial_parameters[positions]
+        if len(shape) == 2:
+            std = 0.02 / 4 if name.endswith("output.weight") else 0.02
+            assert values.std() == pytest.approx(std, rel=0.05), name
+            assert abs(values.mean()) < 0.05 * std, name
+        else:
+            assert set(values.tolist()) == {float("norm.weight" in name)}, name
+    assert sum(name.endswith("output.weight") for name in task.layout.names) == 16
+
+
+def test_char_gpt_heads_that_do_not_divide_width_raise_error() -> None:
+    with pytest.raises(FieldError, match=r"^char-gpt.heads: got 3, expected a divisor of the width 128$"):
+        MODELS["char-gpt"](heads=3)

@@ -13,6 +13,7 @@ from torch import Tensor
 from fedsgd.models.set_metrics import (
     SET_METRICS,
     Auc,
+    BitsPerCharacter,
     MacroF1,
     Perplexity,
     SetMetricName,
@@ -104,10 +105,16 @@ def test_perplexity_is_exp_of_the_mean_loss() -> None:
     assert math.isnan(Perplexity().from_loss(math.nan))
 
 
+def test_bits_per_character_is_the_mean_loss_over_ln_2() -> None:
+    assert BitsPerCharacter().from_loss(1.4697) == pytest.approx(1.4697 * math.log2(math.e), rel=1e-12)
+    assert BitsPerCharacter().from_loss(math.inf) == math.inf
+    assert math.isnan(BitsPerCharacter().from_loss(math.nan))
+
+
 def test_every_built_in_metric_has_a_name_a_column_and_a_direction() -> None:
     assert set(SET_METRICS) == set(get_args(SetMetricName))
     directions = {get_column(name): find_better_direction(get_column(name)) for name in SET_METRICS}
-    assert directions == {"macro_f1": "higher", "auc": "higher", "perplexity": "lower"}
+    assert directions == {"macro_f1": "higher", "auc": "higher", "perplexity": "lower", "bits_per_character": "lower"}
     names = ("loss", "train_perplexity", "accuracy", "client_accuracy_worst_tenth", "client_accuracy_std", "mine")
     assert [find_better_direction(name) for name in names] == ["lower", "lower", "higher", "higher", None, None]
 

@@ -279,9 +279,7 @@ def compute_all_columns(traffic: ClientTraffic, work: ComputeProfile, pricing_mo
     """Return the columns of all rows, before any client is omitted."""
     from fedsgd.network.round_times import _candidate_columns
 
-    return _candidate_columns(
-        traffic, traffic.round - traffic.first_round, pricing_model.network, work, pricing_model.device, 3
-    )
+    return _candidate_columns(traffic, traffic.round - traffic.first_round, work, pricing_model, 3)
 
 
 @given(hnp.arrays(np.int64, st.tuples(st.just(30), st.just(2)), elements=st.integers(1, 10**6)))

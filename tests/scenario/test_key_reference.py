@@ -105,7 +105,11 @@ def test_key_has_its_bounds_default_and_options() -> None:
     assert policy.options == ["none", "persist", "decay", "reset"]
     assert policy.settings == ["uplink.error_feedback=persist"]
     assert format_tables(policy.example) == '[uplink]\nerror_feedback = "persist"'
-    assert all(key.required and key.default is None for key in explain("data.path").keys)
+    assert {name: (key.required, key.default) for key in explain("data.path").keys for name in key.components} == {
+        "text": (False, None),
+        "npz": (True, None),
+        "hugging-face": (True, None),
+    }
 
 
 def test_key_with_a_component_lists_what_the_key_accepts() -> None:

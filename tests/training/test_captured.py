@@ -129,3 +129,16 @@ def test_convolutional_network_is_captured_with_channels_last(name: str) -> None
     data = make_images(shape=(28, 28) if name == "cnn" else (3, 32, 32))
     engine = Captured(build_task(MODELS[name](), data, 0), LocalTraining(SGD(lr=0.1), 1, None, 10), data.train, [10])
     assert engine._step_buffers.tensor_format.channels_last
+
+
+def test_char_gpt_of_default_size_is_captured_bit_for_bit() -> None:
+    """Attention over a whole context uses other blocks of its kernel than the short sequences of the engine laws."""
+    x = np.random.default_rng(0).integers(0, 65, (8, 65))
+    data = Dataset(Examples(x[:, :-1], x[:, 1:]), Examples(x[:2, :-1], x[:2, 1:]), 65)
+    task, local_training = build_task(MODELS["char-gpt"](), data, 0), LocalTraining(SGD(lr=0.1), 1, None, 3)
+    job = TrainingJob(0, 1, 0, task.initial_parameters, data.train)
+    (expected,) = Sequential(task, local_training).train([job])
+    engine, choice = select_engine(EngineChoice(update="exact"), task, local_training, data.train, [3, 2], 4)
+    (result,) = engine.train([job])
+    assert (choice.name, type(engine)) == ("captured", Captured)
+    assert result.update.tobytes() == expected.update.tobytes()

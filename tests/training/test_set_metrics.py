@@ -242,16 +242,17 @@ PERPLEXITY_LOSSES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("loss", PERPLEXITY_LOSSES.values(), ids=PERPLEXITY_LOSSES.keys())
-def test_perplexity_is_exp_of_the_mean_over_counted_targets(loss: Any) -> None:
+def test_entropy_metrics_follow_from_the_mean_over_counted_targets(loss: Any) -> None:
     data, module = ignore_labels(make_dataset(make_labels(3, 5), 3), 0), make_linear(15, 3, 5)
     output, target = run_plain(module, data)
-    settings = {"evaluation.metrics": "perplexity"}
+    settings = {"evaluation.metrics": ["perplexity", "bits-per-character"]}
     experiment = build(data, module, loss, settings, metrics={"one": lambda o, t: torch.ones(len(t))})
     assert experiment.state_budget.evaluation_bytes == 0, "the perplexity needs no outputs"
     values = evaluate(experiment)
     weight = getattr(loss, "weight", None)
     expected = functional.cross_entropy(output, target, weight=weight, ignore_index=0)
     assert values["perplexity"] == pytest.approx(math.exp(expected), rel=1e-5)
+    assert values["bits_per_character"] == pytest.approx(math.log2(math.exp(expected)), rel=1e-5)
 
 
 def test_perplexity_of_a_sum_over_class_probabilities_counts_examples() -> None:
@@ -267,6 +268,12 @@ def test_perplexity_of_a_sum_over_class_probabilities_counts_examples() -> None:
 UNDEFINED: dict[str, tuple[Any, Any, str, str]] = {
     # name: loss, targets, metric, message
     "perplexity of squares": (nn.MSELoss(), "numbers", "perplexity", '"perplexity" is exp of .*, and the loss is mse_loss'),
+    "bits of squares": (
+        nn.MSELoss(),
+        "numbers",
+        "bits-per-character",
+        '"bits-per-character" is the mean cross-entropy in bits, and the loss is mse_loss; remove the metric',
+    ),
     "perplexity of smoothed labels": (
         nn.CrossEntropyLoss(label_smoothing=0.1),
         "labels",
@@ -314,7 +321,7 @@ SETTING_ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "far name": (
         {"evaluation.metrics": ["auc", "recall"]},
-        r'^evaluation.metrics: got "recall" at \[1\], expected one of: "auc", "macro-f1", "perplexity"',
+        r'^evaluation.metrics: got "recall" at \[1\], expected one of: "auc", "bits-per-character", "macro-f1", "perplexity"',
     ),
     "a number": ({"evaluation.metrics": 3}, "^evaluation.metrics: expected a list, each entry "),
     "in [model]": (

@@ -6,7 +6,7 @@ import base64
 import gzip
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -14,7 +14,10 @@ from jinja2 import Environment, StrictUndefined
 
 ASSETS = files("fedsgd.analysis.page") / "assets"
 LICENCES = {"vendor/d3.min.js": "vendor/LICENSE.d3", "vendor/plot.umd.min.js": "vendor/LICENSE.plot"}
-PAGE_SCRIPTS = ("pricing", "data", "draw", "curves", "totals", "export", "words", "foundations", "fleet", "tables", "page")
+PAGE_SCRIPTS = (
+    *("pricing", "data", "draw", "curves", "totals", "export", "words", "foundations", "utilization", "fleet", "tables"),
+    "page",
+)
 SCRIPTS = (*LICENCES, *(f"{name}.js" for name in PAGE_SCRIPTS))
 
 
@@ -31,11 +34,18 @@ def render(payload: Mapping[str, Any]) -> str:
         title=payload["title"],
         made_by=payload["made_by"],
         metric={**payload["metric"], **metric_words},
+        levels=_join_levels(payload["utilization_levels"]),
         policy=_build_content_security_policy(scripts),
         css=_read_asset("page.css"),
         scripts=scripts,
         payload=_encode_payload(payload),
     )
+
+
+def _join_levels(levels: Sequence[float]) -> str:
+    """Return shares in percent, "50, 80 and 95 %"."""
+    *first, last = (f"{100 * level:g}" for level in levels)
+    return f"{', '.join(first)} and {last} %"
 
 
 def _read_asset(name: str) -> str:

@@ -25,6 +25,7 @@ from fedsgd.analysis.page.fleet_payload import build_fleet_payload
 from fedsgd.analysis.pricing import SPEEDS, PricedRun, price
 from fedsgd.analysis.runs import Run
 from fedsgd.analysis.tables import collect_measured_coding_notes, collect_uncosted_codec_notes
+from fedsgd.analysis.utilization import UTILIZATION_LEVELS
 from fedsgd.config.python_objects import describe_missing_objects, find_markers
 from fedsgd.experiment.divergence import LEARNING_RATE_HINT
 from fedsgd.network import PricingModel
@@ -94,6 +95,7 @@ def build_payload(methods: Sequence[Method], options: ReportOptions) -> dict[str
         },
         "price_per_gigabyte": options.price_per_gigabyte,
         "speeds": encode_array(SPEEDS),
+        "utilization_levels": list(UTILIZATION_LEVELS),
         "terms": {
             "network": options.network_name,
             "title": network.title,
@@ -102,6 +104,7 @@ def build_payload(methods: Sequence[Method], options: ReportOptions) -> dict[str
             **asdict(network.link),
             "downlink": network.downlink,
             "device": _device_to_json(options.pricing_model.device),
+            "training_seconds": options.pricing_model.training_seconds,
             "server": {**_device_to_json(options.pricing_model.server), "text": options.pricing_model.server.copy_rate_text},
             "deadline_seconds": options.pricing_model.deadline_seconds,
         },

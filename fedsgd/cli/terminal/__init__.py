@@ -8,6 +8,7 @@ from fedsgd.cli.terminal.plan_tables import print_plan
 from fedsgd.cli.terminal.progress import ProgressCallbacks, show_deployment_progress, show_progress, spinner
 from fedsgd.cli.terminal.run_tables import print_result
 from fedsgd.cli.terminal.sweep_tables import check_sweep_columns, print_sweep, show_sweep_progress
+from fedsgd.cli.terminal.utilization_tables import print_utilizations
 
 __all__ = [
     "MAX_CLASSES",
@@ -24,6 +25,7 @@ __all__ = [
     "print_price",
     "print_result",
     "print_sweep",
+    "print_utilizations",
     "show_deployment_progress",
     "show_progress",
     "show_sweep_progress",

@@ -13,6 +13,7 @@ from fedsgd.data.datasets.mnist import Mnist
 from fedsgd.data.datasets.npz import Npz
 from fedsgd.data.datasets.shakespeare import Shakespeare
 from fedsgd.data.datasets.synthetic import Synthetic
+from fedsgd.data.datasets.text import Text
 
 DATASETS: Registry[type[DatasetSource]] = Registry(
     "dataset",
@@ -22,6 +23,7 @@ DATASETS: Registry[type[DatasetSource]] = Registry(
         "mnist": "fedsgd.data.datasets.mnist:Mnist",
         "cifar10": "fedsgd.data.datasets.cifar10:Cifar10",
         "shakespeare": "fedsgd.data.datasets.shakespeare:Shakespeare",
+        "text": "fedsgd.data.datasets.text:Text",
         "synthetic": "fedsgd.data.datasets.synthetic:Synthetic",
         "npz": "fedsgd.data.datasets.npz:Npz",
         "hugging-face": "fedsgd.data.datasets.hugging_face:HuggingFace",
@@ -40,6 +42,7 @@ __all__ = [
     "Npz",
     "Shakespeare",
     "Synthetic",
+    "Text",
     "from_arrays",
     "from_hugging_face",
     "from_pandas",

@@ -5,6 +5,7 @@ To add a partitioner, write its file and add a line here.
 
 from fedsgd.config.registry import Registry
 from fedsgd.data.partitioners.base import Partition, Partitioner, partition_examples
+from fedsgd.data.partitioners.contiguous import Contiguous
 from fedsgd.data.partitioners.dirichlet import Dirichlet
 from fedsgd.data.partitioners.flwr_datasets import FlwrDatasets
 from fedsgd.data.partitioners.iid import Iid
@@ -19,6 +20,7 @@ PARTITIONERS: Registry[type[Partitioner]] = Registry(
     Partitioner,
     {
         "iid": "fedsgd.data.partitioners.iid:Iid",
+        "contiguous": "fedsgd.data.partitioners.contiguous:Contiguous",
         "dirichlet": "fedsgd.data.partitioners.dirichlet:Dirichlet",
         "shards": "fedsgd.data.partitioners.shards:Shards",
         "pathological": "fedsgd.data.partitioners.pathological:Pathological",
@@ -33,6 +35,7 @@ register = PARTITIONERS.register
 
 __all__ = [
     "PARTITIONERS",
+    "Contiguous",
     "Dirichlet",
     "FlwrDatasets",
     "Iid",

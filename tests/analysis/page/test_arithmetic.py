@@ -55,11 +55,17 @@ SCRIPT = """
       break_evens: breakEvens.map(({ below, above, speed }) => ({ below, above, up_bits_per_second: speed })),
     };
   });
+  const utilizations = over(golden.utilizations, ({ columns, levels }) => {
+    const line = P.buildRoundTimeModel(columns);
+    const shares = speeds.map((speed) => P.utilization(line, ...P.linkAtSpeed(golden.link, speed)));
+    const found = levels.map((level) => P.findUtilizationSpeed(line, golden.link, level, speeds, shares));
+    return { columns, levels, shares, found };
+  });
   const write = {
     three_figures: P.formatSignificant, seconds_text: P.formatSeconds, rate_text: P.formatRate, size_text: P.formatBytes,
   };
   const texts = Object.fromEntries(Object.entries(golden.texts).map(([name, rows]) => [name, rows.map(([value]) => [value, write[name](value)])]));
-  return plain({ timelines, crossings, falling_crossings, medians, link: golden.link, speeds, races, texts });
+  return plain({ timelines, crossings, falling_crossings, medians, link: golden.link, speeds, races, utilizations, texts });
 }
 """
 

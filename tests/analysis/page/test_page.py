@@ -23,7 +23,8 @@ from fedsgd.analysis.fleet import FleetConfig, MeasuredTraffic, build_fleet_row,
 from fedsgd.analysis.fleet_result import describe_cap_limit, format_share, price_methods_in_fleet
 from fedsgd.analysis.page.html import ASSETS, SCRIPTS, render
 from fedsgd.analysis.page.payload import ReportOptions, build_payload, encode_array
-from fedsgd.analysis.pricing import MethodTiming, pairwise_break_evens, time_to_target
+from fedsgd.analysis.pricing import SPEEDS, MethodTiming, make_link_scaler, pairwise_break_evens, time_to_target
+from fedsgd.analysis.utilization import compute_utilizations
 from fedsgd.config.quantities import format_bytes, format_rate, format_seconds, format_significant, parse_rate, parse_seconds
 from fedsgd.experiment.time_to_target import summarize_seeds
 from fedsgd.network import Link, Network, PricingModel, get_device, get_network
@@ -45,7 +46,7 @@ HASHES = {
     "d3.min.js": "f2094bbf6141b359722c4fe454eb6c4b0f0e42cc10cc7af921fc158fceb86539",
     "plot.umd.min.js": "4358086467740777dd788d6b27a95cebdbaefdd50c730a3060117073bd7134cb",
 }
-FIGURES = ("speed", "accuracy", "pareto", "parts", "round", "traffic", "missed", "residual")
+FIGURES = ("speed", "accuracy", "pareto", "parts", "round", "utilization", "traffic", "missed", "residual")
 READY = "#break-evens[data-done=true]"
 
 
@@ -573,6 +574,33 @@ def test_speed_figure_after_another_target_is_drawn_again(open_page: Callable[..
     assert page.locator("#speed .legend .entry").count() == 2
 
 
+@pytest.mark.parametrize("seconds", [0.5, None])
+def test_utilization_table_and_figure_have_the_speeds_of_the_command(
+    seconds: float | None, methods: list[Method], open_page: Callable[..., OpenPage]
+) -> None:
+    """Without --training, the small model trains for less than a millisecond, so no level is reached."""
+    model = replace(PRICING_MODEL, training_seconds=seconds)
+    page = open_page(build_payload(methods, ReportOptions("Digits", parse_target(TARGET), model, "4g"))).page
+    rows = page.locator("#utilization-table tbody tr").evaluate_all(
+        "(rows) => rows.map((r) => [...r.cells].map((c) => c.innerText))"
+    )
+    expected = compute_utilizations(methods, {"4g": model})["4g"]
+    for (label, here, *levels), method in zip(rows, expected, strict=True):
+        assert method.label.startswith(label.split("\n")[-1])
+        assert float(here.removesuffix(" %")) == pytest.approx(100 * method.utilization.median, abs=0.006)
+        speeds = [summary.median for summary in method.speeds.values()]
+        if seconds is None:
+            assert {text.split()[:2] == ["at", "most"] for text in levels} == {math.isinf(speed) for speed in speeds} == {True}
+        else:
+            assert levels == [format_rate(speed) for speed in speeds]
+    _, *lines = csv.reader(io.StringIO(save_figure(page, "utilization", "csv").decode()))
+    scale_link = make_link_scaler(model.network)
+    dense = [price(run, [model])[0].round_time_model for run in methods[0].runs]
+    assert len(lines) == len(SPEEDS)
+    shares = [np.median([run.utilization(*scale_link(speed)) for run in dense]) for speed in SPEEDS[::40]]
+    assert [float(line[2]) for line in lines[::40]] == pytest.approx(shares, rel=1e-9)
+
+
 def test_pareto_figure_counts_the_bytes_of_the_figure_for_paper(
     open_page: Callable[..., OpenPage], payload: dict[str, Any], methods: list[Method]
 ) -> None:
@@ -797,7 +825,7 @@ def test_narrow_screen_has_no_horizontal_scroll(open_page: Callable[..., OpenPag
     page = open_page(payload, viewport={"width": 375, "height": 700}).page
     assert not page.is_visible("#up"), "the controls are closed"
     page.locator("details").evaluate_all("(all) => all.forEach((one) => (one.open = true))")
-    for width, n_hints in ((375, 3), (320, 3), (1300, 0), (768, 2)):
+    for width, n_hints in ((375, 4), (320, 4), (1300, 0), (768, 2)):
         page.set_viewport_size({"width": width, "height": 700})
         draw_all(page)
         settle(page)
@@ -878,7 +906,7 @@ def visible_figures(page: Page) -> list[str]:
 
 def test_figures_are_saved_as_pictures(open_page: Callable[..., OpenPage], payload: dict[str, Any]) -> None:
     page = open_page(payload, color_scheme="dark").page
-    for figure in visible_figures(page):  # eight: Chromium drops the eleventh download in quick succession
+    for figure in visible_figures(page):  # nine: Chromium drops the eleventh download in quick succession
         svg = save_figure(page, figure, "svg").decode()
         tree = ElementTree.fromstring(svg)
         assert tree.tag == "{http://www.w3.org/2000/svg}svg"

@@ -39,6 +39,10 @@ const fedsgdFoundations = (() => {
 
   function showPricingModel(model) {
     const { terms } = model;
+    const training =
+      terms.training_seconds === null
+        ? "Floating-point operations of training are counted"
+        : `A client of median speed trains ${P.formatSeconds(terms.training_seconds)} a round`;
     const describeDevice = (one) => [
       one.title ? `${one.title}: ${one.text}.` : `${one.text}.`,
       one.source ? h("span", { class: "small" }, one.source) : null,
@@ -73,11 +77,11 @@ const fedsgdFoundations = (() => {
         ],
       ],
       ["Bytes", ["Counted frame by frame in the ledger of the run."]],
-      ["Computation", [`Floating-point operations of training are counted. ${model.coding}.`]],
+      ["Computation", [`${training}. ${model.coding}.`]],
       [
         "Not modelled",
         [
-          "Lost packets and retransmission, connection setup, links shared between clients, other traffic, devices that slow down or sleep. No bytes were sent over such a network.",
+          "Transfers during training. Lost packets and retransmission, connection setup, links shared between clients, other traffic, devices that slow down or sleep. No bytes were sent over such a network.",
         ],
       ],
     ];

@@ -5,7 +5,8 @@
   const P = fedsgdPricing;
   const D = fedsgdData;
   const W = fedsgdWords;
-  const PLOT_FUNCTIONS = { ...fedsgdCurves, ...fedsgdTotals };
+  const { computeUtilizations, showUtilizations, ...utilizationFigure } = fedsgdUtilization;
+  const PLOT_FUNCTIONS = { ...fedsgdCurves, ...fedsgdTotals, ...utilizationFigure };
   const { h, describeLink } = W;
   const STEPS_PER_DECADE = 100; // of a slider
   const SLICE_MILLISECONDS = 12; // duration of a slice of computation
@@ -19,13 +20,14 @@
     pareto: ["hidden", "bytes"],
     parts: ["hidden"],
     round: ["up", "down", "latency", "hidden"],
+    utilization: ["up", "down", "latency", "hidden", "speeds"],
     traffic: ["hidden"],
     missed: ["hidden"],
     residual: ["hidden"],
   };
 
   let model, state, rows, start, targetScale;
-  let speeds = { key: null, curves: new Map(), breakEvens: [] };
+  let speeds = { key: null, curves: new Map(), breakEvens: [], utilizations: new Map() };
   const drawnFigures = new Map(); // id: {svg, columns, rows}
   const staleFigures = new Set(Object.keys(FIGURES));
   const visibleFigures = new Set();
@@ -236,7 +238,8 @@
   function drawFigure(id) {
     const place = document.querySelector(`#${id} .plot`);
     const width = Math.round(paper ? (place.closest(".halves") ? paper / 2 - 10 : paper) : place.clientWidth);
-    const pending = id === "speed" && speeds.key !== curvesKey();
+    const isComplete = { speed: true, utilization: speeds.hasUtilizations }[id];
+    const pending = id === "speed" || id === "utilization" ? speeds.key !== curvesKey() || !isComplete : false;
     const figure = PLOT_FUNCTIONS[id](model, { state, ranking: rows, width, speeds, pending });
     place.classList.toggle("pending", pending);
     if (figure.svg.tagName === "svg") {
@@ -338,7 +341,7 @@
       .filter((row) => row.racer)
       .sort((a, b) => a.method.index - b.method.index)
       .map((row) => ({ ...row.racer, method: row.method }));
-    const result = { key, curves: new Map(), breakEvens: [], done: false };
+    const result = { key, curves: new Map(), breakEvens: [], utilizations: new Map(), hasUtilizations: false, done: false };
     for (const timing of timings) {
       const curve = new Float64Array(model.speeds.length);
       for (const [i, speed] of model.speeds.entries()) {
@@ -347,6 +350,9 @@
       }
       result.curves.set(timing.method.index, curve);
     }
+    publishCurves(result);
+    yield* computeUtilizations(result.utilizations, timings.map((timing) => timing.method), link, model);
+    result.hasUtilizations = true;
     publishCurves(result);
     for (const [i, first] of timings.entries()) {
       for (const second of timings.slice(i + 1)) {
@@ -382,7 +388,7 @@
 
   function publishCurves(result) {
     speeds = result;
-    staleFigures.add("speed");
+    for (const id of ["speed", "utilization"]) staleFigures.add(id);
     showBreakEvens();
     drawVisible();
   }
@@ -395,6 +401,7 @@
     const isVisible = (method) => !state.hidden.has(method.index);
     const breakEvens = speeds.breakEvens.filter((one) => isVisible(one.below) && isVisible(one.above));
     W.showBreakEvens(model, breakEvens, speeds);
+    showUtilizations(model, state, speeds);
   }
 
   /* --- Start ----------------------------------------------------------------------------------------------------------------- */

@@ -1,5 +1,5 @@
-/* Arithmetic of the report's page: the operations of network/round_times.py, experiment/time_to_target.py, analysis/pricing.py
-   and config/quantities.py, in the same order, on the same doubles. No DOM, no state. Python and this file must both reproduce
+/* Arithmetic of the report's page: the operations of network/round_times.py, experiment/time_to_target.py, analysis/pricing.py,
+   analysis/utilization.py and config/quantities.py, in the same order, on the same doubles. No DOM, no state. Python and this file must both reproduce
    tests/golden/pricing.json. */
 "use strict";
 
@@ -181,6 +181,38 @@ const fedsgdPricing = (() => {
     return points;
   }
 
+  /* Share of the slowest clients' training in the time of all rounds; 0 if the rounds take no time. */
+  function utilization(line, up, down, latency) {
+    let training = 0;
+    let seconds = 0;
+    for (let r = 0; r < line.rounds; r++) {
+      let slowest = -Infinity;
+      let compute = 0;
+      for (let i = line.offsets[r]; i < line.offsets[r + 1]; i++) {
+        const [delay, wayDown, wayUp] = transferSeconds(line, i, r, up, down, latency);
+        const total = delay + wayDown + line.compute[i] + line.coding[i] + wayUp;
+        if (total > slowest) [slowest, compute] = [total, line.compute[i]];
+      }
+      training += compute;
+      seconds += line.due[r] > 0 && slowest > line.due[r] ? Infinity : Math.max(slowest, line.waiting[r]) + line.serving[r];
+    }
+    return seconds ? training / seconds : 0;
+  }
+
+  /* The lowest uplink speed at which the utilization reaches a level; null if it stays lower. curve: utilization at each of
+     the speeds. */
+  function findUtilizationSpeed(line, link, level, speeds, curve) {
+    const index = curve.findIndex((share) => share >= level);
+    if (index <= 0) return index ? null : speeds[0];
+    let [low, high] = [Math.log10(speeds[index - 1]), Math.log10(speeds[index])];
+    for (let n = 0; n < N_BISECTIONS; n++) {
+      const middle = (low + high) / 2;
+      const isReached = utilization(line, ...linkAtSpeed(link, 10 ** middle)) >= level;
+      [low, high] = isReached ? [low, middle] : [middle, high];
+    }
+    return 10 ** high;
+  }
+
   const groupThousands = (text) => text.replace(/\B(?=(\d{3})+(?!\d))/g, ",");
 
   /* A non-negative number with three significant figures, without trailing zeros: "0.0123", "1.5", "250", "1,240". */
@@ -253,6 +285,8 @@ const fedsgdPricing = (() => {
     linkAtSpeed,
     computeCurve,
     findBreakEvens,
+    utilization,
+    findUtilizationSpeed,
     formatSignificant,
     formatRate,
     formatSeconds,
