@@ -131,6 +131,18 @@ class DecodedCohort:
                 update.add_to(total, float(coefficient))
         return total
 
+    def support_weights(self) -> F64:
+        """Return Σ p_i over the updates in which each coordinate was sent, [P].
+
+        Updates that are not sparse are decoded again, because the dense form of a group of tensors has no support.
+        """
+        total = np.zeros(self.size, dtype=np.float64)
+        for i, update in enumerate(self._updates):
+            stored = self._stored[i] if self._is_stored else None
+            decoded = stored if isinstance(stored, SparseUpdate) else self._ctx.decode(update)
+            decoded.add_support_to(total, update.weight)
+        return total
+
 
 def _plain_form(update: Update) -> SparseUpdate | DenseUpdate:
     return update if isinstance(update, SparseUpdate) else DenseUpdate(update.to_dense())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -23,20 +23,31 @@ class NormClipping(CohortAggregator):
     never exceeds Σ p_i τ, whatever clients send, and f hostile clients move it by at most their weight times 2τ. With the
     median norm as τ this holds for fewer than half of the clients. Within τ a hostile client moves the mean as it likes.
 
+    With `mean_over` = "senders", the sum at a coordinate j is divided by Σ p_i over the clients that sent j, as
+    `mean-of-senders` does. Covenant-72B (arXiv 2603.08163) clips sparse updates to the median norm. Then each coordinate of
+    the aggregate is at most τ, and its norm may be larger.
+
     Trap: the norms are those of decoded updates, which a compressor changes.
 
     Attributes:
         max_norm: τ, maximum norm of an update; unset, the median norm of the round's updates.
+        mean_over: "clients": a coordinate that a client did not send counts as 0. "senders": each coordinate is a mean over the
+            clients that sent it.
     """
 
     name: ClassVar[str] = "norm-clipping"
 
     max_norm: PositiveFloat | None = None
+    mean_over: Literal["clients", "senders"] = "clients"
 
     def aggregate_cohort(self, state: StateArrays, cohort: DecodedCohort) -> AggregationResult:
         norms = cohort.norms()
         max_norm = self.max_norm if self.max_norm is not None else float(np.median(norms))
-        return cohort.combination(cohort.weights * clipping_factors(norms, max_norm)).astype(np.float32), state
+        total = cohort.combination(cohort.weights * clipping_factors(norms, max_norm))
+        if self.mean_over == "senders":
+            weights = cohort.support_weights()
+            np.divide(total, weights, out=total, where=weights > 0)
+        return total.astype(np.float32), state
 
     def tolerated(self, n_updates: int) -> int:
         return n_updates if self.max_norm is not None else (n_updates - 1) // 2

@@ -26,7 +26,7 @@ def resolve_compressor(
         ScenarioError: a name, setting or class is not valid; the message starts with the dotted key of a setting.
 
     >>> resolve_compressor("top-k", {"density": 0.1}, "none")
-    TopK(density=0.1, values='float32')
+    TopK(density=0.1, values='float32', chunk=None, scales=None)
     """
     if isinstance(compressor, str):
         component = _build_from_name(compressor, settings)

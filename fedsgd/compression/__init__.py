@@ -46,6 +46,7 @@ COMPRESSORS: Registry[type[Compressor]] = Registry(
         "cafe": "fedsgd.compression.schemes.cafe:CAFe",
         "power-sgd": "fedsgd.compression.schemes.power_sgd:PowerSGD",
         "fetch-sgd": "fedsgd.compression.schemes.fetch_sgd:FetchSGD",
+        "demo": "fedsgd.compression.schemes.demo:DeMo",
         "scaffold": "fedsgd.compression.schemes.scaffold:Scaffold",
     },
 )

@@ -16,6 +16,7 @@ from fedsgd.compression.operators.terngrad import TernGrad
 from fedsgd.compression.operators.threshold import Threshold
 from fedsgd.compression.operators.topk import TopK
 from fedsgd.compression.schemes.cafe import CAFe
+from fedsgd.compression.schemes.demo import DeMo
 from fedsgd.compression.schemes.dgc import DGC
 from fedsgd.compression.schemes.ef21 import EF21
 from fedsgd.compression.schemes.fetch_sgd import FetchSGD
@@ -32,6 +33,7 @@ __all__ = [
     "STC",
     "CAFe",
     "CountSketch",
+    "DeMo",
     "Dense",
     "Drive",
     "Eden",

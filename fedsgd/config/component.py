@@ -30,6 +30,8 @@ ClosedFraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 PositiveInt = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 BucketSize = Annotated[int, msgspec.Meta(ge=16, le=2**31 - 1)]
 """Number of coordinates that share a scale; with fewer than 16, a float32 scale would take over 2 bits per coordinate."""
+ChunkLength = Annotated[int, msgspec.Meta(ge=1, le=2**16)]
+"""Number of coordinates of a chunk, for which `fedsgd.wire.chunk_codec` has exact probabilities."""
 QuantizationLevel = Annotated[int, msgspec.Meta(ge=1, le=127)]
 NonNegativeInt = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Seed = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]

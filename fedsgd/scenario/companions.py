@@ -18,6 +18,7 @@ COMPANIONS: tuple[tuple[str, str], ...] = (
     ("uplink.error_feedback", "none"),
     ("downlink.policy", "error-feedback"),
     ("downlink.policy", "unbiased"),
+    ("uplink.error_feedback", "persist"),
 )
 """Settings that other settings require: equal weights, an optimizer without or with velocity, policies for a compressor."""
 COMPANION_KEYS = {"uplink.compressor", *(key for key, _ in COMPANIONS)}

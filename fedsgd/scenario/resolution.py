@@ -52,13 +52,18 @@ def build_scheme(uplink: UplinkConfig) -> CompressionScheme:
     """
     compressor, policy = uplink.compressor, uplink.error_feedback
     try:
+        if uplink.feedback_decay != 1.0 and (policy == "none" or isinstance(compressor, CompressionScheme)):
+            cause = (
+                'error_feedback = "none"' if policy == "none" else f"{compressor.name}, which has a residual rule of its own"
+            )
+            raise FieldError("uplink", "feedback_decay", f"got {uplink.feedback_decay:g} with {cause}, expected 1")
         if isinstance(compressor, CompressionScheme):
             scheme = compressor
             if policy != "none" and not scheme.residual_entries:
                 problem = f'got "{policy}", expected "none": the state of {scheme.name} is not a residual'
                 raise FieldError("uplink", "error_feedback", problem)
         elif isinstance(compressor, CompressionOperator):
-            scheme = MemorylessScheme(compressor) if policy == "none" else ErrorFeedback(compressor)
+            scheme = MemorylessScheme(compressor) if policy == "none" else ErrorFeedback(compressor, uplink.feedback_decay)
         else:
             raise FieldError("uplink", "compressor", f"{compressor.name} is neither an operator nor a scheme")
         if policy == "none" or policy == "persist":

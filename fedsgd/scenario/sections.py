@@ -282,12 +282,15 @@ class UplinkConfig(SettingsSection):
             "persist", "decay" or "reset". A scheme with a residual of its own (DGC, STC, ...) keeps this residual under "none".
         residual_factor: factor of the residual for each missed round, under "decay".
         residual_rounds: maximum number of missed rounds after which the residual is kept, under "reset".
+        feedback_decay: β, factor of the residual each time that the client takes part, under any policy but "none"; 1 keeps it.
+            SparseLoCo has β = 0.95 in place of a server momentum. Only for an operator: schemes have their own rules.
     """
 
     compressor: Compressor = Dense()
     error_feedback: Literal["none", "persist", "decay", "reset"] = "none"
     residual_factor: FractionBelowOne = 0.9
     residual_rounds: PositiveInt = 10
+    feedback_decay: FractionAboveZero = 1.0
 
 
 @dataclass(frozen=True)

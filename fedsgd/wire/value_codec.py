@@ -1,10 +1,11 @@
-"""Codecs of values in seven formats. Decoded values are always finite; most formats are lossy.
+"""Codecs of values in eight formats. Decoded values are always finite; most formats are lossy.
 
 - float32, bfloat16: the number, rounded to nearest even.
 - float16: the number over a common power of two, the scale, rounded to nearest even.
 - natural: sign and power of two, rounded stochastically.
 - int8, int4: nearest of 255 or 15 levels up to the largest magnitude, which is the scale.
 - ternary: a sign bit; all values have the mean magnitude, and none is zero.
+- 2bit: four bins by sign and magnitude, each decoded as its mean; none is zero.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from fedsgd.errors import WireError, shift_offset
 from fedsgd.numerics.arrays import F32, U8, U32
 from fedsgd.numerics.reductions import bucket_max_magnitudes, first_non_finite, mean_magnitude
 from fedsgd.system.profiling import timed
-from fedsgd.wire import floats, levels, rans
+from fedsgd.wire import floats, grouped_values, levels, rans
 from fedsgd.wire.bits import check_padding, n_bytes
 from fedsgd.wire.frame import Section, SectionKind, Sections
 
 FloatFormat = Literal["float32", "bfloat16", "float16"]
 DenseFormat = Literal["float32", "bfloat16", "float16", "natural", "int8", "int4"]
 """Formats that can represent zero, and so can encode every coordinate of a vector."""
-ValueFormat = Literal["float32", "bfloat16", "float16", "natural", "int8", "int4", "ternary"]
+ValueFormat = Literal["float32", "bfloat16", "float16", "natural", "int8", "int4", "ternary", "2bit"]
 
 
 @timed("encode")
@@ -35,7 +36,7 @@ def encode_values(values: F32, value_format: ValueFormat, key: int = 0, entropy:
     """Encode values in a format; return the sections, and the [k] float32 values that the sections decode to.
 
     Args:
-        values: [k] float32, finite; for "ternary" none is zero.
+        values: [k] float32, finite; for "ternary" and "2bit" none is zero.
         value_format: name of the format.
         key: key of the shared randomness, 64 bits, by which "natural" rounds.
         entropy: True to use the entropy code of floats if it is shorter.
@@ -74,7 +75,7 @@ def max_value_bytes(k: int, value_format: ValueFormat) -> int:
 def max_relative_squared_error(value_format: ValueFormat) -> float | None:
     """Return a bound of ‖decoded − values‖² / ‖values‖² for normal numbers; for "natural", of its mean below 2¹²⁷.
 
-    None for int8, int4 and ternary: their bound depends on the number k of values, and is at most 1 − 1/k.
+    None for int8, int4, ternary and 2bit: their bound depends on the number k of values, and is at most 1 − 1/k.
 
     Args:
         value_format: name of the format.
@@ -234,6 +235,20 @@ class _TernaryCodec(_ValueCodec):
         return n_bytes(k) + 4
 
 
+class _TwoBitCodec(_ValueCodec):
+    section_kinds = (SectionKind.VALUE, SectionKind.SCALE)
+    max_relative_squared_error = None
+
+    def encode(self, values: F32, key: int, entropy: bool) -> tuple[Sections, F32]:
+        return grouped_values.encode_groups(values, np.array([len(values)]), "2bit", entropy)
+
+    def decode(self, sections: Sections, k: int, entropy: bool) -> F32:
+        return grouped_values.decode_groups(sections, np.array([k]), "2bit")
+
+    def max_bytes(self, k: int) -> int:
+        return grouped_values.max_group_bytes(k, 1, "2bit")
+
+
 def decode_signs(section: Section, k: int, label: str) -> U8:
     """Check a section of sign bits and return the packed bits, [⌈k / 8⌉] uint8.
 
@@ -257,4 +272,5 @@ _CODECS: Mapping[str, _ValueCodec] = {
     "int8": _LevelCodec(127),
     "int4": _LevelCodec(7),
     "ternary": _TernaryCodec(),
+    "2bit": _TwoBitCodec(),
 }

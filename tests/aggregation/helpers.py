@@ -20,7 +20,7 @@ from fedsgd.testing import aggregator_laws
 
 RULES: tuple[Aggregator, ...] = (
     WeightedMean(), MeanOfSenders(), Median(), TrimmedMean(0.25), Krum(2), MultiKrum(2), MultiKrum(1, 3), GeometricMedian(),
-    NormClipping(), NormClipping(2.0), CenteredClipping(2.0), CenteredClipping(2.0, 3),
+    NormClipping(), NormClipping(2.0), NormClipping(mean_over="senders"), CenteredClipping(2.0), CenteredClipping(2.0, 3),
 )  # fmt: skip
 
 

@@ -83,11 +83,16 @@ def krum_scores(x: np.ndarray, hostile: int) -> list[float]:
     return [np.sort(np.delete(row, i))[: len(x) - hostile - 2].sum() for i, row in enumerate(distances)]
 
 
+def mean_over_senders(values: np.ndarray, is_sent: np.ndarray) -> np.ndarray:
+    return values.sum(axis=0) / np.maximum(is_sent.sum(axis=0), 1)
+
+
 @pytest.mark.parametrize("operator", OPERATORS, ids=str)
 def test_rules_equal_their_obvious_form(operator: CompressionOperator) -> None:
     updates = draw_updates(N, SIZE)
     x = decode_all(updates, operator)
     norms = np.linalg.norm(x, axis=1)
+    is_sent = (x != 0) | (not isinstance(operator, TopK | PerLayer))  # other operators send zeros
     selected = np.argsort(krum_scores(x, 2), kind="stable")
     expected = {
         WeightedMean(): x.mean(axis=0),
@@ -98,6 +103,7 @@ def test_rules_equal_their_obvious_form(operator: CompressionOperator) -> None:
         MultiKrum(2, 3): x[selected[:3]].mean(axis=0),
         NormClipping(0.8): (x * np.minimum(1, 0.8 / norms)[:, None]).mean(axis=0),
         NormClipping(): (x * np.minimum(1, np.median(norms) / norms)[:, None]).mean(axis=0),
+        NormClipping(mean_over="senders"): mean_over_senders(x * np.minimum(1, np.median(norms) / norms)[:, None], is_sent),
         CenteredClipping(0.8): (x * np.minimum(1, 0.8 / norms)[:, None]).mean(axis=0),
     }
     for rule, aggregate_expected in expected.items():
@@ -129,6 +135,14 @@ def test_mean_of_senders_divides_by_the_weight_of_the_clients_that_sent_the_coor
     updates = [np.array(values, dtype=np.float32) for values in ([4, 3, 0, 0], [2, 0, 0, 8], [0, 6, 0, 4])]
     mean = aggregate(MeanOfSenders(), updates, TopK(0.5), [0.5, 0.25, 0.25])
     np.testing.assert_allclose(mean, [(2 + 0.5) / 0.75, (1.5 + 1.5) / 0.75, 0, 6])
+
+
+def test_clipped_mean_of_senders_divides_by_the_weight_of_the_clients_that_sent_the_coordinate() -> None:
+    """The norms are 5, √68 and √52, so the second update is scaled by √52 / √68."""
+    updates = [np.array(values, dtype=np.float32) for values in ([4, 3, 0, 0], [2, 0, 0, 8], [0, 6, 0, 4])]
+    mean = aggregate(NormClipping(mean_over="senders"), updates, TopK(0.5), [0.5, 0.25, 0.25])
+    factor = np.sqrt(52 / 68)
+    np.testing.assert_allclose(mean, [(2 + 0.5 * factor) / 0.75, (1.5 + 1.5) / 0.75, 0, (2 * factor + 1) / 0.5], rtol=1e-6)
 
 
 def test_mean_of_senders_of_groups_divides_each_group_by_its_own_weights() -> None:

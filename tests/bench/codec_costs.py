@@ -112,6 +112,7 @@ VARIANTS: tuple[Variant, ...] = (
     *(Variant({"name": "count-sketch", "rows": rows}) for rows in (1, 3, 5, 7)),
     Variant({"name": "dgc"}, SPARSE),
     Variant({"name": "stc"}, SPARSE),
+    Variant({"name": "demo"}),
     *(Variant({"name": "power-sgd", "rank": rank}) for rank in (1, 2, 4, 8)),
     *(Variant({"name": "fetch-sgd", "rows": rows}) for rows in (1, 3, 5, 7)),
     Variant({"name": "scheduled"}, ({"densities": (0.01,)},), inner={"name": "top-k"}),

@@ -56,7 +56,7 @@ def test_listed_keys_are_broken_between_keys_or_options() -> None:
     at = next(i for i, line in enumerate(lines) if line.startswith("  threshold: "))
     assert lines[at + 1 : at + 3] == [
         '      threshold = 0.001, values = "float32" | "bfloat16" | "float16" | "natural"',
-        '      | "int8" | "int4" | "ternary"',
+        '      | "int8" | "int4" | "ternary" | "2bit"',
     ]
     at = next(i for i, line in enumerate(lines) if line.startswith("  rand-k: "))
     assert lines[at + 2 : at + 4] == [
@@ -140,7 +140,7 @@ def test_json_of_explain_has_sections_components_and_keys() -> None:
         (
             ("explain", "uplink.eror_feedback"),
             'fedsgd: got "uplink.eror_feedback", expected a section, a component or a key; nearest: "uplink.error_feedback", '
-            '"error_feedback"\n',
+            '"error_feedback", "uplink.feedback_decay"\n',
         ),
         (("explain", "--no-plugins", "my_module:Mine"), 'fedsgd: got "my_module:Mine", which is not part of fedsgd'),
     ],

@@ -62,7 +62,7 @@ from tests.wire.second_client import decode_message as open_message
 SIZE, CLIENT, ROUNDS, BUFFER_SIZE = 300, 2, 5, 6
 POLICIES: tuple[DownlinkPolicy, ...] = get_args(DownlinkPolicy)
 OPERATORS: tuple[CompressionOperator, ...] = (
-    TopK(0.1, "ternary"), TopK(1.0), RandK(0.3), Sign(), NaturalCompression(), Eden(), Dense("bfloat16"), PerLayer(RandK(0.5)),
+    TopK(0.1, "ternary"), TopK(0.1, "2bit", chunk=64, scales="chunk"), TopK(1.0), RandK(0.3), Sign(), NaturalCompression(), Eden(), Dense("bfloat16"), PerLayer(RandK(0.5)),
     PerLayer(NaturalCompression()), PerLayer(TopK(0.2), biases=Sign()), Scheduled(TopK(0.02), (0.3, 0.1)),
 )  # fmt: skip
 UPLINKS: tuple[CompressionScheme, ...] = (MemorylessScheme(TopK(0.02)), CAFe(TopK(0.1)), Scaffold(TopK(0.05)))

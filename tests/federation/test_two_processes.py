@@ -106,7 +106,7 @@ def client_process() -> Iterator[Connection]:
     assert process.exitcode == 0
 
 
-SCHEMES = ["dgc", "stc", "ef21", "cafe", "power-sgd", "fetch-sgd", "scaffold"]
+SCHEMES = ["dgc", "stc", "ef21", "cafe", "power-sgd", "fetch-sgd", "scaffold", "demo"]
 
 
 @pytest.mark.parametrize("name", SCHEMES)

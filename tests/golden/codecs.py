@@ -63,7 +63,7 @@ def sections() -> Iterator[tuple[str, bytes]]:
     yield "symbols, fine rANS", encode_symbols(build_rare_symbols(), frequency_bits=15)
     for base in (2, 3, 4, 5, 9, 15, 16, 31, 255):
         yield f"digits, base {base}", encode_digits(build_digits(base), base)
-    for value_format in ("float32", "bfloat16", "float16", "natural", "int8", "int4", "ternary"):
+    for value_format in ("float32", "bfloat16", "float16", "natural", "int8", "int4", "ternary", "2bit"):
         for entropy in (True, False):
             value_sections = encode_values(build_values(), value_format, 12345, entropy)[0]
             yield f"values, {value_format}{'' if entropy else ', plain'}", b"|".join(bytes(s.data) for s in value_sections)

@@ -35,6 +35,8 @@ CLASS_NAMES = {
     "LayerRule": "Rule",
 }
 """Name of a class in the file, by its present name. The file keeps the names of the time when a frame was added."""
+LATER_FIELDS = re.compile(r",chunk=None|,scales=None")
+"""Fields at their defaults that were added after the first frames of a class."""
 EARLIER_NAMES = re.compile(rf"\b({'|'.join(CLASS_NAMES)})\(")
 CONTEXT = CodecContext(42, 12, 5, example_layout(SIZE))
 """Context with a matrix, a vector and a scalar, which positions codecs treat differently."""
@@ -73,7 +75,7 @@ def other_frames() -> Iterator[tuple[str, Frame]]:
 
 def frame_name(compressor: Compressor) -> str:
     """Return the name of a compressor's frame: its repr, with the names of the classes when the frame was written."""
-    return EARLIER_NAMES.sub(lambda match: CLASS_NAMES[match[1]] + "(", name_of(compressor))
+    return EARLIER_NAMES.sub(lambda match: CLASS_NAMES[match[1]] + "(", LATER_FIELDS.sub("", name_of(compressor)))
 
 
 def frames() -> Iterator[tuple[str, Compressor | None, bytes]]:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsgd.compression import Compressor, SparseUpdate
+from fedsgd.compression.kernels.top_k import chunk_top_k
 from fedsgd.errors import WireError
 from fedsgd.wire import (
     MAX_SECTIONS,
@@ -22,6 +23,7 @@ from fedsgd.wire import (
     Section,
     SectionKind,
     Sections,
+    chunk_codec,
     decode_frame,
     decode_indices,
     decode_values,
@@ -132,6 +134,36 @@ def _index_target(size: int) -> Target:
     return Target("index codecs", size, tuple(frames), partial(_decode_indices, size))
 
 
+def _divide(size: int) -> chunk_codec.Chunks:
+    """Return chunks of at most 300 coordinates, 30 positions each."""
+    return chunk_codec.Chunks(size, min(size, 300), min(size, 30), min(size - (size - 1) // 300 * 300, 30))
+
+
+def _decode_chunks(size: int, data: bytes) -> NDArray[Any]:
+    chunks = _divide(size)
+    section = _read_single_section(data, chunk_codec.max_chunk_index_bytes(chunks))
+    positions, counts = chunk_codec.decode_chunk_indices(section, chunks)
+    require(len(positions) == counts.sum() and bool((counts <= chunks.list_limits()).all()), "too many positions")
+    require(not len(positions) or 0 <= positions[0] <= positions[-1] < size, "a position is out of range")
+    require(bool((np.diff(positions) > 0).all()), "positions do not ascend")
+    require(
+        chunk_codec.count_chunk_indices(section.data, chunks) == len(positions),
+        "count_chunk_indices is not the number of positions",
+    )
+    require(chunk_codec.encode_chunk_indices(positions, counts, chunks)[0] == section.data[0], "another tag")
+    return positions
+
+
+def _chunks_target(size: int) -> Target:
+    chunks, frames = _divide(size), []
+    for x in vectors(size):
+        positions, _, counts = chunk_top_k(x, chunks.length, chunks.list_limits())
+        frames.append(
+            encode_sections((Section(SectionKind.INDEX, chunk_codec.encode_chunk_indices(positions, counts, chunks)),))
+        )
+    return Target("chunk codec", size, tuple(frames), partial(_decode_chunks, size))
+
+
 def _decode_values(value_format: Any, entropy: bool, k: int, data: bytes) -> NDArray[Any]:
     values = decode_values(decode_frame(data, frame_overhead(MAX_SECTIONS) + 9 * k + 99).sections, k, value_format, entropy)
     require(values.shape == (k,) and values.dtype == np.float32, f"{values.shape} values of {values.dtype}")
@@ -142,7 +174,7 @@ def _decode_values(value_format: Any, entropy: bool, k: int, data: bytes) -> NDA
 def _values_target(value_format: Any, entropy: bool, k: int) -> Target:
     frames = []
     for x in vectors(k):
-        values = x[: 0 if value_format == "ternary" and not x.all() else k]
+        values = x[: 0 if value_format in ("ternary", "2bit") and not x.all() else k]
         if len(values) == k:
             frames.append(encode_sections(encode_values(values, value_format, 7, entropy)[0]))
     return Target(
@@ -190,14 +222,14 @@ def _digits_target(base: int, n: int) -> Target:
 def targets(size: int) -> tuple[Callable[[], Target], ...]:
     """Return functions that build the target of each decoder at a size, once."""
     builders = [partial(_update_target, name, member, size) for name, member in members().items()]
-    builders += [partial(_index_target, size), partial(_symbols_target, size)]
-    for value_format in ("float32", "bfloat16", "float16", "natural", "int8", "int4", "ternary"):
+    builders += [partial(_index_target, size), partial(_chunks_target, size), partial(_symbols_target, size)]
+    for value_format in ("float32", "bfloat16", "float16", "natural", "int8", "int4", "ternary", "2bit"):
         builders += [partial(_values_target, value_format, entropy, size) for entropy in (True, False)]
     builders += [partial(_digits_target, base, size) for base in (2, 3, 9, 15, 255)]
     if size == 1:  # a sparsifier sends no values of a zero vector
         builders += [
             partial(_values_target, value_format, True, 0)
-            for value_format in ("float32", "float16", "natural", "int4", "ternary")
+            for value_format in ("float32", "float16", "natural", "int4", "ternary", "2bit")
         ]
         builders += [partial(_symbols_target, 0), partial(_digits_target, 3, 0)]
     builders += [partial(build, size) for build in round_targets()]

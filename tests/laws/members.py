@@ -28,6 +28,7 @@ from fedsgd.compression.operators.sparsifier import Sparsifier
 from fedsgd.compression.operators.terngrad import TernGrad
 from fedsgd.compression.operators.topk import TopK
 from fedsgd.compression.schemes.cafe import CAFe
+from fedsgd.compression.schemes.demo import DeMo
 from fedsgd.compression.schemes.dgc import DGC
 from fedsgd.compression.schemes.ef21 import EF21
 from fedsgd.config.component import field_types
@@ -40,12 +41,21 @@ COMPOSED: tuple[CompressionOperator, ...] = (
     PerLayer(RandK(0.25), rules=(LayerRule("mat*", QSGD()),), separate=True),
     PerLayer(Scheduled(TopK(0.1), (0.5, 0.25), 2), biases=Sign(), separate=True),
     Scheduled(RandK(0.05, scaled=False), (1.0, 0.5)),
+    Scheduled(TopK(0.05, chunk=64), (1.0, 0.5)),
+    PerLayer(TopK(0.25, chunk=50), biases=Dense()),
 )
 """Operators that are composed of other operators."""
 PAIRS: tuple[CompressionOperator, ...] = (
     TopK(0.1, "bfloat16"),
     TopK(0.1, "ternary"),
     TopK(1.0, "int8"),
+    TopK(0.1, "bfloat16", chunk=64),
+    TopK(1.0, chunk=100),
+    TopK(0.1, "2bit", chunk=64),
+    TopK(0.1, "2bit", chunk=64, scales="chunk"),
+    TopK(0.25, "int8", chunk=64, scales="chunk"),
+    TopK(1.0, "int4", chunk=100, scales="chunk"),
+    TopK(0.1, "ternary", chunk=100, scales="chunk"),
     RandK(0.1, "bfloat16", scaled=False),
     RandK(0.25, "natural"),
     RandK(0.25, "int4", scaled=False),
@@ -88,6 +98,8 @@ def schemes() -> Iterator[CompressionScheme]:
     """Yield some operators without memory, all contractive operators with error feedback, and the registered schemes."""
     yield from (MemorylessScheme(op) for op in (TopK(), Sign(), QSGD(), COMPOSED[0]))
     yield from (ErrorFeedback(op) for op in operators() if op.kind == "contractive")
+    yield ErrorFeedback(TopK(), decay=0.95)
+    yield DeMo(momentum=1.0, block=16, k=4)
     yield from (StaleResidualPolicy(ErrorFeedback(TopK(density=0.1)), policy) for policy in ("decay", "reset"))
     for name in COMPRESSORS:
         if issubclass(COMPRESSORS[name], CompressionScheme):
@@ -103,7 +115,7 @@ def is_default(member: Compressor) -> bool:
 def is_routine(member: Compressor) -> bool:
     """Return True unless another member has the same code paths. The nightly workflow alone tests the laws with the others.
 
-    Value formats of a `Sparsifier` and of DGC have the code of top-k, which has all formats. Random formats of rand-k are those
+    Value formats of a `Sparsifier`, DGC and DeMo have the code of top-k, which has all formats. Random formats of rand-k are those
     of its pairs, and float16 of a sketch is that of bfloat16. Entropy coding of integers is in a pair. The median of 3 or 7 rows
     of a sketch is that of 5, and one row has no median. A density of 0.001 keeps one coordinate of the vectors of the laws, as
     the defaults do. Error feedback does not look into its operator: the defaults, the pairs and compositions are enough.
@@ -120,11 +132,11 @@ def _shared_settings(member: Compressor) -> set[tuple[str, object]]:
         return set()
     default = type(member)()
     changed = {(f.name, getattr(member, f.name)) for f in fields(member) if getattr(member, f.name) != getattr(default, f.name)}
-    formats = {("values", name) for name in ("float16", "natural", "int8", "int4", "ternary")}
+    formats = {("values", name) for name in ("float16", "natural", "int8", "int4", "ternary", "2bit")}
     others = {("rows", 3), ("rows", 7), ("density", 0.001)}
     if isinstance(member, Integer):
         others.add(("entropy", True))
-    return changed & (formats | others if isinstance(member, Sparsifier | DGC | RandK | CountSketch) else others)
+    return changed & (formats | others if isinstance(member, Sparsifier | DGC | DeMo | RandK | CountSketch) else others)
 
 
 def sections_of(compressor: Compressor, x: F32, ctx: CodecContext) -> Sections:

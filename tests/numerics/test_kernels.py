@@ -16,6 +16,7 @@ import pytest
 
 import fedsgd
 from fedsgd.compression.kernels import top_k
+from fedsgd.compression.kernels.cosine import cosine_basis
 from fedsgd.compression.kernels.hadamard import compute_block_ends
 from fedsgd.compression.operators.eden import CENTROIDS
 from fedsgd.numerics import kernels
@@ -29,7 +30,7 @@ from fedsgd.numerics.kernels import (
     kernel,
     set_fallback_cache,
 )
-from fedsgd.wire import bits, floats, gap_codec, levels, rans, rans_kernels
+from fedsgd.wire import bits, chunk_codec, floats, gap_codec, levels, rans, rans_kernels
 
 for module in pkgutil.walk_packages(fedsgd.__path__, "fedsgd."):
     if module.name != "fedsgd.__main__":
@@ -147,6 +148,23 @@ def draw_matrix(rng: np.random.Generator, rows: int, columns: int) -> F32:
     return clip_magnitudes(draw_floats(rng, rows * columns)).reshape(rows, columns)
 
 
+def draw_chunks(rng: np.random.Generator, size: int) -> tuple[int, np.ndarray]:
+    """Draw the length of chunks, and a limit of positions for each chunk."""
+    length = min(size, int(rng.choice([1, 7, 64, 2000])))
+    lengths = np.minimum(length, size - np.arange(0, size, length))
+    return length, rng.integers(1, lengths + 1).astype(np.int64)
+
+
+def draw_chunk_positions(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, int, int]:
+    positions, (length, limits) = draw_positions(rng, size), draw_chunks(rng, size)
+    return positions, np.bincount(positions // length, minlength=len(limits)).astype(np.int64), length, size
+
+
+def draw_chunk_code(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, int, int]:
+    arguments = draw_chunk_positions(rng, size)
+    return damage(rng, chunk_codec._encode_decisions.reference(*arguments).tobytes()), *arguments[1:]
+
+
 Case = Callable[[np.random.Generator, int], tuple[Any, ...]]
 CASES: dict[str, Case] = {
     "wire.bits._pack": draw_fields,
@@ -163,6 +181,12 @@ CASES: dict[str, Case] = {
     ),
     "wire.gap_codec._choose_rice_parameters": lambda r, n: (draw_gaps(r, n),),
     "wire.gap_codec._bit_lengths": lambda r, n: (draw_gaps(r, n),),
+    "wire.chunk_codec._encode_decisions": draw_chunk_positions,
+    "wire.chunk_codec._decode_decisions": draw_chunk_code,
+    "wire.grouped_values._assign_bins": lambda r, n: (
+        clip_magnitudes(draw_floats(r, n)),
+        (c := np.diff([0, *(draw_positions(r, n)[: int(r.integers(0, n))] + 1), n]))[c > 0],
+    ),
     "wire.rans.encode_short": lambda r, n: (draw_symbols(r, n),),
     "wire.rans._decode_stream": lambda r, n: draw_stream(r, n),
     "wire.floats._encode_short": lambda r, n: (
@@ -215,6 +239,11 @@ CASES: dict[str, Case] = {
         int(r.integers(n, 2 * n)),
     ),
     "compression.kernels.top_k._top_k": lambda r, n: (draw_floats(r, n).view(np.uint32), int(r.integers(1, n + 1))),
+    "compression.kernels.top_k._chunk_top_k": lambda r, n: (draw_floats(r, n).view(np.uint32), *draw_chunks(r, n)),
+    "compression.kernels.cosine.multiply_blocks": lambda r, n: (
+        clip_magnitudes(draw_floats(r, n)) * (r.random(n) < 0.7).astype(np.float32),
+        cosine_basis(n if n < 130 else next(m for m in (125, 17, 1) if n % m == 0)),
+    ),
     "compression.updates._is_ascending": lambda r, n: (np.cumsum(r.integers(0 if r.random() < 0.5 else 1, 9, n)), 5 * n),
     "compression.updates._scatter_add_float32": lambda r, n: (
         (out := r.standard_normal(3 * n).astype(np.float32)),

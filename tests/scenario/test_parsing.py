@@ -106,8 +106,11 @@ def test_registry_description_lists_keys_and_options() -> None:
         for member in describe_registry(registry):
             assert member["summary"].endswith(".")
     (topk,) = (m for m in describe_registry(REGISTRIES[CompressionOperator]) if m["name"] == "top-k")
-    assert topk["keys"] == {"density": 0.01, "values": "float32"}
-    assert topk["options"] == {"values": ["float32", "bfloat16", "float16", "natural", "int8", "int4", "ternary"]}
+    assert topk["keys"] == {"density": 0.01, "values": "float32", "chunk": None, "scales": None}
+    assert topk["options"] == {
+        "values": ["float32", "bfloat16", "float16", "natural", "int8", "int4", "ternary", "2bit"],
+        "scales": ["vector", "chunk"],
+    }
 
 
 def test_listed_options_begin_with_the_default() -> None:
@@ -183,7 +186,10 @@ def test_server_learning_rate_defaults_to_one() -> None:
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "near name": ({"uplink.compressor.name": "topkk"}, 'uplink.compressor.name: got "topkk", did you mean "top-k"?'),
-    "far name": ({"uplink.compressor.name": "zip"}, 'got "zip", expected one of: "cafe", "count-sketch", "dense", "dgc"'),
+    "far name": (
+        {"uplink.compressor.name": "zip"},
+        'got "zip", expected one of: "cafe", "count-sketch", "demo", "dense", "dgc"',
+    ),
     "unknown key": ({"uplink.compressor.densty": 1}, 'uplink.compressor.densty: unknown key, did you mean "density"?'),
     "unknown section": ({"uplnk.x": 1}, 'uplnk: unknown key, did you mean "uplink"?'),
     "too large": (

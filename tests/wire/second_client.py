@@ -11,7 +11,6 @@ from tests.wire.second_decoder import (
     BUFFER,
     BUFFERS,
     CHANGES,
-    CODECS,
     MODEL,
     REFERENCE,
     RESYNC,
@@ -21,6 +20,7 @@ from tests.wire.second_decoder import (
     Sections,
     Table,
     Vector,
+    codec_of,
     decode_reference,
     decode_sections,
     innermost,
@@ -116,11 +116,11 @@ def apply_models(
         base = header.round
         if not header.base:
             settings = run.downlink if run.policy == "model" else EXACT
-            require(header.codec == CODECS[settings["name"]], "codec of the whole model")
+            require(header.codec == codec_of(settings), "codec of the whole model")
             model = decode_sections(settings, sections, ctx)
             continue
         if header.codec != CHANGES:
-            require(run.policy != "difference" and header.codec == CODECS[run.downlink["name"]], "codec of a difference")
+            require(run.policy != "difference" and header.codec == codec_of(run.downlink), "codec of a difference")
             require(header.round == header.base + 1, "round of a difference")
         if header.round <= model_round:
             continue

@@ -26,8 +26,9 @@ CHANGES = 40
 CODECS = {
     "dense": 1, "top-k": 2, "rand-k": 3, "threshold": 4, "sign": 5, "terngrad": 6, "qsgd": 7, "natural": 8, "integer": 9,
     "eden": 10, "drive": 11, "count-sketch": 12, "per-layer": 13, "scheduled": 14,
-    "dgc": 20, "stc": 21, "power-sgd": 22, "ef21": 23, "cafe": 24, "fetch-sgd": 25, "scaffold": 26,
+    "dgc": 20, "stc": 21, "power-sgd": 22, "ef21": 23, "cafe": 24, "fetch-sgd": 25, "scaffold": 26, "demo": 27,
 }  # fmt: skip
+CHUNKED = 15
 CENTROIDS = {
     1: [0.7978845608028654],
     2: [0.45278003463649225, 1.5104176084990968],
@@ -199,6 +200,8 @@ def numbers(sections: Sections, values: str, k: int, entropy: bool) -> Vector:
         exponents = symbols(data, k)
         require(bool((exponents < 255).all()), "exponent 255")
         return minus * np.where(exponents > 0, 2.0 ** (exponents.astype(int) - 127), 0).astype(np.float32)
+    if values == "2bit":
+        return grouped(data, sections.take(SCALE), values, [k])
     if values == "ternary":
         scale = one_scale(sections)
         require((scale > 0) == (k > 0), "ternary scale")
@@ -207,6 +210,25 @@ def numbers(sections: Sections, values: str, k: int, entropy: bool) -> Vector:
     if values == "float16":
         exponent = int.from_bytes(sections.take(SCALE).take(2), "little", signed=True)
     return floats(data, values, k, entropy, exponent)
+
+
+def grouped(data: Reader, scale: Reader, values: str, counts: list[int]) -> Vector:
+    """Read the values of groups of coordinates, each with a scale or four bins."""
+    counts = [count for count in counts if count]
+    bins, base = {"2bit": (4, 4), "ternary": (1, 2), "int8": (1, 255), "int4": (1, 15)}[values]
+    digit = digits(data, sum(counts), base)
+    out, start = [], 0
+    for count, scales in zip(counts, scale.float32s(bins * len(counts)).reshape(-1, bins), strict=True):
+        group, start = digit[start : start + count], start + count
+        if values == "2bit":
+            require([b in group for b in range(4)] == (scales > 0).tolist(), "bins")
+            out.append(scales[group] * np.where(group < 2, -1, 1).astype(np.float32))
+        elif values == "ternary":
+            require(scales[0] > 0, "scale of a group")
+            out.append(scales[0] * (1 - 2 * group).astype(np.float32))
+        else:
+            out.append(((group - base // 2) * (float(scales[0]) / (base // 2))).astype(np.float32))
+    return np.concatenate([np.zeros(0, np.float32), *out])
 
 
 def one_scale(sections: Sections) -> np.float32:
@@ -257,6 +279,60 @@ def classes(data: Reader, k: int) -> list[int]:
     require(all(length <= 31 for length in lengths), "bit length")
     lower = data.fields([max(0, length - 1) for length in lengths])
     return [low + (1 << length >> 1) for low, length in zip(lower, lengths, strict=True)]
+
+
+def chunk_positions(data: Reader, chunks: list[tuple[int, int]], limits: list[int]) -> npt.NDArray[np.int64]:
+    """Read the positions of each chunk (start, length), at most as many as its limit."""
+    tag = data.number(1)
+    require(tag < 2, "tag")
+    counts = limits
+    if tag == 1:
+        reader = Reader(data.take(data.varint()))
+        missing = rice(reader, len(chunks))
+        reader.end()
+        counts = [limit - m for limit, m in zip(limits, missing, strict=True)]
+        require(any(missing) and min(counts) >= 0, "counts")
+    decisions = RangeDecoder(data)
+    out = []
+    for (start, length), k in zip(chunks, counts, strict=True):
+        for i in range(length):
+            if decisions.decide(k, length - i):
+                out.append(start + i)
+                k -= 1
+    decisions.end()
+    return np.array(out, np.int64)
+
+
+class RangeDecoder:
+    """Decisions of probability k / n, from the bytes that remain."""
+
+    def __init__(self, data: Reader) -> None:
+        self.code = data.take(len(data.data) - data.offset)
+        require(len(self.code) > 0, "no code")
+        self.offset, self.value, self.span = 0, 0, 2**32
+        for _ in range(4):
+            self.shift()
+
+    def shift(self) -> None:
+        require(self.offset < len(self.code) + 3, "truncated code")
+        self.value = self.value * 256 + (self.code[self.offset] if self.offset < len(self.code) else 0)
+        self.offset += 1
+
+    def decide(self, k: int, n: int) -> bool:
+        if k in (0, n):
+            return k == n
+        upper = self.span // n * min(k, n - k)
+        is_upper = self.value >= self.span - upper
+        if is_upper:
+            self.value -= self.span - upper
+        self.span = upper if is_upper else self.span - upper
+        while self.span < 2**24:
+            self.shift()
+            self.span *= 256
+        return is_upper == (2 * k <= n)
+
+    def end(self) -> None:
+        require(self.offset == len(self.code) + 3 and self.value < 2**24, "end of the code")
 
 
 # Shared randomness
@@ -311,6 +387,8 @@ def vector(table: Table, sections: Sections, ctx: FrameContext) -> Vector:
     match name:
         case "dense":
             return numbers(sections, table["values"], size, table["entropy"])
+        case "top-k" if table.get("chunk") is not None:
+            return chunked(table, sections, ctx)
         case "top-k" | "threshold" | "stc" | "dgc":
             max_k = size
             if name == "dgc":
@@ -346,6 +424,8 @@ def vector(table: Table, sections: Sections, ctx: FrameContext) -> Vector:
             op = table["op"]
             density = round_density(table["densities"], table["rounds"], ctx.round, op["density"])
             return vector({**op, "density": density}, sections, ctx)
+        case "demo":
+            return cosine(table, sections, ctx)
         case "ef21" | "cafe":
             return vector(table["op"], sections, ctx)
         case "per-layer":
@@ -368,6 +448,30 @@ def sparse(sections: Sections, values: str, size: int, max_k: int) -> tuple[npt.
     index = positions(sections.take(INDEX), size)
     require(len(index) <= max_k, "too many coordinates")
     return index, numbers(sections, values, len(index), True)
+
+
+def chunked(table: Table, sections: Sections, ctx: FrameContext) -> Vector:
+    starts = range(0, ctx.size, table["chunk"])
+    chunks = [(start, min(table["chunk"], ctx.size - start)) for start in starts]
+    index = chunk_positions(sections.take(INDEX), chunks, [share(table["density"], n) for _, n in chunks])
+    if table.get("scales") != "chunk":
+        return scatter(index, numbers(sections, table["values"], len(index), True), ctx)
+    counts = np.bincount(index // table["chunk"], minlength=len(chunks)).tolist()
+    return scatter(index, grouped(sections.take(VALUE), sections.take(SCALE), table["values"], counts), ctx)
+
+
+def cosine(table: Table, sections: Sections, ctx: FrameContext) -> Vector:
+    starts = range(0, ctx.size, table["block"])
+    blocks = [(start, min(table["block"], ctx.size - start)) for start in starts]
+    index = chunk_positions(sections.take(INDEX), blocks, [min(table["k"], n) for _, n in blocks])
+    coefficients = scatter(index, numbers(sections, table["values"], len(index), True), ctx).astype(np.float64)
+    out = np.zeros(ctx.size)
+    for start, n in blocks:
+        i = np.arange(n)
+        for j in range(n):
+            basis = np.cos(np.pi * ((2 * i + 1) * j % (4 * n)) / (2 * n)) * np.sqrt((2 if j else 1) / n)
+            out[start : start + n] += coefficients[start + j] * (np.round(basis * 2**40) / 2**40)
+    return out.astype(np.float32)
 
 
 def sample(k: int, size: int, key: int) -> npt.NDArray[np.int64]:
@@ -505,7 +609,11 @@ def read_frame(frame: bytes) -> tuple[Header, Sections]:
     kind, codec, count = data.number(1), data.number(1), data.number(1)
     header = Header(kind, codec, *[data.number(4) for _ in range(5)])
     require(TASK <= kind <= BUFFERS and header.round >= 1, "kind, round")
-    codecs = {MODEL: {c for c in CODECS.values() if c < 20} | {CHANGES}, UPDATE: {*CODECS.values()}, REFERENCE: {24, 26}}
+    codecs = {
+        MODEL: {c for c in CODECS.values() if c < 20} | {CHUNKED, CHANGES},
+        UPDATE: {*CODECS.values(), CHUNKED},
+        REFERENCE: {24, 26},
+    }
     require(codec in codecs.get(kind, {0}), "codec")
     bases = {UPDATE: [header.round], REFERENCE: [0], BUFFERS: [0]}
     require(header.base in bases.get(kind, range(codec == CHANGES, header.round)), "base")
@@ -543,6 +651,11 @@ def innermost(settings: Table) -> Table:
     return settings
 
 
+def codec_of(settings: Table) -> int:
+    settings = innermost(settings)
+    return CHUNKED if settings["name"] == "top-k" and settings.get("chunk") is not None else CODECS[settings["name"]]
+
+
 def plain_words(data: Reader, values: str, k: int) -> Vector:
     require(len(data.data) == k * (2 if values == "bfloat16" else 4), "length")
     return floats(data, values, k, False, 0)
@@ -551,7 +664,7 @@ def plain_words(data: Reader, values: str, k: int) -> Vector:
 def decode_update(frame: bytes, settings: Table, seed: int, shapes: dict[str, tuple[int, ...]], statistics: int = 0) -> Update:
     header, sections = read_frame(frame)
     settings, control, buffers = innermost(settings), None, None
-    require(header.kind == UPDATE and header.codec == CODECS[settings["name"]], "another kind or codec")
+    require(header.kind == UPDATE and header.codec == codec_of(settings), "another kind or codec")
     ctx = FrameContext(seed, header.round, header.client, shapes)
     if statistics:
         require(bool(sections.remaining) and sections.remaining[-1][0] == BUFFER, "no statistics")
@@ -563,6 +676,6 @@ def decode_update(frame: bytes, settings: Table, seed: int, shapes: dict[str, tu
 
 def decode_reference(frame: bytes, settings: Table, seed: int, shapes: dict[str, tuple[int, ...]]) -> tuple[Header, Vector]:
     header, sections = read_frame(frame)
-    require(header.kind == REFERENCE and header.codec == CODECS[innermost(settings)["name"]], "another kind or codec")
+    require(header.kind == REFERENCE and header.codec == codec_of(settings), "another kind or codec")
     ctx = FrameContext(seed, header.round, header.client, shapes)
     return header, decode_sections({"name": "threshold", "values": "float32"}, sections, ctx)

@@ -132,7 +132,8 @@ def test_golden_frame_is_decoded_to_equal_bits(name: str) -> None:
 
 
 def test_golden_frames_have_every_codec() -> None:
-    assert {compressor.codec for compressor in compressors()} == {COMPRESSORS[name].codec for name in COMPRESSORS}
+    registered = {COMPRESSORS[name].codec for name in COMPRESSORS}
+    assert {compressor.codec for compressor in compressors()} == {*registered, second_decoder.CHUNKED}
 
 
 def test_header_of_task_is_decoded_equal() -> None:
@@ -284,7 +285,7 @@ def test_damaged_header_raises_value_error(position: int) -> None:
         Header(FrameKind.UPDATE, 3, 5, 3, 2, 5, 1),
         Header(FrameKind.UPDATE, 3, 5, 3),
         Header(FrameKind.UPDATE, 3, 0, 3, 0, 5, 1),
-        Header(FrameKind.UPDATE, 3, 15, 3, 0, 5, 1),
+        Header(FrameKind.UPDATE, 3, 19, 3, 0, 5, 1),
         Header(FrameKind.MODEL, 3, 1, 3),
         Header(FrameKind.MODEL, 3, 1, 0, 0, 5),
         Header(FrameKind.MODEL, 3, 1, examples=1),
@@ -318,3 +319,5 @@ def test_page_lists_all_registered_codecs() -> None:
     }
     assert codecs == {name: COMPRESSORS[name].codec for name in COMPRESSORS}
     assert codecs == second_decoder.CODECS
+    assert f"| {TopK(chunk=64).codec} | top-k with `chunk` |" in PAGE
+    assert TopK(chunk=64).codec == second_decoder.CHUNKED

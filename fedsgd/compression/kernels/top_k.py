@@ -20,6 +20,8 @@ SAMPLE_SIZE = 4096
 """Approximate number of coordinates in the sample; P / 8 of a vector with less than 8 times this number."""
 MIN_SAMPLE_STRIDE = 8
 """Smallest distance between two coordinates of the sample."""
+MAX_SORTED = 1024
+"""Maximum length of a chunk that is sorted. Longer chunks are counted by magnitude, in a table of 2048 counts."""
 
 
 def top_k(x: F32, k: int) -> tuple[I64, F32]:
@@ -29,6 +31,18 @@ def top_k(x: F32, k: int) -> tuple[I64, F32]:
     """
     positions, words = _top_k(x.view(np.uint32), k)
     return positions, words.view(np.float32)
+
+
+def chunk_top_k(x: F32, length: int, limits: I64) -> tuple[I64, F32, I64]:
+    """Return the positions, ascending, and the values of the largest |x| of each chunk of a finite x [P], and the counts [C].
+
+    Args:
+        x: [P] float32, finite.
+        length: coordinates of a chunk; the last one may be shorter.
+        limits: [C] int64, k of each chunk, from 1 to the chunk's length. Zeros are never selected, so there may be fewer.
+    """
+    positions, words, counts = _chunk_top_k(x.view(np.uint32), length, limits)
+    return positions, words.view(np.float32), counts
 
 
 def select_above(x: F32, threshold: float) -> tuple[I64, F32]:
@@ -200,3 +214,45 @@ def _top_k(words: U32, k: int) -> tuple[I64, U32]:
     if count <= k:
         return positions, candidates
     return _keep_with_ties_loop(positions, candidates, _kth_largest_loop(candidates, k), k)
+
+
+def _chunk_top_k_reference(words: U32, length: int, limits: I64) -> tuple[I64, U32, I64]:
+    magnitudes = words & np.uint32(0x7FFFFFFF)
+    selections = []
+    for chunk, k in enumerate(limits.tolist()):
+        part = magnitudes[chunk * length : (chunk + 1) * length]
+        largest = np.sort(np.argsort(-part.astype(np.int64), kind="stable")[:k])
+        selections.append(chunk * length + largest[part[largest] > 0])
+    positions = np.concatenate(selections)
+    return positions, words[positions], np.array([len(selection) for selection in selections], dtype=np.int64)
+
+
+@kernel(_chunk_top_k_reference, element_ns=150)
+def _chunk_top_k(words: U32, length: int, limits: I64) -> tuple[I64, U32, I64]:
+    """Return the positions, ascending, and the words of the largest magnitudes of each chunk, and their numbers [C]."""
+    capacity = limits.sum()
+    positions = np.empty(capacity, dtype=np.int64)
+    selection = np.empty(capacity, dtype=np.uint32)
+    counts = np.empty(limits.size, dtype=np.int64)
+    count = 0
+    for chunk in range(limits.size):
+        part = words[chunk * length : min(chunk * length + length, words.size)]
+        k = limits[chunk]
+        if part.size <= MAX_SORTED:
+            limit = np.sort(part & np.uint32(0x7FFFFFFF))[part.size - k]
+        else:
+            limit = np.uint32(_kth_largest_loop(part, k))
+        ties = k if limit > np.uint32(0) else np.int64(0)
+        for i in range(part.size if limit > np.uint32(0) else 0):
+            ties -= np.int64((part[i] & np.uint32(0x7FFFFFFF)) > limit)
+        first = count
+        for i in range(part.size):
+            magnitude = part[i] & np.uint32(0x7FFFFFFF)
+            tie = np.int64(magnitude == limit) & np.int64(ties > 0)
+            ties -= tie
+            if magnitude > limit or tie > 0:
+                positions[count] = chunk * length + i
+                selection[count] = part[i]
+                count += 1
+        counts[chunk] = count - first
+    return positions[:count], selection[:count], counts

@@ -165,6 +165,8 @@ class PerLayer(CompressionOperator):
             if not any(fnmatchcase(name, rule.pattern) for name in layout.names):
                 suggestion = suggest_name(rule.pattern, layout.names)
                 raise FieldError(self.name, "rules", f'pattern "{rule.pattern}" matches no tensor of the model{suggestion}')
+        for group in self.group_tensors(layout):
+            group.op.check_layout(group.layout)
 
     def find_warnings(self, run: RunConfig) -> Iterable[str]:
         """Return the warnings of each group's operator, for the tensors of the group."""

@@ -11,22 +11,29 @@ import numpy as np
 from fedsgd.compression.base import CodecContext, CompressionOperator, CompressionScheme, EncodedUpdate, OperatorScheme
 from fedsgd.compression.run_config import RunConfig
 from fedsgd.compression.updates import SparseUpdate, StateArrays, Update, record_patch
-from fedsgd.config.component import FieldError, field_defaults, field_types
+from fedsgd.config.component import FieldError, FractionAboveZero, field_defaults, field_types
 from fedsgd.numerics.arrays import F32
 from fedsgd.numerics.parameter_layout import ParameterLayout
 from fedsgd.wire import Sections
 
+TINY = np.float32(2.0**-126)
+"""Smallest normal float32."""
 MAX_COPIED = 2**16
 """Largest P for which the sum of residual and update is copied. With more coordinates, the sum becomes the next residual."""
 
 
 @dataclass(frozen=True)
 class ErrorFeedback(OperatorScheme):
-    """Error feedback: a = residual + x; send C(a); residual ← a − C(a).
+    """Error feedback: a = β residual + x; send C(a); residual ← a − C(a).
 
     Seide et al. 2014; Stich, Cordonnier and Jaggi 2018; Karimireddy et al. 2019. x is the update, which includes the learning
     rate. So a residual stays right when the learning rate changes. If the reply is lost, the residual becomes a: nothing was
     delivered.
+
+    With β = 1 all updates are delivered in the end: Σ x = Σ delivered + residual. With β < 1, the residual takes the place of
+    an outer momentum (SparseLoCo: Sarfi et al. 2025, arXiv 2508.15706). Then Σ_t β^(T − t) x_t = Σ_t β^(T − t) delivered_t +
+    residual after T sends, up to rounding. So a part of the updates is lost, and `undelivered_update` is None. Decayed
+    coordinates below 2⁻¹²⁶ become 0.
 
     The operator must contract, because |a − C(a)|² ≤ (1 − δ)|a|² + A bounds the residual. Scaled rand-k is rejected: with it
     the residual grows by a factor of P/k − 1 a round. The residual of an absent client stays unchanged; `StaleResidualPolicy`
@@ -34,6 +41,7 @@ class ErrorFeedback(OperatorScheme):
 
     Attributes:
         op: contractive operator C.
+        decay: β, factor of the residual in each send. `StaleResidualPolicy.factor` is for missed rounds instead.
 
     >>> import numpy as np
     >>> from fedsgd.compression.operators.topk import TopK
@@ -48,6 +56,8 @@ class ErrorFeedback(OperatorScheme):
     name: ClassVar[str] = "error-feedback"
     residual_entries: ClassVar[tuple[str, ...]] = ("residual",)
 
+    decay: FractionAboveZero = 1.0
+
     def __post_init__(self) -> None:
         super().__post_init__()
         require_contractive(self, 'its residual would grow without bound; use error_feedback = "none"')
@@ -58,7 +68,7 @@ class ErrorFeedback(OperatorScheme):
 
     def send(self, x: F32, state: StateArrays, ctx: CodecContext) -> EncodedUpdate:
         residual = state.get("residual")
-        total = x if residual is None else residual + x
+        total = x if residual is None else self._decay_residual(residual) + x
         sections, update = self.op.encode(total, ctx)
         patch = record_patch(total, update)
         is_own = residual is not None and len(x) > MAX_COPIED and isinstance(update, SparseUpdate)
@@ -66,7 +76,16 @@ class ErrorFeedback(OperatorScheme):
         update.add_to(next_residual, -1.0)
         return EncodedUpdate(sections, {"residual": next_residual}, {"residual": patch})
 
+    def _decay_residual(self, residual: F32) -> F32:
+        if self.decay == 1.0:
+            return residual
+        decayed = residual * np.float32(self.decay)
+        decayed[np.abs(decayed) < TINY] = 0  # arithmetic with subnormal numbers is many times slower
+        return decayed
+
     def undelivered_update(self, state: StateArrays, layout: ParameterLayout) -> F32 | None:
+        if self.decay != 1.0:
+            return None
         return state["residual"] if "residual" in state else np.zeros(layout.size, dtype=np.float32)
 
     def find_warnings(self, run: RunConfig) -> Iterable[str]:

@@ -77,6 +77,7 @@ def run_over_grid(
 
 
 NEEDED_SETTINGS: dict[str, dict[str, Any]] = {
+    "demo": {"uplink.compressor.momentum": 0.0},
     "dgc": {"uplink.compressor.momentum": 0.0},
     "ef21": {"server.weighting": "uniform"},
     "fetch-sgd": {"uplink.compressor.momentum": 0.0},
