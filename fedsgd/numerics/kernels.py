@@ -23,6 +23,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Generic, ParamSpec, TypeVar, cast
+from uuid import uuid4
 
 import numpy as np
 
@@ -128,18 +129,42 @@ class Kernel(Generic[P, R]):
         while _JIT_HELPERS:
             register_jitable(_JIT_HELPERS.pop())
         with suppress(RuntimeError):  # numba has no folder that it can write
-            return numba.njit(cache=True, nogil=True)(self.loop)
+            return _use_unique_names(numba.njit(cache=True, nogil=True)(self.loop))
         folder, config = _create_fallback_cache(), cast("Any", numba.config)
         if folder is None:
             return numba.njit(nogil=True)(self.loop)
         previous_folder = config.CACHE_DIR
         try:
             config.CACHE_DIR = str(folder)  # numba reads the variable in `njit` only
-            return numba.njit(cache=True, nogil=True)(self.loop)
+            return _use_unique_names(numba.njit(cache=True, nogil=True)(self.loop))
         except RuntimeError:
             return numba.njit(nogil=True)(self.loop)
         finally:
             config.CACHE_DIR = previous_folder
+
+
+class _UniqueNames:
+    """Pattern of the names of a function's compiled files, in the place of numba's.
+
+    numba numbers these files, one for each signature. If two processes compile two signatures at the same time, both take the
+    same number, and each later process loads one loop in the place of the other.
+    """
+
+    def __init__(self, pattern: str) -> None:
+        self._pattern = pattern
+
+    def format(self, number: int) -> str:
+        """Return a name that no other process has, for the file that numba would give this number."""
+        return self._pattern.format(number=number).removesuffix(".nbc") + f"-{uuid4().hex[:12]}.nbc"
+
+
+def _use_unique_names(function: Callable[P, R]) -> Callable[P, R]:
+    """Give the compiled files of a numba function unique names, and return the function."""
+    file = getattr(getattr(function, "_cache", None), "_cache_file", None)
+    pattern = getattr(file, "_data_name_pattern", None)
+    if isinstance(pattern, str):  # else another release of numba
+        cast("Any", file)._data_name_pattern = _UniqueNames(pattern)
+    return function
 
 
 def set_fallback_cache(folder: Path) -> None:

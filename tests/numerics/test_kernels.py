@@ -462,6 +462,34 @@ def count_stored_loops(folder: Path) -> int:
     return len(list(folder.rglob("*.nbi")))
 
 
+def test_signatures_that_are_stored_at_the_same_time_are_not_confused(
+    user_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second process stores its signature between the first one's index and compiled file, from the same empty index."""
+    (user_folder / "simultaneous.py").write_text("def add_one(x):\n    return x + 1\n")
+    add_one = importlib.import_module("simultaneous").add_one
+
+    def compile_add_one() -> Any:
+        loop = Kernel(add_one, add_one)
+        KERNELS.pop("simultaneous.add_one")
+        return loop.compile()
+
+    first, second = compile_add_one(), compile_add_one()
+    store = first._cache._cache_file._save_data
+
+    def store_late(*arguments: Any) -> None:
+        second(np.zeros(2, np.float64))
+        store(*arguments)
+
+    monkeypatch.setattr(second._cache._cache_file, "_load_index", dict)
+    monkeypatch.setattr(first._cache._cache_file, "_save_data", store_late)
+    first(np.zeros(2, np.float32))
+    later = compile_add_one()
+    for dtype in (np.float64, np.float32):
+        assert later(np.zeros(2, dtype)).tolist() == [1, 1]
+    assert sum(later.stats.cache_hits.values()) == 1
+
+
 @pytest.mark.usefixtures("numba_folders_cannot_be_written")
 def test_fallback_cache_in_private_folder_is_created_and_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(FALLBACK_CACHE_VARIABLE, "")
