@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from math import comb, log2
 from pathlib import Path
 from types import ModuleType
 
@@ -24,8 +25,8 @@ def ratios() -> ModuleType:
 def test_ratios_of_chunks_are_above_the_published_ones(ratios: ModuleType) -> None:
     rows = ratios.sparse_loco(ratios.draw_vector())
     assert [(k, round(published, 1)) for k, published, _, _ in rows] == [(32, 292.6), (64, 146.3), (128, 73.1)]
-    for (k, published, measured, overhead), goal in zip(rows, (390, 216, 120), strict=True):
-        assert goal <= measured["2 bits"] < 1.5 * published + 100
+    for (k, _, measured, overhead), goal in zip(rows, (390, 216, 120), strict=True):
+        assert goal <= measured["2 bits"] < 1.05 * 4096 * 32 / (2 * k + log2(comb(4096, k)))
         assert measured["2 bits, bins of chunks"] == pytest.approx(32 / (32 / measured["2 bits"] + 4 * 32 / 4096), rel=0.02), k
         assert measured["2 bits"] < measured["signs"]
         assert overhead < 1.001

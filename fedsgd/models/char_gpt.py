@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 class CharGpt(Model):
     """Decoder-only transformer of characters (Vaswani et al. 2017, Radford et al. 2019); 804,096 parameters for 65 characters.
 
-    Each block adds causal self-attention and a perceptron of width 4·width with GELU to its input, both behind a layer norm.
+    Each block adds causal self-attention and a perceptron of width 4·width with GELU to its input. Both follow a layer norm.
     Positions are learned. The output layer shares the weights of the character embedding. Without `bias`, K characters give
     width·(K + context + 12·layers·width + 2·layers + 1) parameters. The defaults are the CPU setting of Karpathy's nanoGPT.
 
     Inputs are characters [B, T], numbers below K, with T at most `context`. Outputs are scores of the next character at each
-    position, [B, K, T], from the characters up to the position. Weights start normal with standard deviation 0.02, those of
-    the last layer before a residual sum with 0.02 / sqrt(2·layers); biases start at 0, as in Radford et al. 2019, section 2.3.
+    position, [B, K, T], from the characters up to the position. Weights start normal with standard deviation 0.02, biases at 0,
+    as in nanoGPT. The last weights before a residual sum start with 0.02 / sqrt(2·layers) (Radford et al. 2019, section 2.3).
 
     Attributes:
         layers: number of blocks.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 INITIAL_STD = 0.02
-"""Standard deviation of initial weights, as in Radford et al. 2019."""
+"""Standard deviation of initial weights, as in nanoGPT."""
 
 
 class CausalSelfAttention(nn.Module):

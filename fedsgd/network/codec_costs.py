@@ -7,7 +7,8 @@ A cost is a number of bytes copied in memory, which a device's copy rate convert
 Rules of the lookup:
 
 - Of several rows of a compressor, the row with the most equal settings counts; of rows that differ in a number, such as the
-  bits of EDEN, the nearest row counts. Settings that no row has, such as the format of sparse values, do not matter.
+  bits of EDEN, the nearest row counts. A row with a number that the compressor does not set, such as the chunk of top-k, counts
+  only if there is no other row. Settings that no row has, such as the format of sparse values, do not matter.
 - A compressor with an inner operator (key `op`) costs its own row plus the row of the operator. For `per-layer`, the operator
   counts for the whole vector.
 - A compressor without a row costs nothing and is reported to the user, also in the rules or the biases of `per-layer`.
@@ -102,9 +103,10 @@ def _is_match(key: Mapping[str, Any], compressor: Mapping[str, Any]) -> bool:
     return all(_is_number(value) or compressor.get(name) == value for name, value in key.items())
 
 
-def _measure_distance(key: Mapping[str, Any], compressor: Mapping[str, Any]) -> tuple[int, float]:
-    """Return the distance of a row's key: first by the number of equal settings, then by the numbers."""
-    return -sum(not _is_number(value) for value in key.values()), sum(_iterate_ratio_distances(key, compressor))
+def _measure_distance(key: Mapping[str, Any], compressor: Mapping[str, Any]) -> tuple[int, int, float]:
+    """Return the distance of a row's key: by the numbers that the compressor does not set, the settings, and the ratios."""
+    n_unset = sum(_is_number(value) and name not in compressor for name, value in key.items())
+    return n_unset, -len(key), sum(_iterate_ratio_distances(key, compressor))
 
 
 def _iterate_ratio_distances(key: Mapping[str, Any], compressor: Mapping[str, Any]) -> Iterator[float]:

@@ -100,8 +100,10 @@ def _check_options(seeds: int, execution: SweepConfig) -> None:
     for name, number, limit in (("seeds", seeds, MAX_SEEDS), ("jobs", execution.jobs, MAX_PROCESSES)):
         if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= limit:
             raise ScenarioError(f"{name}: got {number!r}, expected 1 or more, at most {limit}")
-    if execution.stop_after is not None and not execution.stop_after >= 0:
-        raise ScenarioError(f"stop_after: got {execution.stop_after!r}, expected seconds, 0 or more")
+    stop_after: Any = execution.stop_after
+    is_number = isinstance(stop_after, int | float) and not isinstance(stop_after, bool)
+    if stop_after is not None and not (is_number and stop_after >= 0):
+        raise ScenarioError(f"stop_after: got {stop_after!r}, expected seconds, 0 or more")
     if execution.launcher is not None and execution.launcher not in LAUNCHERS:
         raise ScenarioError(f"launcher: got {execution.launcher!r}{suggest_name(execution.launcher, LAUNCHERS)}")
     if execution.launcher is None and execution.launcher_options:

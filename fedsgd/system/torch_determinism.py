@@ -37,10 +37,10 @@ class _ThreadDispatchedFunction:
     Pickle stores a replacement as the original function.
     """
 
-    def __init__(self, module: ModuleType, owner_function: Callable[..., Any], background_function: Callable[..., Any]) -> None:
+    def __init__(self, module: ModuleType, owner_function: Callable[..., Any]) -> None:
         update_wrapper(self, owner_function)
         self.__self__ = getattr(owner_function, "__self__", None)
-        self._module, self._owner_function, self._background_function = module.__name__, owner_function, background_function
+        self._module, self._owner_function, self._background_function = module.__name__, owner_function, owner_function
         self._owner_thread: int | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -55,8 +55,9 @@ class _ThreadDispatchedFunction:
         """Function of the global generator."""
         return self._owner_function
 
-    def acquire(self) -> None:
-        """Use the global generator in this thread alone from now on."""
+    def acquire(self, background_function: Callable[..., Any]) -> None:
+        """Use the global generator in this thread alone from now on, and `background_function` in other threads."""
+        self._background_function = background_function
         self._owner_thread = threading.get_ident()
 
     def release(self) -> None:
@@ -75,27 +76,28 @@ class _GeneratorDispatch:
     background thread, such as Flower's heartbeat, does not change the draws of a client's training. Torch's generator is not
     covered, nor are functions that another thread imported by name (`from random import random`).
 
-    Generators and replacements are made once, because a run enters and leaves for each of its callbacks.
+    Replacements are made once, because a run enters and leaves for each of its callbacks. Background generators are new at each
+    entry: another thread may be drawing from an earlier one.
     """
 
     def __init__(self) -> None:
-        self._python, self._numpy = random.Random(), numpy_random.RandomState()
-        self._numpy_functions: Mapping[str, Callable[..., Any]] = {
-            "seed": self._numpy.seed,
-            "sample": self._numpy.random_sample,
-            "ranf": self._numpy.random_sample,
-        }
         self._replacements: dict[tuple[str, str], _ThreadDispatchedFunction] = {}
         self._active: list[tuple[ModuleType, str, _ThreadDispatchedFunction]] = []
 
     def open(self) -> None:
         """Replace the functions; the calling thread keeps the global generators."""
-        self._python.setstate(PYTHON_GENERATOR.getstate())
+        python, numpy = random.Random(), numpy_random.RandomState()
+        python.setstate(PYTHON_GENERATOR.getstate())
         if type(mtrand.get_bit_generator()) is numpy_random.MT19937:
-            self._numpy.set_state(NUMPY_GENERATOR.get_state(legacy=False))
-        self._replace(random, PYTHON_GENERATOR, self._python, {})
+            numpy.set_state(NUMPY_GENERATOR.get_state(legacy=False))
+        numpy_functions: Mapping[str, Callable[..., Any]] = {
+            "seed": numpy.seed,
+            "sample": numpy.random_sample,
+            "ranf": numpy.random_sample,
+        }
+        self._replace(random, PYTHON_GENERATOR, python, {})
         for module in (numpy_random, mtrand):
-            self._replace(module, NUMPY_GENERATOR, self._numpy, self._numpy_functions)
+            self._replace(module, NUMPY_GENERATOR, numpy, numpy_functions)
 
     def _replace(
         self,
@@ -113,9 +115,8 @@ class _GeneratorDispatch:
             key = (module.__name__, name)
             replacement = self._replacements.get(key)
             if replacement is None or replacement.owner_function is not method:  # other code may have replaced the function
-                background_function = background_functions.get(name) or getattr(background_generator, method.__name__)
-                replacement = self._replacements[key] = _ThreadDispatchedFunction(module, method, background_function)
-            replacement.acquire()
+                replacement = self._replacements[key] = _ThreadDispatchedFunction(module, method)
+            replacement.acquire(background_functions.get(name) or getattr(background_generator, method.__name__))
             self._active.append((module, name, replacement))
             setattr(module, name, replacement)
 

@@ -100,7 +100,7 @@ def encode_chunk_indices(positions: I64, counts: I64, chunks: Chunks) -> bytes:
     deficits = chunks.list_limits() - counts
     head = bytes([FULL])
     if deficits.any():
-        code = gap_codec.encode_rice(deficits, gap_codec.choose_rice_parameters(deficits)[0])
+        code = _encode_deficits(deficits)
         head = bytes([COUNTED]) + bits.pack_varint(len(code)) + code
     return head + _encode_decisions(positions, counts, chunks.length, chunks.size).tobytes()
 
@@ -138,6 +138,10 @@ def count_chunk_indices(data: Bytes, chunks: Chunks) -> int:
     return chunks.max_k if data[0] == FULL else int(_decode_counts(data, chunks)[0].sum())
 
 
+def _encode_deficits(deficits: I64) -> bytes:
+    return gap_codec.encode_rice(deficits, gap_codec.choose_rice_parameters(deficits)[0])
+
+
 def _decode_counts(data: Bytes, chunks: Chunks) -> tuple[I64, int]:
     """Return the number of positions in each chunk [C], and the offset of the code of the positions."""
     if not data:
@@ -154,6 +158,8 @@ def _decode_counts(data: Bytes, chunks: Chunks) -> tuple[I64, int]:
         deficits = gap_codec.decode_rice(data[start : start + n_bytes], chunks.n_chunks)
     if not deficits.any():
         raise WireError(0, "the counts of all chunks are full, expected tag 0")
+    if _encode_deficits(deficits) != bytes(data[start : start + n_bytes]):
+        raise WireError(start, "the counts are not in their shortest code")
     if (deficits > limits).any():
         chunk = int((deficits > limits).argmax())
         raise WireError(start, f"chunk {chunk} lacks {int(deficits[chunk])} of {int(limits[chunk])} positions")

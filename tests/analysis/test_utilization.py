@@ -11,8 +11,10 @@ import pytest
 
 from fedsgd.analysis import load_methods, load_run
 from fedsgd.analysis.pricing import SPEEDS, price
-from fedsgd.analysis.utilization import UTILIZATION_LEVELS, compute_utilizations, find_utilization_speed
+from fedsgd.analysis.utilization import UTILIZATION_LEVELS, MethodUtilization, compute_utilizations, find_utilization_speed
+from fedsgd.cli.terminal.utilization_tables import _format_speed
 from fedsgd.errors import ScenarioError
+from fedsgd.experiment.time_to_target import summarize_seeds
 from fedsgd.network import Link, Network, PricingModel, RoundTimeModel, build_pricing_model
 from fedsgd.network.round_times import CANDIDATE_COLUMNS, ROUND_TIME_COLUMNS
 from tests.analysis.helpers import PHONE, PRICING_MODEL, SERVER, invoke, read_all_traffic
@@ -120,6 +122,18 @@ def test_price_command_prints_utilization_in_80_columns_and_in_json(runs: Path) 
     for level in ("0.5", "0.8", "0.95"):
         assert sparse["up_bits_per_second"][level]["median"] < dense["up_bits_per_second"][level]["median"]
     assert "utilization" not in json.loads(invoke(*arguments[:-1], "--json").stdout)
+
+
+def test_speed_below_all_speeds_or_of_some_seeds_is_not_printed_as_a_speed() -> None:
+    def build(level_speeds: list[float | None], limits: list[float]) -> MethodUtilization:
+        seeds = summarize_seeds([0.5] * len(limits))
+        return MethodUtilization("m", seeds, seeds, summarize_seeds(limits), {0.8: summarize_seeds(level_speeds)})
+
+    texts = [
+        _format_speed(build(speeds, limits), 0.8, "median")
+        for speeds, limits in (([SPEEDS[0]], [1.0]), ([2e6], [0.9]), ([None, 1e6], [0.79, 0.85]), ([None], [0.5]))
+    ]
+    assert texts == ["≤ 100 bit/s", "2 Mbit/s", "1 of 2 seeds", "at most 50 %"]
 
 
 def test_price_command_without_network_refuses_utilization(runs: Path) -> None:

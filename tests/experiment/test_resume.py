@@ -106,7 +106,7 @@ def compressor_settings(name: str) -> dict[str, Any]:
     return {"uplink": {"compressor": table}, "server": {"cohort": 4, "weighting": "uniform"}}
 
 
-DAILY_COMPRESSORS = ("cafe", "dgc", "ef21", "fetch-sgd", "per-layer", "power-sgd", "scaffold", "top-k")
+DAILY_COMPRESSORS = ("cafe", "demo", "dgc", "ef21", "fetch-sgd", "per-layer", "power-sgd", "scaffold", "top-k")
 """Compressors with each kind of state, and one without; operators have no state."""
 
 

@@ -181,6 +181,8 @@ def test_look_up_cost_returns_best_matching_row() -> None:
         assert look_up_cost("encode", {"name": "power-sgd", "rank": rank})[0] == read_cost(
             "encode", name="power-sgd", rank=nearest
         )
+    assert look_up_cost("encode", {**resolved, "chunk": 64}) == (read_cost("encode", name="top-k", chunk=4096), ())
+    assert look_up_cost("encode", {"name": "demo", "block": 2048})[0] == read_cost("encode", name="demo", block=1024)
     rounded = {"name": "integer", "bits": 8, "rounding": "nearest", "entropy": False}
     assert look_up_cost("encode", rounded)[0] == read_cost("encode", name="integer", bits=8, rounding="nearest")
 

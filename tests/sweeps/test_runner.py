@@ -26,6 +26,12 @@ def test_wrong_number_of_seeds_or_jobs_is_an_error(short_scenario: Scenario, opt
         fedsgd.sweep(short_scenario, out="never", **options)
 
 
+@pytest.mark.parametrize("time", ["6h", True, -1.0, float("nan")])
+def test_wrong_time_of_a_sweep_is_an_error(short_scenario: Scenario, time: Any) -> None:
+    with pytest.raises(ScenarioError, match=r"^stop_after: got .*, expected seconds, 0 or more$"):
+        fedsgd.sweep(short_scenario, out="never", execution=fedsgd.SweepConfig(stop_after=time))
+
+
 def test_components_are_values_as_their_tables_are(
     short_scenario: Scenario, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -125,6 +125,19 @@ def test_changed_code_is_rejected_or_is_the_code_of_other_positions(seed: int) -
         assert encode(decoded, chunks) == bytes(changed)
 
 
+def test_counts_have_one_code() -> None:
+    deficits = np.array([0, 3, 1])
+    shortest = int(gap_codec.choose_rice_parameters(deficits)[0][0])
+    for parameter in range(32):
+        code = gap_codec.encode_rice(deficits, np.full(1, parameter, dtype=np.uint8))
+        data = bytes([COUNTED]) + bits.pack_varint(len(code)) + code
+        if parameter == shortest:
+            assert count_chunk_indices(data, CHUNKS) == CHUNKS.max_k - 4
+            continue
+        with pytest.raises(WireError, match="the counts are not in their shortest code"):
+            count_chunk_indices(data, CHUNKS)
+
+
 EXAMPLE, CHUNKS = draw_full(3, 500, 10)
 CODE = encode(EXAMPLE, CHUNKS)
 DEFICITS = np.array([0, 11, 0])
@@ -147,7 +160,7 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
     "count below 0": (counted(DEFICITS), "byte 33: chunk 1 lacks 11 of 10 positions"),
     "full counts": (counted(np.zeros(3, np.int64)), "byte 31: the counts of all chunks are full, expected tag 0"),
     "truncated counts": (bytes([COUNTED, 100]) + bytes(9), "expected 100 bytes of counts alone"),
-    "counts of two chunks": (counted(np.array([1, 1])), "byte"),
+    "counts of two chunks": (counted(np.array([1, 1])), "byte 33: "),
 }
 
 

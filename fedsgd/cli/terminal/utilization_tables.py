@@ -49,9 +49,15 @@ def _build_table(name: str, rows: Sequence[MethodUtilization], statistic: Statis
 
 
 def _format_speed(row: MethodUtilization, level: float, statistic: Statistic) -> str:
-    """Return the speed of a level, or the limit of the utilization if a seed does not reach the level."""
+    """Return the speed of a level; without one, the number of seeds that reach the level, or the limit of the utilization."""
     from fedsgd.analysis.columns import get_center
     from fedsgd.analysis.fleet_result import format_share
+    from fedsgd.analysis.pricing import SPEEDS
 
-    speed = get_center(row.speeds[level], statistic)
-    return format_rate(speed) if speed < float("inf") else f"at most {format_share(get_center(row.limit, statistic))}"
+    seeds = row.speeds[level]
+    speed = get_center(seeds, statistic)
+    if speed < float("inf"):
+        return f"{'≤ ' if speed <= SPEEDS[0] else ''}{format_rate(speed)}"
+    if seeds.reached:
+        return f"{seeds.reached} of {seeds.n} seeds"
+    return f"at most {format_share(get_center(row.limit, statistic))}"

@@ -52,7 +52,8 @@ class DeMo(CompressionScheme):
 
     * They step with the sign of the aggregate. To do the same, set server.optimizer to "fedadam" with beta1 = 0, beta2 = 0, and
       a tau far below the updates; lr is then the size of each step.
-    * They transform a matrix in blocks of 64 × 64; here a block is n consecutive numbers of the flat vector.
+    * They transform a matrix in blocks of 64 × 64 and send 32 of these 4096 coefficients, and 32 of each 64 of a vector. Here a
+      block is n consecutive numbers of the flat vector. The defaults send 64 times as many coefficients of matrices.
     * They divide a coefficient by the number of clients that sent it; here the mean of decoded updates is over all clients.
 
     Use: with all clients in each round, and no other momentum.

@@ -25,7 +25,7 @@ class Text(DatasetSource):
     overlap; the rest of a part is dropped. Inputs x and targets y are [n, context] int64; y is x shifted by one character.
     With the defaults, Shakespeare's plays have 15,685 training and 1,742 test windows, split as in Karpathy's nanoGPT.
 
-    Windows are views of the numbered text, so that x and y take no more memory than the text. They are in the text's order:
+    Windows are views of the numbered text, so that x and y together take 8 bytes a character. They are in the text's order:
     the partitioner "contiguous" gives each client a part of the text, and "iid" gives random windows of the whole text.
 
     Attributes:
@@ -44,6 +44,13 @@ class Text(DatasetSource):
     @property
     def may_have_owners(self) -> bool:
         return False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.test_share == 1:
+            raise FieldError(self.name, "test_share", "got 1, expected a share below 1: no character would train")
+        if self.path == "":
+            raise FieldError(self.name, "path", 'got "", expected a file, or no path for the plays of Shakespeare')
 
     def load(self, folder: Path | None) -> Dataset:
         path = self._find_file(folder)

@@ -39,7 +39,9 @@ def write_app(folder: Path, port: int) -> Path:
     """Write the app and the connection that `flwr run` uses, and return the app's folder."""
     home = folder / "home"
     home.mkdir()
-    app = app_bundle.write_app(folder / "app", {"folder": str(folder)}, "flower_app:server", "flower_app:client")
+    app = app_bundle.write_app(
+        folder / "app", {"folder": str(folder)}, server_app="flower_app:server", client_app="flower_app:client"
+    )
     shutil.copy(Path(__file__).with_name("flower_app.py"), app)
     (home / "config.toml").write_text(CONNECTION.format(port=port))
     return app

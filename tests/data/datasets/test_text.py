@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,6 +78,18 @@ def test_text_that_cannot_be_read_raises_one_line(tmp_path: Path) -> None:
     (tmp_path / "play.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match=r"^text: .*play.txt: cannot be read as text \(is UTF-16"):
         Text(path="play.txt").load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"test_share": 1.0}, "text.test_share: got 1, expected a share below 1"),
+        ({"path": ""}, 'text.path: got "", expected a'),
+    ],
+)
+def test_text_with_impossible_setting_raises_one_line(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(FieldError, match=message):
+        Text(**settings)
 
 
 def test_char_gpt_whose_context_is_shorter_than_the_windows_raises_one_line(tmp_path: Path) -> None:

@@ -110,7 +110,10 @@ const fedsgdUtilization = (() => {
         const { curve, speeds: levels } = speeds.utilizations.get(method.index);
         const here = P.median(method.runs.map((run) => P.utilization(run.timeline, state.up, state.down, state.latency)));
         const limit = `at most ${formatPercent(curve.at(-1))}`;
-        const cells = [...levels.values()].map((seeds) => (seeds.median < Infinity ? P.formatRate(seeds.median) : limit));
+        const cells = [...levels.values()].map((seeds) => {
+          if (seeds.median < Infinity) return `${seeds.median <= model.speeds[0] ? "≤ " : ""}${P.formatRate(seeds.median)}`;
+          return seeds.reached ? `${seeds.reached} of ${seeds.n} seeds` : limit;
+        });
         return h(
           "tr",
           { "data-method": method.index },
