@@ -13,6 +13,7 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from math import log10
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,7 @@ ROUND_REPLIES = 40_000
 """Client replies in a run: runs of large cohorts have fewer rounds."""
 MIN_ROUNDS, MAX_ROUNDS = 4, 50
 UPLINK = "top-k 1 %"
+SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 QUANTITIES = {"N": "registered clients N", "m": "clients a round m", "P": "parameters P"}
 
 
@@ -80,23 +82,31 @@ def table(points: Sequence[Point]) -> Table:
 
 
 def draw(points: Sequence[Point]) -> Figure:
-    """Draw memory and seconds of a round against each quantity, with logarithmic axes."""
-    from fedsgd.analysis.figures.style import COLOURS, TWO_COLUMNS, paper_style
+    """Draw memory and seconds of a round against each quantity, with logarithmic axes. The caller sets the style."""
+    from fedsgd.analysis.figures.style import COLOURS, TWO_COLUMNS
 
-    with paper_style():
-        from matplotlib.figure import Figure
+    # isort: split
+    # the import above must precede that of matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-        figure = Figure(figsize=(TWO_COLUMNS, 3.6), layout="constrained")
-        axes = figure.subplots(2, len(QUANTITIES), sharex="col", sharey="row")
-        for column, (quantity, label) in enumerate(QUANTITIES.items()):
-            series = [point for point in points if point.quantity == quantity]
-            values = [point.value for point in series]
-            for row, heights in enumerate(([p.peak / 1e6 for p in series], [p.seconds for p in series])):
-                axis = axes[row, column]
-                axis.loglog(values, heights, marker="o", color=COLOURS[row])
-            axes[1, column].set_xlabel(label)
-        axes[0, 0].set_ylabel("peak memory, MB")
-        axes[1, 0].set_ylabel("seconds a round")
+    figure = Figure(figsize=(TWO_COLUMNS, 3.6), layout="constrained")
+    axes = figure.subplots(2, len(QUANTITIES), sharex="col", sharey="row")
+    for column, (quantity, label) in enumerate(QUANTITIES.items()):
+        series = [point for point in points if point.quantity == quantity]
+        values = [point.value for point in series]
+        for row, heights in enumerate(([p.peak / 1e6 for p in series], [p.seconds for p in series])):
+            axis = axes[row, column]
+            axis.loglog(values, heights, marker="o", color=COLOURS[row])
+            axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+            axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+            axis.yaxis.set_minor_formatter(NullFormatter())
+            axis.xaxis.set_major_formatter(
+                FuncFormatter(lambda value, _: f"10{str(round(log10(value))).translate(SUPERSCRIPTS)}")
+            )
+        axes[1, column].set_xlabel(label)
+    axes[0, 0].set_ylabel("peak memory, MB")
+    axes[1, 0].set_ylabel("seconds a round")
     return figure
 
 
@@ -120,7 +130,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.json is not None:
         options.json.write_text(json.dumps([asdict(point) for point in points], indent=1))
     if options.figure is not None:
-        draw(points).savefig(options.figure)
+        from fedsgd.analysis.figures.style import paper_style
+
+        with paper_style():
+            draw(points).savefig(options.figure)
 
 
 if __name__ == "__main__":
