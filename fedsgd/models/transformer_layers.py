@@ -48,7 +48,7 @@ class TransformerBlock(nn.Module):
 
 
 class CharTransformer(nn.Module):
-    """Scores of the next character at each position, [B, K, T], for characters [B, T] below K = `characters`.
+    """Transformer of characters [B, T] below K = `characters`, with scores of the next character at each position, [B, K, T].
 
     The output layer uses the weights of the character embedding.
     """

@@ -32,12 +32,12 @@ const fedsgdUtilization = (() => {
       }
       const speeds = new Map();
       for (const level of model.utilization_levels) {
-        const found = [];
+        const speedsOfSeeds = [];
         for (const [seed, run] of method.runs.entries()) {
-          found.push(P.findUtilizationSpeed(run.timeline, link, level, model.speeds, curves[seed]));
+          speedsOfSeeds.push(P.findUtilizationSpeed(run.timeline, link, level, model.speeds, curves[seed]));
           yield;
         }
-        speeds.set(level, P.summarizeSeeds(found));
+        speeds.set(level, P.summarizeSeeds(speedsOfSeeds));
       }
       const curve = Float64Array.from(model.speeds, (_, i) => P.median(curves.map((one) => one[i])));
       utilizations.set(method.index, { curve, speeds });
