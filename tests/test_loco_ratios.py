@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 from math import comb, log2
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-SCRIPT = Path(__file__).parent.parent / "scenarios" / "loco" / "ratios.py"
+from tests.scripts import load_script
 
 
 @pytest.fixture(scope="module")
 def ratios() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("loco_ratios", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("loco/ratios.py")
 
 
 def test_ratios_of_chunks_are_above_the_published_ones(ratios: ModuleType) -> None:

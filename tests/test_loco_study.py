@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -10,18 +9,12 @@ from types import ModuleType
 import pytest
 
 from fedsgd.sweeps import Cell, Sweep
-
-SCRIPT = Path(__file__).parent.parent / "scenarios" / "loco" / "study.py"
+from tests.scripts import load_script
 
 
 @pytest.fixture(scope="module")
 def study() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("loco_study", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("loco/study.py")
 
 
 def make_sweep(folder: Path, losses: dict[float, float | None], state: str = "finished") -> Sweep:

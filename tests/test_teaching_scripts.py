@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from pathlib import Path
 from types import ModuleType
@@ -13,30 +12,21 @@ import pytest
 from PIL import Image
 
 from fedsgd.optim import SGD, Momentum
+from tests.scripts import load_script
 
 pytestmark = pytest.mark.examples
 
-FOLDER = Path(__file__).parent.parent / "scenarios" / "tutorial"
 SVG = "{http://www.w3.org/2000/svg}"
-
-
-def load_script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
 def parabola() -> ModuleType:
-    return load_script("parabola")
+    return load_script("tutorial/parabola.py")
 
 
 @pytest.fixture(scope="module")
 def valley() -> ModuleType:
-    return load_script("valley")
+    return load_script("tutorial/valley.py")
 
 
 def assert_exits_with_error(module: ModuleType, argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -225,18 +215,18 @@ class TestValley:
 
 class TestOtherFigures:
     def test_distances_on_the_parabola_match_the_closed_form(self) -> None:
-        points = load_script("step_size").descend(0.4, [5.0], [2.0], 5)
+        points = load_script("tutorial/step_size.py").descend(0.4, [5.0], [2.0], 5)
         np.testing.assert_allclose(points[:, 0], [5 * 0.2**t for t in range(6)])
 
     def test_excess_loss_matches_the_formulas(self) -> None:
-        noise = load_script("mini_batch_noise")
+        noise = load_script("tutorial/mini_batch_noise.py")
         full = noise.excess_loss(0.1, None, noise.ConstantSchedule(), 20, 1)
         np.testing.assert_allclose(full, [50 * 0.81**t for t in range(21)])
         floor = noise.excess_loss(0.4, 10, noise.ConstantSchedule(), 200, 200)[50:].mean()
         assert floor == pytest.approx(0.4 / (2 * 10 * 1.6), rel=0.05)
 
     def test_positions_of_random_coordinates_are_close_to_the_bound(self) -> None:
-        script = load_script("frame_bytes")
+        script = load_script("tutorial/frame_bytes.py")
         k, parts = script.encode(199_210, 0.01, "ternary")
         assert (k, parts.side) == (1992, 4)
         assert 1 < 8 * parts.index / k / script.bound(199_210, k) < 1.02
@@ -251,7 +241,7 @@ class TestOtherFigures:
         ],
     )
     def test_figure_is_reproducible(self, name: str, options: list[str], tmp_path: Path) -> None:
-        script, paths = load_script(name), [tmp_path / "a.svg", tmp_path / "b.svg"]
+        script, paths = load_script(f"tutorial/{name}.py"), [tmp_path / "a.svg", tmp_path / "b.svg"]
         for path in paths:
             script.main([*options, "--out", str(path)])
         assert paths[0].read_bytes() == paths[1].read_bytes()
@@ -287,4 +277,4 @@ class TestOtherFigures:
 def test_invalid_option_exits_with_one_line(
     name: str, argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert_exits_with_error(load_script(name), argv, message, capsys)
+    assert_exits_with_error(load_script(f"tutorial/{name}.py"), argv, message, capsys)

@@ -8,6 +8,7 @@ bytes. There is one code for each set of positions: a decoder rejects all others
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from math import ceil, floor, lgamma, log
 from typing import NamedTuple
@@ -46,6 +47,18 @@ class Chunks(NamedTuple):
     length: int
     k: int
     last_k: int
+
+    @classmethod
+    def divide(cls, size: int, length: int, choose_k: Callable[[int], int]) -> Chunks:
+        """Return the division of a vector into consecutive chunks, of which the last one may be shorter.
+
+        Args:
+            size: P.
+            length: coordinates of a chunk; P if it is larger.
+            choose_k: function of the coordinates of a chunk that returns its maximum number of positions.
+        """
+        length = min(length, size)
+        return cls(size, length, choose_k(length), choose_k(size - (size - 1) // length * length))
 
     @property
     def n_chunks(self) -> int:

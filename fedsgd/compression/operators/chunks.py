@@ -25,9 +25,7 @@ from fedsgd.wire.grouped_values import GroupFormat, decode_groups, encode_groups
 
 def divide_into_chunks(density: float, length: int, size: int) -> Chunks:
     """Return the division of P = `size` coordinates into chunks; one of n coordinates sends k = max(1, round(density · n))."""
-    length = min(length, size)
-    last_length = size - (size - 1) // length * length
-    return Chunks(size, length, top_k_size(density, length), top_k_size(density, last_length))
+    return Chunks.divide(size, length, lambda n: top_k_size(density, n))
 
 
 def check_chunk_length(owner: str, length: int, layout: ParameterLayout, key: str = "chunk") -> None:

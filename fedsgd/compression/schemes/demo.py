@@ -18,7 +18,7 @@ from fedsgd.compression.operators.chunks import (
     max_chunks_bytes,
 )
 from fedsgd.compression.run_config import RunConfig
-from fedsgd.compression.schemes.error_feedback import TINY
+from fedsgd.compression.schemes.error_feedback import decay_vector
 from fedsgd.compression.updates import DenseUpdate, EntryPatch, LazyUpdate, SparseUpdate, StateArrays, Update
 from fedsgd.config.component import ChunkLength, ClosedFraction, FieldError, PositiveInt
 from fedsgd.errors import NonFiniteError, WireError
@@ -86,11 +86,7 @@ class DeMo(CompressionScheme):
             )
 
     def send(self, x: F32, state: StateArrays, ctx: CodecContext) -> EncodedUpdate:
-        total = x
-        if "momentum" in state:
-            decayed = state["momentum"] * np.float32(self.momentum)
-            decayed[np.abs(decayed) < TINY] = 0  # arithmetic with subnormal numbers is many times slower
-            total = decayed + x
+        total = decay_vector(state["momentum"], self.momentum) + x if "momentum" in state else x
         chunks = self._divide(len(x))
         coefficients = to_coefficients(total, chunks.length)
         if not all_finite(coefficients):
@@ -129,9 +125,7 @@ class DeMo(CompressionScheme):
             yield from run.find_momentum_warnings(self.momentum, rule, run.find_second_momenta())
 
     def _divide(self, size: int) -> Chunks:
-        length = min(self.block, size)
-        last_length = size - (size - 1) // length * length
-        return Chunks(size, length, min(self.k, length), min(self.k, last_length))
+        return Chunks.divide(size, self.block, lambda length: min(self.k, length))
 
 
 def _restore(coefficients: SparseUpdate, chunks: Chunks) -> F32:

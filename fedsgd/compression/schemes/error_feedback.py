@@ -68,20 +68,13 @@ class ErrorFeedback(OperatorScheme):
 
     def send(self, x: F32, state: StateArrays, ctx: CodecContext) -> EncodedUpdate:
         residual = state.get("residual")
-        total = x if residual is None else self._decay_residual(residual) + x
+        total = x if residual is None else decay_vector(residual, self.decay) + x
         sections, update = self.op.encode(total, ctx)
         patch = record_patch(total, update)
         is_own = residual is not None and len(x) > MAX_COPIED and isinstance(update, SparseUpdate)
         next_residual = total if is_own and not _refers_to(total, sections, update) else total.copy()
         update.add_to(next_residual, -1.0)
         return EncodedUpdate(sections, {"residual": next_residual}, {"residual": patch})
-
-    def _decay_residual(self, residual: F32) -> F32:
-        if self.decay == 1.0:
-            return residual
-        decayed = residual * np.float32(self.decay)
-        decayed[np.abs(decayed) < TINY] = 0  # arithmetic with subnormal numbers is many times slower
-        return decayed
 
     def undelivered_update(self, state: StateArrays, layout: ParameterLayout) -> F32 | None:
         if self.decay != 1.0:
@@ -90,6 +83,15 @@ class ErrorFeedback(OperatorScheme):
 
     def find_warnings(self, run: RunConfig) -> Iterable[str]:
         return [*CompressionScheme.find_warnings(self, run), *self.op.find_warnings(run)]
+
+
+def decay_vector(vector: F32, factor: float) -> F32:
+    """Return factor · vector [P], with 0 for subnormal numbers; the vector itself for a factor of 1."""
+    if factor == 1.0:
+        return vector
+    decayed = vector * np.float32(factor)
+    decayed[np.abs(decayed) < TINY] = 0  # arithmetic with subnormal numbers is many times slower
+    return decayed
 
 
 def _refers_to(vector: F32, sections: Sections, update: Update) -> bool:

@@ -37,6 +37,7 @@ def write_app(
     folder: Path,
     settings: Mapping[str, AppConfigValue],
     modules: Mapping[str, bytes] = MappingProxyType({}),
+    *,
     server_app: str = "fedsgd.flower.runtime.server_app:app",
     client_app: str = "fedsgd.flower.runtime.client_app:app",
 ) -> Path:

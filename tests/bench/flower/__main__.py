@@ -98,8 +98,9 @@ def measure_overhead(turns: int) -> list[Overhead]:
             "sizes": " ".join(map(str, SIZES)),
             "turns": turns,
         }
-        apps = "tests.bench.flower.echo:server", "tests.bench.flower.echo:client"
-        cluster.submit(app_bundle.write_app(cluster.folder / "app", settings, *apps), stream=True).wait()
+        server, client = "tests.bench.flower.echo:server", "tests.bench.flower.echo:client"
+        app = app_bundle.write_app(cluster.folder / "app", settings, server_app=server, client_app=client)
+        cluster.submit(app, stream=True).wait()
         traffic = list(cluster.proxies[0].traffic)
         events = read_events(log) if log.exists() else []
         if not events or events.pop()["event"] != "done":
