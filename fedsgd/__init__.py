@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from fedsgd.aggregation import aggregators as aggregators
     from fedsgd.analysis.fleet import FleetConfig
     from fedsgd.analysis.fleet_result import price_fleet
+    from fedsgd.analysis.replication.plan import ReplicationConfig
+    from fedsgd.analysis.replication.replicate import replicate
     from fedsgd.analysis.run_prices import compare, price
     from fedsgd.analysis.runs import read_run
     from fedsgd.certification import Certificate, certify
@@ -131,6 +133,7 @@ _EXPORT_MODULES = {
     "NonFiniteError": "errors",
     "OutputError": "errors",
     "ParticipationConfig": "scenario.sections",
+    "ReplicationConfig": "analysis.replication.plan",
     "ReportError": "errors",
     "ResumeWarning": "errors",
     "Result": "experiment.result",
@@ -163,6 +166,7 @@ _EXPORT_MODULES = {
     "price": "analysis.run_prices",
     "price_fleet": "analysis.fleet_result",
     "read_run": "analysis.runs",
+    "replicate": "analysis.replication.replicate",
     "resume": "experiment.resume",
     "run": "experiment.runner",
     "sweep": "sweeps.runner",
@@ -210,6 +214,7 @@ __all__ = [
     "NonFiniteError",
     "OutputError",
     "ParticipationConfig",
+    "ReplicationConfig",
     "ReportError",
     "Result",
     "ResumeWarning",
@@ -250,6 +255,7 @@ __all__ = [
     "price",
     "price_fleet",
     "read_run",
+    "replicate",
     "resume",
     "run",
     "samplers",

@@ -8,6 +8,7 @@ import os
 # they wait for one another: five times the processor time in tests/flower/app/test_example_apps.py.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import fcntl
 import gc
 import importlib.util
 import shutil
@@ -22,6 +23,7 @@ import pytest
 from hypothesis import settings
 
 from fedsgd.data import Dataset, Examples
+from fedsgd.numerics.kernels import Kernel
 from fedsgd.scenario.scenario import Scenario, load
 from tests.effort import EFFORT
 
@@ -81,6 +83,33 @@ def unsynced_files() -> Iterator[None]:
     """Replace `os.fsync` in this process, because no test survives a power failure: a run with checkpoints waits 37 times."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def single_compilation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let one worker of pytest compile a loop while the others wait for it, and then load it from numba's cache.
+
+    In a new checkout, all loops together take a minute of processor time, which each worker would spend.
+    """
+    folder = tmp_path_factory.getbasetemp().parent
+    compile_loop = Kernel.compile
+
+    def compile_locked(kernel: Kernel[..., Any]) -> Any:
+        function: Any = compile_loop(kernel)
+        compile_signature = getattr(function, "compile", None)
+
+        def compile_alone(signature: Any) -> Any:
+            with (folder / f"{kernel.loop.__module__}.{kernel.loop.__name__}.lock").open("w") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                return compile_signature(signature)
+
+        if compile_signature is not None and kernel.loop.__module__.startswith("fedsgd."):
+            function.compile = compile_alone
+        return function
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Kernel, "compile", compile_locked)
         yield
 
 

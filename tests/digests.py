@@ -23,7 +23,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 SCENARIOS = ROOT / "scenarios"
-NO_SCENARIOS = ("pyproject.toml", "methods.toml", "plugin.toml", "quickstart_methods.toml")
+NO_SCENARIOS = ("pyproject.toml", "methods.toml", "plugin.toml", "quickstart_methods.toml", "study.toml")
 SMALL = ("rounds=2", "evaluation.every=1", "client.steps=2", "server.cohort=2")
 EXTRA_RUNS = {
     "quickstart at full size": ("quickstart.toml", ()),

@@ -17,9 +17,9 @@ With 1, tests with the marker `nightly` are left out.
 """
 
 
-def examples(n: int) -> settings:
-    """Return settings for `n` examples, times the factor of the environment."""
-    return settings(max_examples=n * EFFORT)
+def examples(n: int, nightly: int | None = None) -> settings:
+    """Return settings for `n` examples; with a factor of the environment, for `nightly` or else `n` examples times the factor."""
+    return settings(max_examples=n if EFFORT == 1 else (nightly or n) * EFFORT)
 
 
 def slow_unless(is_fast: Callable[[Any], bool], values: Iterable[Any]) -> list[Any]:

@@ -49,6 +49,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "PIL": ("data.datasets",),
     "pandas": ("storage.run_directory", "experiment.result", "analysis.runs"),
     "matplotlib": ("analysis.figures",),
+    "scipy": ("analysis.seed_statistics",),
     "jinja2": ("analysis.page.html",),
     "pint": ("config.quantities",),
     "safetensors": ("experiment.checkpoints.tensor_file", "storage.run_directory"),

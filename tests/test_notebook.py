@@ -20,6 +20,7 @@ def test_notebook_is_stored_without_outputs() -> None:
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells if cell["cell_type"] == "code")
 
 
+@pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of jupyter_client and of its event loop
 def test_notebook_runs_and_plots_accuracy_against_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = str(NOTEBOOK.parent.parent)

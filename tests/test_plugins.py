@@ -116,6 +116,7 @@ def test_plugins_give_equal_digests_by_every_way(installed: dict[str, str], run_
     assert from_python["scenario"] == (run_folder / "scenario.toml").read_text()
 
 
+@pytest.mark.nightly
 def test_class_path_needs_no_installation(installed: dict[str, str], tmp_path: Path) -> None:
     environment = {**installed, "PYTHONPATH": os.pathsep.join([str(PACKAGE), str(ROOT)])}
     (tmp_path / "by_path.toml").write_text(
@@ -199,6 +200,7 @@ if __name__ == "__main__":
     assert 'define the class in a module and set uplink.compressor.name to "my_package.my_module:MyClass"' in lines[1]
 
 
+@pytest.mark.nightly
 def test_module_next_to_the_scenario_is_found_from_another_folder(
     installed: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

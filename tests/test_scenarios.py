@@ -26,14 +26,20 @@ from fedsgd.scenario.scenario import Scenario, load
 from fedsgd.sweeps.runner import sweep
 from fedsgd.sweeps.settings import normalize_methods, read_methods
 from tests.data.datasets.test_mnist import encode_idx
+from tests.effort import nightly_unless
 
 pytestmark = pytest.mark.examples
 
 FOLDER = Path(__file__).parent.parent / "scenarios"
-NO_SCENARIOS = ("pyproject.toml", "plugin.toml")  # of packages; of a package, see test_plugins.py
+NO_SCENARIOS = ("pyproject.toml", "plugin.toml", "study.toml")  # of packages; of a package, see test_plugins.py; of studies
 METHODS = sorted(FOLDER.rglob("*methods.toml"))
 SCENARIOS = sorted(path for path in {*FOLDER.rglob("*.toml")} - {*METHODS} if path.name not in NO_SCENARIOS)
+NIGHTLY_SCENARIOS = {"loco", "resnet20", "cifar_cnn", "shakespeare", "scenario"}
+"""Scenarios that run at night only: by day, `char_gpt` trains on text, `mnist_cnn` convolutions, and tests/models their models.
+Files called scenario.toml are of studies, which tests/analysis/replication reads."""
 TINY = {"rounds": 2, "evaluation.every": 1, "client.steps": 2, "server.cohort": 2}
+FEW_EXAMPLES = {"fedprox2020/mnist": {"data.partition.clients": 40}}
+"""Settings with which a scenario fits the tiny data, by folder and file."""
 FILES_OF_THE_USER = {"mnist", "cifar10", "shakespeare", "text", "hugging-face"}
 
 
@@ -56,6 +62,11 @@ def tiny_data(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
+def few_examples(path: Path) -> dict[str, Any]:
+    """Return the settings with which a scenario fits the tiny data."""
+    return FEW_EXAMPLES.get(f"{path.parent.name}/{path.stem}", {})
+
+
 def make_files(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the commands of a scenario's comment that create its files, in a folder that becomes the current folder."""
     monkeypatch.chdir(folder)
@@ -64,11 +75,11 @@ def make_files(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.usefixtures("offline")
-@pytest.mark.parametrize("path", SCENARIOS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", nightly_unless(lambda p: p.stem not in NIGHTLY_SCENARIOS, SCENARIOS), ids=lambda p: p.stem)
 def test_every_scenario_runs(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    scenario = load(path, TINY)
+    scenario = load(path, {**TINY, **few_examples(path)})
     data = request.getfixturevalue("tiny_data") if scenario.data.source.name in FILES_OF_THE_USER else None
     make_files(path, tmp_path, monkeypatch)
     result = run(scenario, data=data)
@@ -94,14 +105,16 @@ def warnings_of(scenario: Scenario, data: Path | None) -> tuple[str, ...]:
 def test_scenario_warnings_appear_only_where_its_comment_announces_them(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    scenario = load(path)
+    scenario = load(path, few_examples(path))
     data = request.getfixturevalue("tiny_data") if scenario.data.source.name in FILES_OF_THE_USER else None
     make_files(path, tmp_path, monkeypatch)
     texts = warnings_of(scenario, data)
     assert bool(texts) == bool(re.search(r"^#.* warns\b", path.read_text(), flags=re.MULTILINE)), texts
 
 
-@pytest.mark.parametrize("path", METHODS, ids=lambda p: f"{p.parent.stem}-{p.stem}")
+@pytest.mark.parametrize(
+    "path", nightly_unless(lambda p: p.parent.stem != "loco", METHODS), ids=lambda p: f"{p.parent.stem}-{p.stem}"
+)
 def test_method_warnings_appear_only_where_its_comment_announces_them(path: Path, tiny_data: Path) -> None:
     stem = path.parent.stem if path.stem == "methods" else path.stem.removesuffix("_methods")
     (base,) = (scenario for scenario in SCENARIOS if scenario.stem == stem)
@@ -112,6 +125,7 @@ def test_method_warnings_appear_only_where_its_comment_announces_them(path: Path
         assert bool(texts) == bool(re.search(r"\bwarns\b", comments[label])), (label, texts)
 
 
+@pytest.mark.nightly
 def test_compressors_sweep_runs_every_method(tiny_data: Path, tmp_path: Path) -> None:
     folder = FOLDER / "compressors"
     scenario = load(folder / "compressors.toml", TINY)
@@ -126,7 +140,7 @@ def test_compressors_sweep_runs_every_method(tiny_data: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize("path", SCENARIOS, ids=lambda p: p.stem)
 def test_scenario_name_is_its_file_name(path: Path) -> None:
-    assert load(path).name == path.stem
+    assert load(path).name == (path.parent.name if path.stem == "scenario" else path.stem)
     assert path.read_text().startswith("# ")
     assert len(path.read_text().splitlines()) < 50
 
@@ -140,6 +154,7 @@ def test_settings_in_comments_are_valid(path: Path) -> None:
     load(path, dict(settings))
 
 
+@pytest.mark.nightly
 def test_simulation_script_prints_both_cohorts() -> None:
     process = subprocess.run([sys.executable, FOLDER / "simulation_script.py", "2"], check=True, capture_output=True, text=True)
     assert "2 clients a round" in process.stdout
@@ -166,6 +181,7 @@ def test_comparison_interrupted_resumes_without_repeating_runs(tiny_data: Path, 
     assert float(rows[2][3]) > 50 * float(rows[3][3]), "megabytes up"
 
 
+@pytest.mark.nightly
 def test_batch_norm_script_prints_all_policies(tmp_path: Path) -> None:
     command = [sys.executable, FOLDER / "participation" / "batch_norm.py", "2"]
     process = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path)

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedsgd.analysis.comparison import Comparison, ComparisonRow, NetworkCost
+from fedsgd.analysis.ratio_columns import show_intervals
+from fedsgd.analysis.row_statistics import TuningCost
+from fedsgd.analysis.tuning import uses_validation
 from fedsgd.config.quantities import format_bytes, format_metric, format_seconds, format_significant
 from fedsgd.config.text_columns import TextColumn, select_columns
 from fedsgd.experiment.time_to_target import SeedSummary
@@ -18,8 +21,9 @@ NOT_MEASURED = "not measured"
 NOT_PRICED = "not priced"
 EDGE_NOTE = "* the best value is the smallest or largest value that was tried; a better value may exist beyond this edge"
 ValueFormatter = Callable[[float], str]
-Statistic = Literal["median", "mean"]
-"""Figure over seeds: the median with minimum and maximum, or the mean with the sample standard deviation."""
+Statistic = Literal["median", "mean", "interval"]
+"""Figure over seeds: the median with minimum and maximum, the mean with the sample standard deviation, or the Kaplan–Meier
+median with its confidence interval."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ class FigureColumn:
 
 def get_center(seed_summary: SeedSummary, statistic: Statistic) -> float:
     """Return the median, or the mean."""
-    return seed_summary.median if statistic == "median" else seed_summary.mean
+    return seed_summary.mean if statistic == "mean" else seed_summary.median
 
 
 def format_cell(
@@ -158,13 +162,45 @@ def format_label(row: ComparisonRow) -> str:
     return f"{row.label} ({tuned})" if tuned else row.label
 
 
-def collect_tuning_notes(comparison: Comparison) -> Iterator[str]:
-    """Yield remarks on the choice of tuned values, each one line."""
-    if any(row.tuned for row in comparison.rows):
-        metric = comparison.criterion.metric
-        yield f"tuned values were chosen on the {metric} and the seeds reported here, so the figures are optimistic"
-    if any(row.grid_edge_keys for row in comparison.rows):
+def collect_tuning_notes(comparison: Comparison, has_stars: bool = True) -> Iterator[str]:
+    """Yield remarks on the choice of tuned values, each one line; without stars in labels, a line for each value at an edge."""
+    metric = comparison.criterion.metric
+    tuned_on = {row.label: row.tuned_on or metric for row in comparison.rows if row.tuned}
+    by_test = [label for label, name in tuned_on.items() if not uses_validation(name)]
+    by_validation = [label for label, name in tuned_on.items() if uses_validation(name)]
+    subjects = [f"{', '.join(labels)}: " * bool(by_test and by_validation) for labels in (by_test, by_validation)]
+    if by_test:
+        reason = f"on the test examples ({metric}) and the seeds reported here, so the figures are optimistic"
+        yield f"{subjects[0]}tuned values were chosen {reason}"
+    if by_validation:
+        name = tuned_on[by_validation[0]]
+        yield f"{subjects[1]}tuned values were chosen on validation examples ({name}); figures are of the test examples"
+    yield from describe_tuning_costs(comparison)
+    if has_stars and any(row.grid_edge_keys for row in comparison.rows):
         yield EDGE_NOTE
+    if not has_stars:
+        yield from describe_grid_edges(comparison)
+
+
+def describe_grid_edges(comparison: Comparison) -> Iterator[str]:
+    """Yield a line for each best tuned value at the edge of its grid, where no label shows a star."""
+    for row in comparison.rows:
+        for key in row.grid_edge_keys:
+            value = f"the best {key}, {format_value(row.tuned[key])}, is at the edge of the values that were tried"
+            yield f"{row.label}: {value}; a better value may exist beyond this edge"
+
+
+def describe_tuning_costs(comparison: Comparison) -> Iterator[str]:
+    """Yield a line with the runs, bytes and seconds of each method at other tuned values than its best, if there are any."""
+    costs = [f"{row.label} {_format_tuning_cost(row.tuning_cost)}" for row in comparison.rows if row.tuning_cost is not None]
+    if costs:
+        yield f"cost of runs at other tuned values: {'; '.join(costs)}"
+
+
+def _format_tuning_cost(cost: TuningCost) -> str:
+    failed = f", {cost.n_failed} failed and not counted" if cost.n_failed else ""
+    text = f"{cost.runs} run{'s' * (cost.runs != 1)}, {format_bytes(cost.n_bytes)} both ways, {format_seconds(cost.seconds)}"
+    return f"{text}{failed}"
 
 
 def build_figure_columns(comparison: Comparison) -> Iterator[FigureColumn]:
@@ -194,6 +230,7 @@ def build_text_columns(comparison: Comparison, config: TableConfig = TableConfig
     Raises:
         ScenarioError: no column has a selected name.
     """
+    comparison = show_intervals(comparison) if config.statistic == "interval" else comparison
     figures = [column for column in build_figure_columns(comparison) if config.columns or not column.is_optional]
     by_importance = _sort_by_importance(comparison, figures)
     columns = [_build_label_column(comparison), *_build_seeds_column(comparison, rank=len(figures))]

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fedsgd.analysis.compute_profile import find_uncosted_codecs
 from fedsgd.analysis.differences import describe_other_differences
 from fedsgd.analysis.methods import Method
 from fedsgd.analysis.pricing import BreakEven, PricedRun, build_method_timing, pairwise_break_evens, price
+from fedsgd.analysis.row_statistics import (
+    SeedStatistics,
+    TuningCost,
+    collect_seed_figures,
+    compare_with_baseline,
+    compute_tuning_cost,
+    estimate_medians,
+)
 from fedsgd.analysis.runs import Run, check_target, choose_criterion
 from fedsgd.config.quantities import format_bytes
+from fedsgd.errors import ReportError, suggest_name
 from fedsgd.experiment.time_to_target import SeedSummary, TargetReached, summarize_seeds
 from fedsgd.network import PricingModel
 from fedsgd.scenario.target import Criterion, Target, TargetLike, resolve_target
@@ -51,6 +60,7 @@ class ComparisonRow:
     Attributes:
         tuned: tuned settings and their best values.
         grid_edge_keys: tuned settings whose best value is at the edge of the grid.
+        tuned_on: metric by which the best values were selected, such as "validation_accuracy"; None without tuned settings.
         seeds, n_failed: number of finished runs, and of failed seeds.
         best_value: best value of each finished run by the criterion of the comparison; None if the metric was not measured.
         final_value: value of the same metric in the last evaluation of each finished run; None if it was not measured.
@@ -61,6 +71,8 @@ class ComparisonRow:
         unanswered_messages: messages without a reply, maximum over priced runs.
         uncosted_codecs: compressors whose coding is priced as zero.
         warnings: lines about settings that a component does not suit.
+        tuning_cost: cost of the runs at other tuned values; None without such runs.
+        statistics: Kaplan–Meier medians, intervals, and ratios to the baseline.
     """
 
     label: str
@@ -82,6 +94,9 @@ class ComparisonRow:
     divergence_by_seed: Mapping[int, str]
     uncosted_codecs: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    tuned_on: str | None = None
+    tuning_cost: TuningCost | None = None
+    statistics: SeedStatistics | None = None
 
     def __repr__(self) -> str:
         up, down = (
@@ -103,6 +118,7 @@ class Comparison:
         rows: one row for each method, in the order of the methods.
         break_evens: break-evens of all pairs of methods, by the name of the network.
         other_differences: sentence about differences between the runs other than their method; None if there are none.
+        baseline_label: label of the method that ratios refer to; None for the first uncompressed method, or the first method.
     """
 
     target: Target | None
@@ -113,6 +129,7 @@ class Comparison:
     break_evens: Mapping[str, tuple[BreakEven, ...]]
     other_differences: str | None = None
     measured_coding: bool = False
+    baseline_label: str | None = None
 
     def __repr__(self) -> str:
         end = "whole runs" if self.target is None else f"target {self.target}"
@@ -125,7 +142,9 @@ class Comparison:
 
     @property
     def baseline(self) -> ComparisonRow:
-        """Row that ratios refer to: the first uncompressed method, otherwise the first method."""
+        """Row that ratios refer to: that of `baseline_label`, or the first uncompressed method, otherwise the first method."""
+        if self.baseline_label is not None:
+            return next(row for row in self.rows if row.label == self.baseline_label)
         return next((row for row in self.rows if row.uncompressed), self.rows[0])
 
 
@@ -135,6 +154,7 @@ def compare(
     pricing_models: Mapping[str, PricingModel] | None = None,
     price_per_gigabyte: float | None = None,
     measured_coding: bool = False,
+    baseline: str | None = None,
 ) -> Comparison:
     """Compare methods. Methods whose participation depended on time have no times.
 
@@ -144,14 +164,18 @@ def compare(
         pricing_models: pricing models by the name of the network.
         price_per_gigabyte: price of 10⁹ bytes, in any currency.
         measured_coding: True for coding times that each run's machine measured, False for those of the cost table.
+        baseline: label of the method that ratios refer to; None for the first uncompressed method, otherwise the first method.
 
     Raises:
-        ReportError: a run does not measure the target's metric.
+        ReportError: a run does not measure the target's metric, or no method has the baseline's label.
         ScenarioError: the target has no such form.
     """
     target, runs = resolve_target(target), [run for method in methods for run in method.runs]
     if target is not None:
         check_target(target, runs)
+    labels = [method.label for method in methods]
+    if baseline is not None and baseline not in labels:
+        raise ReportError(f'baseline: there is no method "{baseline}"{suggest_name(baseline, labels)}')
     criterion = choose_criterion(runs, target)
     pricing_models = pricing_models or {}
     priced_runs = {method.label: _price_runs(method, pricing_models, measured_coding) for method in methods}
@@ -169,7 +193,32 @@ def compare(
             ]
             break_evens[name] = tuple(pairwise_break_evens(timings, pricing_model.network))
     differences = describe_other_differences(methods)
-    return Comparison(target, criterion, pricing_models, price_per_gigabyte, rows, break_evens, differences, measured_coding)
+    comparison = Comparison(
+        target, criterion, pricing_models, price_per_gigabyte, rows, break_evens, differences, measured_coding, baseline
+    )
+    return _add_statistics(comparison, methods, priced_runs)
+
+
+def _add_statistics(
+    comparison: Comparison, methods: Sequence[Method], priced_runs: Mapping[str, Mapping[str, Sequence[PricedRun]]]
+) -> Comparison:
+    """Return the comparison with statistics over seeds in its rows."""
+    target, rows = comparison.target, comparison.rows
+    figures = [
+        collect_seed_figures(
+            method, target, {run: _find_endpoint(run, target) for run in method.runs}, priced_runs[method.label]
+        )
+        for method in methods
+    ]
+    index = rows.index(comparison.baseline)
+    new_rows = []
+    for i, (row, method) in enumerate(zip(rows, methods, strict=True)):
+        to_baseline = None
+        if i != index:
+            to_baseline = compare_with_baseline(methods[index], method, figures[index], figures[i], target is not None)
+        statistics = SeedStatistics(estimate_medians(method, comparison.criterion, figures[i]), to_baseline)
+        new_rows.append(replace(row, statistics=statistics))
+    return replace(comparison, rows=tuple(new_rows))
 
 
 def _price_runs(
@@ -222,6 +271,8 @@ def _build_row(
         divergence_by_seed=method.divergence_by_seed,
         uncosted_codecs=find_uncosted_codecs(method.runs[0]) if priced_runs and not measured_coding else (),
         warnings=method.warnings,
+        tuned_on=method.tuned_on,
+        tuning_cost=compute_tuning_cost(method),
     )
 
 

@@ -12,6 +12,11 @@ from fedsgd.sweeps.labels import format_value, name_objects
 MAX_LISTED_VALUES = 3
 """Maximum number of values per difference in a sentence."""
 
+PAIRED_TOPICS = ("dataset", "partition", "model", "clients")
+"""Topics that determine, with the seed, the splits and the initial model."""
+COHORT_PREFIXES = ("server.cohort", "server.fraction", "server.sampler", "participation.")
+"""First characters of the settings that determine the cohorts, with the seed."""
+
 
 def find_differing_settings(methods: Sequence[Method]) -> list[str]:
     """Return the settings in which methods differ, as dotted keys."""
@@ -44,6 +49,21 @@ def describe_other_differences(methods: Sequence[Method]) -> str | None:
     return f"the runs differ in more than their method: {', '.join(differences)}" if differences else None
 
 
+def find_unpaired_topics(first: Run, second: Run) -> list[str]:
+    """Return the topics, such as "model", in which two runs of one seed differ, so that splits or initial models may differ."""
+    tables = name_objects([_serialize_settings(run) for run in (first, second)])
+    topics = [_group_settings_by_topic(settings, run) for settings, run in zip(tables, (first, second), strict=True)]
+    return [topic for topic in PAIRED_TOPICS if topics[0][topic] != topics[1][topic]]
+
+
+def have_equal_cohorts(first: Run, second: Run) -> bool:
+    """Return True if the settings that determine the cohorts of a seed are equal in two runs."""
+    cohorts = [
+        {key: value for key, value in run.settings.items() if key.startswith(COHORT_PREFIXES)} for run in (first, second)
+    ]
+    return cohorts[0] == cohorts[1]
+
+
 def _serialize_settings(run: Run) -> dict[str, str]:
     return {key: json.dumps(value, sort_keys=True) for key, value in run.settings.items()}
 
@@ -54,9 +74,10 @@ def _group_settings_by_topic(settings: dict[str, str], run: Run) -> dict[str, di
         name: {k: v for k, v in settings.items() if k.startswith(f"{name}.")} for name in ("data", "data.partition", "model")
     }
     data, partition, model = tables.values()
+    validation = {key: value for key, value in settings.items() if key == "evaluation.validation"}
     clients, parameters = (json.dumps(run.summary[key]) for key in ("clients", "parameters"))
     return {
-        "dataset": {key: value for key, value in data.items() if key not in partition},
+        "dataset": {**{key: value for key, value in data.items() if key not in partition}, **validation},
         "partition": {key: value for key, value in partition.items() if key != "data.partition.clients"},
         "model": {**model, "parameters": parameters},
         "rounds": {"name": settings.get("rounds", "null")},

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedsgd.analysis.columns import (
     NOT_REACHED,
     FigureColumn,
+    Statistic,
     TableConfig,
     build_figure_columns,
     build_text_columns,
@@ -18,6 +19,7 @@ from fedsgd.analysis.columns import (
     get_center,
 )
 from fedsgd.analysis.comparison import Comparison
+from fedsgd.analysis.ratio_columns import build_ratio_columns, describe_ratios, has_intervals, show_intervals
 from fedsgd.config.quantities import DECIMAL_BYTE_UNITS
 from fedsgd.experiment.time_to_target import SeedSummary
 
@@ -25,6 +27,11 @@ SECOND_UNITS = (("ms", 1e-3), ("s", 1.0), ("min", 60.0), ("h", 3600.0), ("d", 86
 BYTE_UNITS = tuple((unit, 1000.0**power) for power, unit in enumerate(DECIMAL_BYTE_UNITS))
 UNITS = {"up": BYTE_UNITS, "down": BYTE_UNITS, "both": BYTE_UNITS, "time": SECOND_UNITS}
 """Units of a column, each with its size, in ascending order."""
+STATISTIC_CAPTIONS: Mapping[Statistic, str] = {
+    "median": "Median (minimum to maximum)",
+    "mean": "Mean ± sample standard deviation",
+    "interval": "Kaplan–Meier median (confidence interval)",
+}
 METRIC_DECIMALS = 4
 """Number of decimals of a metric from 0.001 to 1000; all other figures have at least three significant figures."""
 LATEX_ESCAPES = {
@@ -86,25 +93,29 @@ def _join_columns(text: str, align: str) -> str:
 
 def format_latex_table(comparison: Comparison, config: TableConfig, label: str) -> Iterator[str]:
     """Yield the lines of the environment table, with a comment about the package."""
-    columns = list(_build_columns(comparison, config))
-    rows = list(zip(*(_pad(column.format_cells()) for column in columns), strict=True))
-    head, *body = (" & ".join(row).rstrip() + r" \\" for row in rows)
     caption = _describe_table(comparison, config) if config.caption is None else config.caption
     yield r"% \usepackage{booktabs}"
-    yield from (
-        r"\begin{table}",
-        r"  \centering",
-        rf"  \caption{{{escape_latex(caption)}}}",
-        rf"  \label{{tab:{_make_label(label)}}}",
-    )
-    yield rf"  \begin{{tabular}}{{l{''.join(column.specification for column in columns[1:])}}}"
-    yield from (f"    {line}" for line in (r"\toprule", head, r"\midrule", *body, r"\bottomrule"))
-    yield r"  \end{tabular}"
+    yield from _begin_table(list(_build_columns(comparison, config)), caption, label)
     notes = [_describe_table(comparison, config)] if config.caption is not None else []
     notes += [f"{note[:1].upper()}{note[1:]}." for note in collect_tuning_notes(comparison)]
     if notes:
         yield rf"  \par\smallskip{{\footnotesize {escape_latex(' '.join(notes))}\par}}"
     yield r"\end{table}"
+    if has_intervals(comparison):
+        texts = build_ratio_columns(comparison, config.columns)
+        columns = [_LatexColumn(escape_latex(c.heading), tuple(map(escape_latex, c.cells))) for c in texts]
+        yield from (*_begin_table(columns, f"{describe_ratios(comparison)}.", f"{label}-ratios"), r"\end{table}")
+
+
+def _begin_table(columns: Sequence[_LatexColumn], caption: str, label: str) -> Iterator[str]:
+    """Yield the lines of a table up to the end of the environment tabular."""
+    rows = list(zip(*(_pad(column.format_cells()) for column in columns), strict=True))
+    head, *body = (" & ".join(row).rstrip() + r" \\" for row in rows)
+    yield from (r"\begin{table}", r"  \centering", rf"  \caption{{{escape_latex(caption)}}}")
+    yield rf"  \label{{tab:{_make_label(label)}}}"
+    yield rf"  \begin{{tabular}}{{l{''.join(column.specification for column in columns[1:])}}}"
+    yield from (f"    {line}" for line in (r"\toprule", head, r"\midrule", *body, r"\bottomrule"))
+    yield r"  \end{tabular}"
 
 
 def _make_label(name: str) -> str:
@@ -124,8 +135,7 @@ def _describe_table(comparison: Comparison, config: TableConfig) -> str:
     seeds = f"{numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else f"{numbers[0]}"
     figures = "Figures of a run"
     if numbers[-1] > 1:
-        spread = "(minimum to maximum)" if config.statistic == "median" else "± sample standard deviation"
-        figures = f"{config.statistic.capitalize()} {spread} over {seeds} seeds"
+        figures = f"{STATISTIC_CAPTIONS[config.statistic]} over {seeds} seeds"
     target = comparison.target
     unit = "" if target is None or target.accuracy is None else " test accuracy"
     end = "of whole runs" if target is None else f"{describe_end(comparison)}{unit}"
@@ -134,6 +144,7 @@ def _describe_table(comparison: Comparison, config: TableConfig) -> str:
 
 
 def _build_columns(comparison: Comparison, config: TableConfig) -> Iterator[_LatexColumn]:
+    comparison = show_intervals(comparison) if config.statistic == "interval" else comparison
     figures = {column.heading: column for column in build_figure_columns(comparison)}
     for column in build_text_columns(comparison, config):
         if column.heading in figures:
@@ -152,7 +163,7 @@ def _build_figure_column(column: FigureColumn, config: TableConfig) -> _LatexCol
     if column.name in ("best", "final") and 1e-3 <= smallest < 1e3:
         decimals = METRIC_DECIMALS
     if column.name == "rounds":
-        decimals = 0 if all(_is_whole(s) for s in column.summaries) and config.statistic == "median" else 1
+        decimals = 0 if all(_is_whole(s) for s in column.summaries) and config.statistic != "mean" else 1
     best = column.find_best(config.statistic) if config.mark_best else frozenset()
     cells = tuple(
         _format_summary(summary, column.missing, size, decimals, config, index in best)
@@ -183,7 +194,7 @@ def _format_summary(
         return NOT_REACHED + count
     number = format_number(center)
     figure = rf"\textbf{{{number}}}" if is_best else number
-    if seed_summary.n == 1:
+    if seed_summary.n == 1 or (config.statistic == "interval" and seed_summary.low == seed_summary.high):
         return figure, ""
     if config.statistic == "mean":
         return figure, rf"$\pm$ {format_number(seed_summary.std)}"

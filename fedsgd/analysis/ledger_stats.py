@@ -24,6 +24,8 @@ REFERENCE_VALUE_BYTES = 3.5
 """Assumed bytes of a value in a REFERENCE frame, because the ledger lacks the frame's number of coordinates."""
 DOWNLINK_KINDS = ("whole", "step", "reference")
 """Kinds of downlink frames that clients share: MODEL with the whole model, MODEL with a difference, REFERENCE."""
+SILENT_FATES = ("diverged", "dropped")
+"""Fates of clients that sent nothing, whose rows in the ledger have empty frames."""
 LedgerBatch = Mapping[str, Any]
 
 
@@ -61,7 +63,7 @@ class LedgerStats:
     Attributes:
         uplink_bytes_by_client, downlink_bytes_by_client: [N] bytes.
         up_messages, down_messages: [R + 1] messages of each round; entry 0 is 0.
-        unanswered_messages: messages without a reply.
+        unanswered_messages: messages without a reply, except those to dropped stragglers.
         index_bytes: bytes of positions in UPDATE frames.
         bound_bytes: lower bound of `index_bytes`, from log₂C(P, k) bits for each UPDATE frame with positions.
         update_frames: UPDATE frames that could be decoded, including lost and late frames.
@@ -91,29 +93,35 @@ def read_ledger_stats(run: Run, with_coding_seconds: bool = False) -> LedgerStat
     stats = LedgerStats(np.zeros(n_clients), np.zeros(n_clients), np.zeros(length), np.zeros(length))
     stats.coding_seconds = CodingSeconds(server_encode=np.zeros(length)) if with_coding_seconds else None
     names = ["round", "client", "direction", "kind", "base", "fate", "n_bytes", "index_bytes", "value_bytes", "kept"]
-    coordinate_counts: Counter[int] = Counter()
+    coordinate_counts, dropped_messages = Counter[int](), np.zeros(length)
     distinct_frames = _DistinctFrameCounter(stats.distinct_downlink_frames)
     names += ["encode_seconds", "decode_seconds"] * with_coding_seconds
     for batch in read_batches(run.folder / "ledger.parquet", names):
         _check_row_ranges(run, batch)
         update_rows = batch["kind"].isin("UPDATE")
-        uplink_rows = batch["direction"].isin("up") & ~batch["fate"].isin("diverged")  # nothing was sent
+        silent_rows = batch["fate"].isin(*SILENT_FATES)
+        uplink_rows = batch["direction"].isin("up") & ~silent_rows
         for rows, totals in ((uplink_rows, stats.uplink_bytes_by_client), (~uplink_rows, stats.downlink_bytes_by_client)):
             totals += np.bincount(batch["client"][rows], batch["n_bytes"][rows], minlength=n_clients)
         task_rows = batch["kind"].isin("TASK")  # each downlink message has one TASK frame
-        for rows, messages in ((uplink_rows, stats.up_messages), (task_rows, stats.down_messages)):
+        dropped_rows = batch["fate"].isin("dropped")
+        for rows, messages in (
+            (uplink_rows, stats.up_messages),
+            (task_rows, stats.down_messages),
+            (dropped_rows, dropped_messages),
+        ):
             messages += np.bincount(batch["round"][rows], minlength=length)
         sparse_rows = update_rows & (batch["index_bytes"] > 0) & (batch["kept"] > 0)
         stats.index_bytes += int(batch["index_bytes"][sparse_rows].sum())
         coordinate_counts.update(batch["kept"][sparse_rows].tolist())
-        _add_frames(stats.update_frames, batch["kept"][update_rows & ~batch["fate"].isin("refused", "diverged")])
+        _add_frames(stats.update_frames, batch["kept"][update_rows & ~silent_rows & ~batch["fate"].isin("refused")])
         distinct_frames.add(_add_downlink(stats.downlink_frames, batch, parameters))
         if stats.coding_seconds is not None:
-            _add_coding_seconds(stats.coding_seconds, batch, uplink_rows, update_rows)
+            _add_coding_seconds(stats.coding_seconds, batch, uplink_rows, update_rows & ~dropped_rows)
     distinct_frames.finish()
     bits = (log2_choose(parameters, k) * n for k, n in sorted(coordinate_counts.items()))
     stats.bound_bytes = math.fsum(bits) / 8
-    stats.unanswered_messages = int((stats.down_messages - stats.up_messages).clip(min=0).sum())
+    stats.unanswered_messages = int((stats.down_messages - stats.up_messages - dropped_messages).clip(min=0).sum())
     check_byte_totals(run, stats.uplink_bytes_by_client.sum(), stats.downlink_bytes_by_client.sum())
     return stats
 
@@ -227,7 +235,7 @@ def read_client_traffic(run: Run, batch_rows: int = SEGMENT_ROWS) -> Iterator[Cl
             first_round = last_round
     if remainder or first_round <= run.n_rounds:
         no_rows = {name: np.zeros(0, dtype=np.int64) for name in ("round", "client", "n_bytes", "examples")}
-        no_rows |= {name: np.zeros(0, dtype=bool) for name in ("is_uplink", "is_task", "is_resync", "is_accepted")}
+        no_rows |= {name: np.zeros(0, dtype=bool) for name in ("is_uplink", "is_update", "is_task", "is_resync", "is_accepted")}
         yield _build_client_traffic(remainder or no_rows, first_round, distinct_bytes[first_round - 1 :])
 
 
@@ -236,7 +244,8 @@ def _extract_columns(batch: LedgerBatch) -> dict[str, NDArray[Any]]:
     direction, kind, fate = batch["direction"], batch["kind"], batch["fate"]
     numbers = {name: batch[name] for name in ("round", "client", "n_bytes", "examples")}
     conditions = {
-        "is_uplink": direction.isin("up") & ~fate.isin("diverged"),  # nothing was sent
+        "is_uplink": direction.isin("up") & ~fate.isin(*SILENT_FATES),
+        "is_update": kind.isin("UPDATE"),
         "is_task": kind.isin("TASK"),
         "is_resync": kind.isin("RESYNC"),
         "is_accepted": kind.isin("UPDATE") & fate.isin("received"),
@@ -262,7 +271,7 @@ def _build_client_traffic(rows: Mapping[str, NDArray[Any]], first_round: int, di
         up_bytes=sum_groups(n_bytes, is_uplink),
         down_messages=sum_groups(ones, ~is_uplink & rows["is_task"]),
         up_messages=sum_groups(ones, is_uplink & rows["is_resync"]) + has_replied,
-        examples=sum_groups(rows["examples"], is_uplink),
+        examples=sum_groups(rows["examples"], rows["is_update"]),  # also of dropped stragglers, which train and send nothing
         accepted=sum_groups(ones, rows["is_accepted"]) > 0,
         down_distinct_bytes=distinct_bytes,
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsgd.analysis.runs import Run, check_target, choose_criterion, find_runs, load_run
+from fedsgd.analysis.tuning import find_grid_edge_keys, select_tuning_figures
 from fedsgd.config.python_objects import PYTHON_OBJECT_NAME
 from fedsgd.errors import ReportError, suggest_name
 from fedsgd.experiment.time_to_target import SeedSummary, summarize_seeds
@@ -31,16 +32,19 @@ RunSpec = Path | str | tuple[str, Path | str]
 
 @dataclass(frozen=True, eq=False)
 class TunedVariant:
-    """Finished runs of a method, ascending by seed, at one value of its tuned settings. `n_failed` seeds ended in an error."""
+    """Finished runs of a method, ascending by seed, at one value of its tuned settings.
+
+    `n_failed` seeds, with the numbers `failed_seeds`, ended in an error.
+    """
 
     tuned: Mapping[str, Any]
     runs: tuple[Run, ...]
     n_failed: int = 0
+    failed_seeds: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
-        return (
-            f"TunedVariant({dict(self.tuned)}: seeds {', '.join(str(run.seed) for run in self.runs)}; {self.n_failed} failed)"
-        )
+        seeds = ", ".join(str(run.seed) for run in self.runs)
+        return f"TunedVariant({dict(self.tuned)}: seeds {seeds}; {self.n_failed} failed)"
 
     def summarize_over_seeds(self, metric: Callable[[Run], float | None]) -> SeedSummary:
         """Summarize a metric over all seeds; failed seeds count as not reached."""
@@ -69,12 +73,14 @@ class Method:
         best_variant: variant with the best values of the tuned settings.
         variants: variants for all values that were tried.
         grid_edge_keys: tuned settings whose best value is the smallest or largest value tried; a better value may exist beyond.
+        tuned_on: metric by which the best values were selected, such as "validation_accuracy"; None without tuned settings.
     """
 
     label: str
     best_variant: TunedVariant
     variants: tuple[TunedVariant, ...]
     grid_edge_keys: tuple[str, ...]
+    tuned_on: str | None = None
 
     def __repr__(self) -> str:
         return f'Method("{self.label}": best of {len(self.variants)}: {self.best_variant})'
@@ -128,6 +134,7 @@ def load_methods(
         target: target that the best tuned value reaches in the fewest rounds (median over seeds): a number for an accuracy, a
             text such as "loss<0.3", or a `Target`. For equal rounds, and without a target, the fewest failed seeds decide, then
             the best value of the target's metric; without a target, the highest accuracy or, without accuracy, the lowest loss.
+            These are figures on validation examples if all runs of the method have them (`select_tuning_figures`).
         tuned: settings to treat as tuned, as dotted keys, in addition to those of sweeps.
         on_notice: called with a line for each run or method that is ignored.
 
@@ -354,10 +361,14 @@ def _build_method(
     all_variants = []
     for tuned, seeds in variants.items():
         runs = tuple(run for _, run in sorted(seeds.items()) if run is not None)
-        all_variants.append(TunedVariant(dict(tuned), runs, len(seeds) - len(runs)))
+        failed_seeds = tuple(seed for seed, run in sorted(seeds.items()) if run is None)
+        all_variants.append(TunedVariant(dict(tuned), runs, len(failed_seeds), failed_seeds))
     finished_variants = [variant for variant in all_variants if variant.runs]
     if not finished_variants:
         return None
+
+    all_runs = [run for variant in finished_variants for run in variant.runs]
+    target, criterion = select_tuning_figures(all_runs, target, criterion)
 
     def sort_key(variant: TunedVariant) -> tuple[float, int, float]:
         rounds = math.inf if target is None else variant.summarize_rounds_to_target(target).median
@@ -365,14 +376,6 @@ def _build_method(
         return rounds, variant.n_failed, math.inf if best is None else -criterion.sign * best.median
 
     best_variant = min(finished_variants, key=sort_key)
-    return Method(label, best_variant, tuple(all_variants), _find_grid_edge_keys(best_variant, all_variants))
-
-
-def _find_grid_edge_keys(best_variant: TunedVariant, variants: Sequence[TunedVariant]) -> tuple[str, ...]:
-    edge_keys = []
-    for key, value in best_variant.tuned.items():
-        values = [variant.tuned[key] for variant in variants if key in variant.tuned]
-        numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
-        if len(numbers) == len(values) and len(set(values)) > 1 and value in (min(values), max(values)):
-            edge_keys.append(key)
-    return tuple(edge_keys)
+    tuned_on = criterion.metric if best_variant.tuned else None
+    edge_keys = find_grid_edge_keys(best_variant.tuned, [variant.tuned for variant in all_variants])
+    return Method(label, best_variant, tuple(all_variants), edge_keys, tuned_on)

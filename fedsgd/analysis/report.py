@@ -7,12 +7,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
+from fedsgd.analysis.columns import collect_tuning_notes
+from fedsgd.analysis.comparison import compare
 from fedsgd.analysis.differences import describe_other_differences
 from fedsgd.analysis.figures import draw_figures
 from fedsgd.analysis.fleet import FleetConfig
 from fedsgd.analysis.methods import Method, RunSpec, load_methods
 from fedsgd.analysis.page.html import render
 from fedsgd.analysis.page.payload import ReportOptions, build_payload, collect_coding_notes
+from fedsgd.analysis.ratio_columns import collect_statistics_notes, describe_row_ratios
 from fedsgd.analysis.runs import Run, choose_criterion
 from fedsgd.errors import OutputError, ReportError
 from fedsgd.network import PricingModel
@@ -33,13 +36,14 @@ def write_report(
     title: str | None,
     measured_coding: bool = False,
     fleet: FleetConfig | None = None,
+    baseline: str | None = None,
     on_notice: Callable[[str], None] = lambda text: None,
 ) -> list[Path]:
     """Write a report to `out`, the file of a page ("html") or the folder of figures, and return the paths of the files.
 
     Without a target, `choose_default_target` chooses a target; without a title, the first three scenarios' names are the title.
     `tuned` has the dotted keys of tuned settings. The other options are those of `ReportOptions`. `on_notice` gets lines about
-    ignored runs and other differences between methods; with figures, also about coding times.
+    ignored runs and other differences between methods; with figures, also about coding times, tuned values and ratios.
     """
     target = choose_default_target(load_methods(run_specs, None, tuned)) if target is None else target
     methods = load_methods(run_specs, target, tuned, on_notice)
@@ -47,10 +51,17 @@ def write_report(
     if differences is not None:
         on_notice(differences)
     options = ReportOptions(
-        title or _build_title(methods), target, pricing_model, network_name, price_per_gigabyte, measured_coding, fleet
+        title or _build_title(methods),
+        target,
+        pricing_model,
+        network_name,
+        price_per_gigabyte,
+        measured_coding,
+        fleet,
+        baseline,
     )
     if file_format != "html":
-        for text in collect_coding_notes(methods, options):
+        for text in (*collect_coding_notes(methods, options), *_collect_figure_notes(methods, options)):
             on_notice(text)
         return draw_figures(methods, options, out, file_format)
     if not out.parent.is_dir():
@@ -58,6 +69,14 @@ def write_report(
     page = render(build_payload(methods, options))
     write_atomically(out, page.encode())
     return [out]
+
+
+def _collect_figure_notes(methods: Sequence[Method], options: ReportOptions) -> Iterator[str]:
+    """Yield notes on tuned values, seeds and ratios, which a page has and figures have not."""
+    comparison = compare(methods, options.target, baseline=options.baseline)
+    yield from collect_tuning_notes(comparison, has_stars=False)
+    yield from describe_row_ratios(comparison)
+    yield from collect_statistics_notes(comparison)
 
 
 def choose_default_target(methods: Sequence[Method]) -> Target:

@@ -67,6 +67,7 @@ def compare(
     server: Device | str = DEFAULT_SERVER,
     tuned: Sequence[str] = (),
     measured_coding: bool = False,
+    baseline: str | None = None,
 ) -> Comparison:
     """Compare finished runs by the bytes and the time that each method needs to reach a target.
 
@@ -86,11 +87,13 @@ def compare(
         server: device of the server, by name or as an object.
         tuned: settings of which each method is reported at its best value, as dotted keys.
         measured_coding: True for coding times that each run's machine measured.
+        baseline: label of the method that ratios refer to; None for the first uncompressed method, otherwise the first method.
 
     Raises:
         ScenarioError: a network or device has no such name, or an argument is wrong.
         ReportError: a path has no run, runs of one label have different settings, runs of one method have different sources of
-            a user's class, no run is finished, or a run does not measure the target's metric.
+            a user's class, no run is finished, a run does not measure the target's metric, or no method has the baseline's
+            label.
     """
     if not isinstance(runs, list | tuple):
         raise ScenarioError(f"runs: got {describe_value(runs)}, expected a list of run directories")
@@ -100,7 +103,8 @@ def compare(
         raise ScenarioError('networks: got a list with an object, expected names, or objects by heading: {"lab": network}')
     by_heading = networks if isinstance(networks, Mapping) else {name: name for name in networks}
     models = {heading: _build_pricing_model(network, device, server, None) for heading, network in by_heading.items()}
-    return compare_methods(load_methods(runs, target, tuned), target, models, measured_coding=measured_coding)
+    methods = load_methods(runs, target, tuned)
+    return compare_methods(methods, target, models, measured_coding=measured_coding, baseline=baseline)
 
 
 def _build_pricing_model(

@@ -165,6 +165,8 @@ def load_run(folder: Path) -> Run:
         policy = settings.get("downlink.policy")
         if isinstance(policy, str):  # a run of an earlier release may have an earlier name of the policy
             settings["downlink.policy"] = POLICY_ALIASES.get(policy, policy)
+        if settings.get("evaluation.validation") == 0:  # equal to a run without this key
+            del settings["evaluation.validation"]
     except (OSError, ValueError) as error:  # ValueError includes errors of JSON and of UTF-8
         raise ReportError(f"{folder}: cannot be read: {error}") from None
     for file, content, types in (

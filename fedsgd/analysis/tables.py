@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,16 @@ from fedsgd.analysis.columns import (
 from fedsgd.analysis.comparison import Comparison, ComparisonRow
 from fedsgd.analysis.latex import format_latex_table
 from fedsgd.analysis.pricing import BreakEven
+from fedsgd.analysis.ratio_columns import (
+    build_ratio_columns,
+    collect_statistics_notes,
+    describe_ratios,
+    has_intervals,
+    show_intervals,
+)
+from fedsgd.analysis.seed_statistics import Interval
 from fedsgd.config.quantities import format_rate, format_seconds
+from fedsgd.config.text_columns import TextColumn
 from fedsgd.errors import OutputError, suggest_name
 from fedsgd.experiment.time_to_target import SeedSummary
 from fedsgd.network import PricingModel
@@ -49,6 +58,7 @@ JSON_KEYS: Mapping[str, str] = {
 """JSON keys of fields whose key differs from their name."""
 _STATISTIC_NOTES: Mapping[Statistic, str] = {
     "median": "medians over seeds, with minimum and maximum",
+    "interval": "Kaplan–Meier medians over seeds, with their confidence intervals",
     "mean": "means over seeds, ± the sample standard deviation (n − 1)",
 }
 
@@ -75,6 +85,7 @@ def collect_notes(comparison: Comparison, statistic: Statistic = "median") -> It
     yield from collect_tuning_notes(comparison)
     if len({row.seed_numbers for row in comparison.rows}) > 1:
         yield "the methods were not run with the same seeds"
+    yield from collect_statistics_notes(comparison, statistic)
     if comparison.measured_coding and comparison.pricing_models:
         yield "coding times were measured by the machine of each run: median [first to ninth decile]"
     for name, pricing_model in comparison.pricing_models.items():
@@ -146,6 +157,7 @@ def to_json(comparison: Comparison, statistic: Statistic = "median", **further_f
     content = {
         "target": None if comparison.target is None else comparison.target.short_form,
         "criterion": asdict(comparison.criterion),
+        "baseline": comparison.baseline.label,
         "price_per_gigabyte": comparison.price_per_gigabyte,
         "terms": {name: _to_plain(model) for name, model in comparison.pricing_models.items()},
         "methods": [_to_plain(row) for row in comparison.rows],
@@ -172,7 +184,10 @@ def _replace_non_finite(value: Any) -> Any:
 
 
 def to_csv(comparison: Comparison) -> str:
-    """Return a row for each method, with numbers in base units. A cell is empty if the target is not reached."""
+    """Return a row for each method, with numbers in base units. A cell is empty if the target is not reached.
+
+    Columns "interval" have the Kaplan–Meier median and its interval, columns "ratio" the ratio of the baseline to the method.
+    """
     out = io.StringIO()
     rows = [dict(_flatten_row(comparison, row)) for row in comparison.rows]
     writer = csv.DictWriter(out, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
@@ -204,17 +219,44 @@ def _flatten_row(comparison: Comparison, row: ComparisonRow) -> Iterator[tuple[s
                 value = getattr(summary, key)
                 yield f"{name} {key}", value if math.isfinite(value) else ""
             yield f"{name} reached", summary.reached
+    yield from _flatten_statistics(row)
+
+
+def _flatten_statistics(row: ComparisonRow) -> Iterator[tuple[str, Any]]:
+    """Yield intervals, ratios to the baseline and the cost of tuning, by column."""
+    if row.tuning_cost is not None:
+        yield from ((f"tuning {key}", value) for key, value in _to_plain(row.tuning_cost).items())
+    if row.statistics is None:
+        return
+    names = {"best_value": "best", "final_value": "final"} | {f"{link}_bytes": f"{link}link_bytes" for link in ("up", "down")}
+    for name, estimate in row.statistics.medians.items():
+        yield from _flatten_estimate(f"{names.get(name, name)} interval", estimate.median, estimate.interval)
+    to_baseline = row.statistics.to_baseline
+    if to_baseline is not None:
+        yield from {
+            "baseline": to_baseline.baseline,
+            "pairs": len(to_baseline.seeds),
+            "logrank_p": to_baseline.logrank_p,
+        }.items()
+        for name, ratio in to_baseline.ratios.items():
+            yield f"{names.get(name, name)} ratio relation", ratio.relation
+            yield from _flatten_estimate(f"{names.get(name, name)} ratio", ratio.ratio, ratio.interval)
+
+
+def _flatten_estimate(name: str, value: float, interval: Interval | None) -> Iterator[tuple[str, Any]]:
+    """Yield a median or a ratio and its interval; an infinite number is an empty text."""
+    figures = {"value": value}
+    if interval is not None:
+        figures |= {"low": interval.low, "high": interval.high, "confidence": interval.confidence}
+    yield from ((f"{name} {key}", number if math.isfinite(number) else "") for key, number in figures.items())
 
 
 def to_markdown(comparison: Comparison, config: TableConfig = TableConfig()) -> str:
     """Return the table, the break-evens and the notes as Markdown."""
-    columns = build_text_columns(comparison, config)
-    best = _find_best_cells(comparison, config)
-    rows = [[column.heading for column in columns]]
-    for index in range(len(comparison.rows)):
-        rows.append([f"**{c.cells[index]}**" if (c.heading, index) in best else c.cells[index] for c in columns])
-    lines = [f"| {' | '.join(text.replace('|', chr(92) + '|') for text in row)} |" for row in rows]
-    lines.insert(1, "|" + "---|" * len(rows[0]))
+    lines = _format_markdown_table(build_text_columns(comparison, config), _find_best_cells(comparison, config))
+    if has_intervals(comparison):
+        ratios = build_ratio_columns(comparison, config.columns)
+        lines += ["", f"{describe_ratios(comparison)}:", "", *_format_markdown_table(ratios)]
     break_evens = (
         f"{name}: {text}" for name, points in comparison.break_evens.items() for text in describe_break_evens(points)
     )
@@ -222,10 +264,20 @@ def to_markdown(comparison: Comparison, config: TableConfig = TableConfig()) -> 
     return "\n".join(lines) + "\n"
 
 
+def _format_markdown_table(columns: Sequence[TextColumn], best: Container[tuple[str, int]] = ()) -> list[str]:
+    """Return the lines of a table; `best` has heading and row of each cell to set in bold."""
+    rows = [[column.heading for column in columns]]
+    for index in range(len(columns[0].cells)):
+        rows.append([f"**{c.cells[index]}**" if (c.heading, index) in best else c.cells[index] for c in columns])
+    lines = [f"| {' | '.join(text.replace('|', chr(92) + '|') for text in row)} |" for row in rows]
+    return [lines[0], "|" + "---|" * len(columns), *lines[1:]]
+
+
 def _find_best_cells(comparison: Comparison, config: TableConfig) -> set[tuple[str, int]]:
     """Return heading and row of each cell to set in bold."""
     if not config.mark_best:
         return set()
+    comparison = show_intervals(comparison) if config.statistic == "interval" else comparison
     columns = build_figure_columns(comparison)
     return {(column.heading, index) for column in columns for index in column.find_best(config.statistic)}
 

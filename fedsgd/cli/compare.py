@@ -58,7 +58,8 @@ def compare_command(
     LABEL may contain "=": the longest label for which RUN exists is used. Runs that differ only in their seed are one method,
     reported by the median. Without --target, all figures are for whole runs. A method with tuned settings (of a sweep, or by
     --tune) is reported at the value that reaches the target in the fewest rounds; without --target, at the value with the best
-    accuracy or, if accuracy was not measured, the lowest loss.
+    accuracy or, if accuracy was not measured, the lowest loss. These are figures on validation examples if all of the method's
+    runs have some, else on the test examples; a note says which.
     """
     from fedsgd.analysis import tables
     from fedsgd.analysis.columns import TableConfig, build_text_columns

@@ -75,6 +75,14 @@ def complete_page(_context: click.Context, start: str) -> Iterator[CompletionIte
 
 
 @_completer
+def complete_study(_context: click.Context, start: str) -> Iterator[CompletionItem]:
+    """Complete the name of a study."""
+    from fedsgd.analysis.replication.study import list_studies
+
+    yield from _select(list_studies(), start)
+
+
+@_completer
 def complete_key(_context: click.Context, start: str) -> Iterator[CompletionItem]:
     """Complete a dotted key."""
     return _find_keys(start, "")

@@ -68,6 +68,18 @@ workers_option: Callable[[Callable[..., None]], Callable[..., None]] = click.opt
     metavar="K",
     help="Train and evaluate in K processes, each with one thread. Results do not depend on K.",
 )
+stop_after_option: Callable[[Callable[..., None]], Callable[..., None]] = click.option(
+    "--stop-after",
+    metavar="TIME",
+    callback=lambda context, parameter, text: _parse_time(text),
+    help="Begin no cell after this time, such as 6h. The same command runs the other cells later.",
+)
+"""Option of a command that runs many cells; its value is in seconds, None without the option."""
+baseline_option = run_option(
+    "--baseline",
+    metavar="LABEL",
+    help="Method that ratios refer to.  [default: the first uncompressed method, otherwise the first method]",
+)
 quiet_option = output_option("--quiet", is_flag=True, help="Show no progress.")
 columns_option = output_option(
     "--columns",
@@ -77,15 +89,26 @@ columns_option = output_option(
 )
 
 
+def _parse_time(text: str | None) -> float | None:
+    from fedsgd.config.quantities import parse_seconds
+    from fedsgd.errors import ScenarioError
+
+    try:
+        return None if text is None else parse_seconds(text)
+    except ScenarioError as error:
+        raise click.BadParameter(str(error)) from None
+
+
 def table_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the parameters `statistic`, `columns` and `as_json` to a command that prints a table of methods."""
     decorators = (
         output_option(
             "--statistic",
-            type=click.Choice(("median", "mean")),
+            type=click.Choice(("median", "mean", "interval")),
             default="median",
             show_default=True,
-            help="Over seeds: the median with minimum and maximum, or the mean with the sample standard deviation (n - 1).",
+            help="Over seeds: the median with minimum and maximum, the mean with the sample standard deviation (n - 1), or the "
+            "Kaplan-Meier median with its confidence interval.",
         ),
         columns_option,
         output_option("--json", "as_json", is_flag=True, help="Print JSON on standard output, and nothing else there."),

@@ -20,7 +20,7 @@ from fedsgd.cli.completers import (
     complete_scenario,
     complete_setting,
 )
-from fedsgd.cli.option_groups import cost_option, device_option, network_option, quiet_option, run_option
+from fedsgd.cli.option_groups import baseline_option, cost_option, device_option, network_option, quiet_option, run_option
 from fedsgd.cli.streams import echo
 from fedsgd.cli.targets import parse_target_option
 from fedsgd.config.registry import refuse_plugins
@@ -175,6 +175,7 @@ class AnalysisOptions:
     runs: list[RunSpec]
     target: Target | None
     tuned: tuple[str, ...]
+    baseline: str | None
     quiet: bool
     networks: str | None
     price_per_gigabyte: float | None
@@ -214,7 +215,8 @@ class AnalysisOptions:
         from fedsgd.cli import terminal
 
         with terminal.spinner("replaying ledgers", self.quiet):
-            return compare_methods(methods, self.target, pricing_models, self.price_per_gigabyte, self.measured_coding)
+            options = self.price_per_gigabyte, self.measured_coding, self.baseline
+            return compare_methods(methods, self.target, pricing_models, *options)
 
 
 def analysis_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -249,8 +251,10 @@ def _build_run_options() -> list[Callable[..., Any]]:
             metavar="KEY",
             multiple=True,
             shell_complete=complete_key,
-            help="Report each method at its best value of this setting. Repeatable. Sweeps record their tuned settings.",
+            help="Report each method at its best value of this setting, by validation examples if all of its runs have some. "
+            "Repeatable. Sweeps record their tuned settings.",
         ),
+        baseline_option,
     ]
 
 

@@ -89,6 +89,7 @@ def report_command(
             title=title,
             measured_coding=options.measured_coding,
             fleet=build_fleet(options, fleet_settings),
+            baseline=options.baseline,
             on_notice=print_note,
         )
     for path in paths:

@@ -12,7 +12,7 @@ import click
 
 from fedsgd.cli.app import EXIT_FAILURE, main
 from fedsgd.cli.completers import complete_scenario, complete_setting
-from fedsgd.cli.option_groups import checkpoint_option, columns_option
+from fedsgd.cli.option_groups import checkpoint_option, columns_option, stop_after_option
 from fedsgd.cli.options import ScenarioOptions, UserPath, scenario_options
 from fedsgd.cli.ranks import refuse_ranks
 from fedsgd.cli.run_folders import mention_shared_cores
@@ -62,7 +62,9 @@ Example of a methods file:
     metavar="KEY=V1,V2,...",
     multiple=True,
     shell_complete=complete_setting,
-    help="Same as --grid, but comparisons report each method's best value.",
+    help="Same as --grid, but comparisons report each method's best value. It is the best on a validation split: each client "
+    "holds out 0.1 of its training examples, unless evaluation.validation is set. --set evaluation.validation=0 tunes on the "
+    "test examples.",
 )
 @click.option(
     "--seeds",
@@ -80,12 +82,7 @@ Example of a methods file:
     metavar="N",
     help="Number of cells that run at the same time, each in a process. Results do not depend on N.",
 )
-@click.option(
-    "--stop-after",
-    metavar="TIME",
-    callback=lambda context, parameter, text: _parse_time(text),
-    help="Begin no cell after this time, such as 6h. The same command runs the other cells later.",
-)
+@stop_after_option
 @click.option(
     "--launcher",
     type=click.Choice(("slurm", "local")),
@@ -162,16 +159,6 @@ def sweep_command(
         terminal.print_sweep(result, columns)
     if any(cell.state == "failed" and not cell.diverged for cell in result.cells):
         click.get_current_context().exit(EXIT_FAILURE)
-
-
-def _parse_time(text: str | None) -> float | None:
-    from fedsgd.config.quantities import parse_seconds
-    from fedsgd.errors import ScenarioError
-
-    try:
-        return None if text is None else parse_seconds(text)
-    except ScenarioError as error:
-        raise click.BadParameter(str(error)) from None
 
 
 def _parse_launcher_options(texts: tuple[str, ...]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from fedsgd.data.generated import ClientGenerator, generate_clients
 from fedsgd.data.labels import IGNORED_LABEL
 from fedsgd.data.partitioned import PartitionedData, partition_dataset
 from fedsgd.data.partitioners import PARTITIONERS, Partition, Partitioner, partition_examples
+from fedsgd.data.validation import hold_out_validation
 
 __all__ = [
     "DATASETS",
@@ -22,6 +23,7 @@ __all__ = [
     "Partitioner",
     "check_dataset",
     "generate_clients",
+    "hold_out_validation",
     "partition_dataset",
     "partition_examples",
 ]

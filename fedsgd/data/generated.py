@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -31,7 +31,7 @@ class ClientGenerator(DatasetSource, ABC):
 
     Attributes:
         clients: N, number of clients.
-        examples: n, number of examples of each client.
+        examples: n, number of examples of each client, unless `sizes_of` gives other numbers.
         test_clients: number of further clients, N, N + 1, ..., which never train. Their examples are the test examples.
     """
 
@@ -43,6 +43,22 @@ class ClientGenerator(DatasetSource, ABC):
     @abstractmethod
     def n_classes(self) -> int | None:
         """Number of classes; None: the targets are not class labels."""
+
+    @property
+    def has_equal_sizes(self) -> bool:
+        """True if all clients have `examples` examples."""
+        return True
+
+    def sizes_of(self, clients: I64, seed: int) -> I64:
+        """Return the number of examples of some clients, [len(clients)] int64.
+
+        A class with unequal sizes overrides this method and `has_equal_sizes`.
+
+        Args:
+            clients: numbers of the clients, any numbers from 0.
+            seed: seed of the run.
+        """
+        return np.full(len(clients), self.examples, dtype=np.int64)
 
     @abstractmethod
     def examples_of(self, client: int, seed: int) -> Examples:
@@ -79,8 +95,8 @@ def generate_clients(generator: ClientGenerator, held_out: float, seed: int) -> 
     dataset, clients = generator.sample_dataset(seed), GeneratedData(generator, seed, generator.clients)
     if not held_out:
         return dataset, clients, None
-    n_train = generator.examples - int(count_held_out(np.array([generator.examples]), held_out)[0])
-    return dataset, replace(clients, end=n_train), replace(clients, start=n_train)
+    train = replace(clients, held_out=held_out)
+    return dataset, train, replace(train, part="test")
 
 
 def count_held_out(sizes: I64, share: float) -> I64:
@@ -92,14 +108,16 @@ def count_held_out(sizes: I64, share: float) -> I64:
 class GeneratedData(ClientData):
     """Generated examples of the generator's first `clients` clients, or a part of each client's examples.
 
-    The part is order[start:end], sorted, of a random order for (seed, client). `end` = None: to the last example.
+    A random order for (seed, client) has the examples of `part` "train" first, then those of "validation", then of "test".
+    The share `held_out` is for testing, and the share `validation` of the rest is for validation.
     """
 
     generator: ClientGenerator
     seed: int
     clients: int
-    start: int = 0
-    end: int | None = None
+    held_out: float = 0.0
+    validation: float = 0.0
+    part: Literal["train", "validation", "test"] = "train"
 
     def __len__(self) -> int:
         return self.clients
@@ -109,40 +127,51 @@ class GeneratedData(ClientData):
         if not 0 <= client < self.clients:
             raise IndexError(f"client: got {client}, expected 0 to {self.clients - 1}")
         examples = self.generator.examples_of(client, self.seed)
-        if self._examples_per_client == len(examples):
+        start, end = (int(bound[0]) for bound in self._find_bounds(np.array([len(examples)])))
+        if end - start == len(examples):
             return examples
         order = derive_generator(self.seed, "held-out", client).permutation(len(examples))
-        return examples.select(np.sort(order[self.start : self.end]))
+        return examples.select(np.sort(order[start:end]))
+
+    def _find_bounds(self, sizes: I64) -> tuple[I64, I64]:
+        """Return first and end position of the part in the random order, for clients with `sizes` [m] examples in all."""
+        n_rest = sizes - count_held_out(sizes, self.held_out) if self.held_out else sizes
+        n_train = n_rest - np.rint(self.validation * n_rest).astype(np.int64)
+        bounds = {"train": (np.zeros_like(sizes), n_train), "validation": (n_train, n_rest), "test": (n_rest, sizes)}
+        return bounds[self.part]
 
     def sizes_of(self, clients: Sequence[int]) -> I64:
-        return np.full(len(clients), self._examples_per_client, dtype=np.int64)
+        start, end = self._find_bounds(self.generator.sizes_of(np.asarray(clients, dtype=np.int64), self.seed))
+        return end - start
 
     def sizes(self) -> I64:
-        return np.full(self.clients, self._examples_per_client, dtype=np.int64)
+        return self.sizes_of(range(self.clients))
 
     def distinct_sizes(self) -> tuple[I64, I64]:
-        return np.array([self._examples_per_client]), np.array([self.clients])
+        if not self.generator.has_equal_sizes:
+            return np.unique(self.sizes(), return_counts=True)
+        return self.sizes_of([0]), np.array([self.clients])
 
     def all_examples(self) -> Examples:
         return self._all_examples
 
     def limit_clients(self, max_clients: int) -> GeneratedData:
         """Return the first `max_clients` clients, or fewer, at least one, for at most `MAX_MATERIALIZED_EXAMPLES` examples."""
-        affordable = max(1, MAX_MATERIALIZED_EXAMPLES // max(self._examples_per_client, 1))
-        return replace(self, clients=min(self.clients, max_clients, affordable))
-
-    @property
-    def _examples_per_client(self) -> int:
-        return len(range(self.generator.examples)[self.start : self.end])
+        if self.generator.has_equal_sizes:
+            affordable = MAX_MATERIALIZED_EXAMPLES // max(int(self.sizes_of([0])[0]), 1)
+        else:
+            totals = np.cumsum(self.sizes_of(range(min(self.clients, max_clients))))
+            affordable = int(np.searchsorted(totals, MAX_MATERIALIZED_EXAMPLES, side="right"))
+        return replace(self, clients=min(self.clients, max_clients, max(1, affordable)))
 
     @cached_property
     def _all_examples(self) -> Examples:
-        n = self.clients * self._examples_per_client
+        sizes, counts = self.distinct_sizes()
+        n = int(sizes @ counts)
         if n > MAX_MATERIALIZED_EXAMPLES:
-            raise DataError(
-                f"got {n:,} generated examples ({self.clients:,} clients with {self._examples_per_client:,} each), "
-                f"expected at most {MAX_MATERIALIZED_EXAMPLES:,} in memory"
-            )
+            each = f" with {sizes[0]:,} each" if len(sizes) == 1 else ""
+            problem = f"got {n:,} generated examples ({self.clients:,} clients{each})"
+            raise DataError(f"{problem}, expected at most {MAX_MATERIALIZED_EXAMPLES:,} in memory")
         return _concatenate(self.examples_of(client) for client in range(self.clients))
 
 

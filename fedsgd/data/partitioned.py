@@ -63,18 +63,26 @@ def partition_dataset(
     """
     partition = partition_examples(partitioner, dataset.train, seed)
     if held_out:
-        train, test = _hold_out_examples(partition, held_out, seed)
+        n_held_out = count_held_out(partition.sizes(), held_out)
+        train, test = hold_out_examples(partition, n_held_out, derive_generator(seed, "held-out"))
         return PartitionedData(dataset.train, train), PartitionedData(dataset.train, test)
     by_owner = _match_test_writers(dataset, partition)
     return PartitionedData(dataset.train, partition), None if by_owner is None else PartitionedData(dataset.test, by_owner)
 
 
-def _hold_out_examples(partition: Partition, share: float, seed: int) -> tuple[Partition, Partition]:
+def hold_out_examples(partition: Partition, counts: I64, rng: np.random.Generator) -> tuple[Partition, Partition]:
+    """Return (partition of the other examples, partition of the examples that are held out), in the order of `partition`.
+
+    Args:
+        partition: examples of N clients.
+        counts: [N] int64, number of examples of each client that are held out.
+        rng: generator that draws these examples.
+    """
     client, sizes = partition.client_per_entry(), partition.sizes()
-    permutation = np.lexsort((derive_generator(seed, "held-out").random(len(client)), client))
+    permutation = np.lexsort((rng.random(len(client)), client))
     rank = np.arange(len(client)) - np.repeat(partition.bounds[:-1], sizes)
     held_out = np.zeros(len(client), dtype=bool)
-    held_out[permutation] = rank < count_held_out(sizes, share)[client]
+    held_out[permutation] = rank < counts[client]
     train, test = (
         Partition(partition.order[mask], np.searchsorted(client[mask], np.arange(len(partition) + 1)))
         for mask in (~held_out, held_out)

@@ -16,9 +16,10 @@ from fedsgd.experiment.evaluation import (
     check_accuracy,
     check_targets,
     select_evaluation_sets,
+    select_test_examples,
 )
 from fedsgd.experiment.federation_plan import make_plan
-from fedsgd.experiment.partition_summary import check_class_labels, load_client_data
+from fedsgd.experiment.partition_summary import check_class_labels, load_client_data, split_validation
 from fedsgd.experiment.scenario_warnings import find_warnings
 from fedsgd.experiment.state_budget import StateBudget, plan_state_storage, representative_state
 from fedsgd.federation import FederationPlan, ServerState, initial_server_state
@@ -55,10 +56,12 @@ class Experiment:
     Attributes:
         scenario: scenario with the selected engine, and with references to the Python objects.
         train, held_out: training and test examples of all clients; `held_out` is None without client test examples.
+        validation: validation examples of all clients, on which no client trains; None without `[evaluation] validation`.
         engine: engine of this process; `make_engine` makes an equal engine in another process.
         evaluation: evaluation that the scenario asks for.
         initial_server_state: server before round 1.
-        shared_data: (dataset, train, held_out) in memory that other processes can read, None if this process is the only one.
+        shared_data: (dataset, train, held_out, validation) in memory that other processes can read, None if this process is the
+            only one.
         warnings: lines about settings that a component is not made for.
     """
 
@@ -66,6 +69,7 @@ class Experiment:
     dataset: Dataset
     train: ClientData
     held_out: ClientData | None
+    validation: ClientData | None
     task: LearningTask
     plan: FederationPlan
     engine: TrainingEngine
@@ -108,21 +112,24 @@ def _build(scenario: Scenario, data: str | Path | None, objects: PythonObjects, 
     objects.check(scenario, require_importable=share_data)
     references = objects.make_references(scenario)  # before the user's functions run and perhaps change the objects
     dataset, train, held_out = load_client_data(scenario, data, objects.dataset)
+    train, validation = split_validation(scenario, train)
     if objects.module is None:
         check_class_labels(scenario, dataset)
-    shared_data = SharedPickle.from_value((dataset, train, held_out)) if share_data else None
+    shared_data = SharedPickle.from_value((dataset, train, held_out, validation)) if share_data else None
     if shared_data is not None:  # frees the arrays that were read
-        dataset, train, held_out = shared_data.load()
+        dataset, train, held_out, validation = shared_data.load()
     with errors_in_section("model"):
         task = build_task(scenario.model, dataset, scenario.seed, objects.module, objects.loss, objects.metrics)
-    plan = make_plan(scenario, task, train)
-    task = _dry_run_model(scenario, task, dataset, select_evaluation_sets(scenario, task, dataset, train, held_out))
+    data_folder = None if data is None else expand_user_path(data, "data")
+    plan = make_plan(scenario, task, train, data_folder)
+    sets = select_evaluation_sets(scenario, task, dataset, train, held_out, validation)
+    task = _dry_run_model(scenario, task, dataset, sets)
     check_training_steps(task, plan.local_training, train, dataset.train, scenario.seed)
     engine, choice, engine_factory = _build_engine(scenario, task, plan, dataset, train)
     scenario = replace(scenario, **references, engine=replace(scenario.engine, name=choice.name, stack=choice.stack))
-    evaluation = _plan_evaluation(scenario, task, dataset, train, held_out)
+    evaluation = _plan_evaluation(scenario, task, dataset, train, held_out, validation)
     server = initial_server_state(plan, task.initial_parameters[: plan.layout.size])
-    participation = _participation(scenario, train, plan.cohort_size, data)
+    participation = _participation(scenario, train, plan.cohort_size, data_folder)
     budget = _state_budget(scenario, plan, participation.n_invited, task.layout.size)
     budget = replace(budget, evaluation_bytes=task.output_bytes)
     return Experiment(
@@ -130,6 +137,7 @@ def _build(scenario: Scenario, data: str | Path | None, objects: PythonObjects, 
         dataset,
         train,
         held_out,
+        validation,
         task,
         plan,
         engine,
@@ -155,8 +163,8 @@ def _build_engine(
     return engine, choice, partial(make_engine, choice, sizes)
 
 
-def _participation(scenario: Scenario, train: ClientData, cohort: int, folder: str | Path | None) -> ParticipationModel:
-    config, data_folder = scenario.participation, None if folder is None else expand_user_path(folder, "data")
+def _participation(scenario: Scenario, train: ClientData, cohort: int, data_folder: Path | None) -> ParticipationModel:
+    config = scenario.participation
     with errors_in_section("server.sampler"):
         draw = bind_with_checks(scenario.server.sampler, SamplingPool(scenario.seed, len(train), train.sizes, data_folder))
     return ParticipationModel(
@@ -185,7 +193,12 @@ def _state_budget(scenario: Scenario, plan: FederationPlan, n_invited: int, size
 
 
 def _plan_evaluation(
-    scenario: Scenario, task: LearningTask, dataset: Dataset, train: ClientData, held_out: ClientData | None
+    scenario: Scenario,
+    task: LearningTask,
+    dataset: Dataset,
+    train: ClientData,
+    held_out: ClientData | None,
+    validation: ClientData | None,
 ) -> EvaluationPlan:
     """Return the evaluation that the scenario asks for, after a check of the metrics and their names."""
     config = scenario.evaluation
@@ -196,10 +209,11 @@ def _plan_evaluation(
             raise ModelError(f'a metric cannot be called "{name}": rounds.parquet has columns of its own: {columns}')
     plan = EvaluationPlan(
         tuple(task.metrics),
-        dataset.test,
+        select_test_examples(scenario, dataset, held_out),
         held_out if config.clients else None,
         train if config.training else None,
         SetMetrics(task.set_metrics) if task.set_metrics else None,
+        validation,
     )
     check_targets(scenario, plan)
     return plan

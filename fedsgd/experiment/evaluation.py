@@ -1,15 +1,16 @@
-"""Evaluation of the model: on the test examples, by client, and on training examples.
+"""Evaluation of the model: on the test examples, by client, and on training and validation examples.
 
 Columns of rounds.parquet with the metrics, null in a round without an evaluation:
 
 | column | type | meaning |
 |---|---|---|
-| loss | float | mean loss of the test examples |
+| loss | float | mean loss of the test examples, of the dataset or of all clients as `[evaluation] test` says |
 | accuracy, other metrics | float | metrics of `[model] metrics` and `[evaluation] metrics` on the test examples |
 | client_accuracy_mean | float | mean of the accuracy by client, with `[evaluation] clients` |
 | client_accuracy_worst_tenth | float | mean over the tenth of the clients with the lowest accuracy |
 | client_accuracy_std | float | standard deviation over the clients |
 | train_loss, train_accuracy, ... | float | same metrics on the training examples, with `[evaluation] training` |
+| validation_loss, ... | float | same metrics on the validation examples, with `[evaluation] validation` |
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ from numpy.typing import NDArray
 
 from fedsgd.data import ClientData, Dataset, Examples
 from fedsgd.errors import DataError, ScenarioError, suggest_name
-from fedsgd.models.set_metrics import SET_METRICS
+from fedsgd.models.set_metrics import SET_METRICS, VALIDATION_PREFIX, name_validation_metric
 from fedsgd.numerics.arrays import F32, F64
 from fedsgd.scenario.scenario import Scenario
 from fedsgd.training import EvaluationResult, EvaluationSets
 
 CLIENT_METRICS = ("client_accuracy_mean", "client_accuracy_worst_tenth", "client_accuracy_std")
 """Names of the figures that summarize the accuracy by client."""
-RESERVED_PREFIXES = ("client_accuracy_", "train_")
-"""Prefixes that a user's metric must not have, since figures by client and on training examples have them."""
+RESERVED_PREFIXES = ("client_accuracy_", "train_", VALIDATION_PREFIX)
+"""Prefixes that a user's metric must not have: those of figures by client, on training and on validation examples."""
 
 if TYPE_CHECKING:
     from fedsgd.models.task import LearningTask
@@ -67,6 +68,7 @@ class EvaluationPlan:
         held_out: each client's own test examples, for the accuracy by client; None without that evaluation.
         train: training examples, for loss and metrics of training; None without that evaluation.
         set_metrics: metrics of a whole set; None: there are none.
+        validation: validation examples, on which no client trains; None without that evaluation.
     """
 
     metrics: tuple[str, ...]
@@ -74,13 +76,15 @@ class EvaluationPlan:
     held_out: ClientData | None = None
     train: ClientData | None = None
     set_metrics: SetMetrics | None = None
+    validation: ClientData | None = None
 
     @property
     def metric_names(self) -> tuple[str, ...]:
-        """Names of the figures in order: "loss", metrics of examples and of sets, figures by client, figures of training."""
+        """Names of the figures in order: "loss", metrics, figures by client, figures of training, figures of validation."""
         names = ("loss", *self.metrics, *(() if self.set_metrics is None else self.set_metrics.metrics))
         by_client = () if self.held_out is None else CLIENT_METRICS
-        return (*names, *by_client, *(() if self.train is None else (f"train_{name}" for name in names)))
+        training = () if self.train is None else (f"train_{name}" for name in names)
+        return (*names, *by_client, *training, *(() if self.validation is None else map(name_validation_metric, names)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +108,7 @@ class Evaluator:
         The accuracy is NaN for a client without examples, or with ignored targets only.
         """
         if self.local_model_of is not None and self.plan.held_out is not None:
-            return self._evaluate_local_models(weights, buffers, self.local_model_of, self.plan.held_out)
+            return self._evaluate_all_local_models(weights, buffers, self.local_model_of, self.plan.held_out)
         values = self._measure(weights, self.plan.test, buffers)
         accuracy = None
         if self.plan.held_out is not None:
@@ -113,6 +117,9 @@ class Evaluator:
         if self.plan.train is not None:
             training_values = self._measure(weights, self.plan.train.all_examples(), buffers)
             values.update({f"train_{name}": value for name, value in training_values.items()})
+        if self.plan.validation is not None:
+            validation_values = self._measure(weights, self.plan.validation.all_examples(), buffers)
+            values.update({name_validation_metric(name): value for name, value in validation_values.items()})
         return values, accuracy
 
     def _measure(self, weights: F32, examples: Examples, buffers: F32 | None) -> dict[str, float]:
@@ -123,6 +130,16 @@ class Evaluator:
     def _compute_set_metrics(self, mean_loss: float, results: Sequence[EvaluationResult]) -> dict[str, float]:
         metrics = self.plan.set_metrics
         return {} if metrics is None else metrics.compute(mean_loss, [result.outputs for result in results])
+
+    def _evaluate_all_local_models(
+        self, weights: F32, buffers: F32 | None, local_model_of: LocalModelOf, held_out: ClientData
+    ) -> tuple[dict[str, float], F64]:
+        """Evaluate each client's model on the client's test examples, and on its validation examples if there are any."""
+        values, accuracy = self._evaluate_local_models(weights, buffers, local_model_of, held_out)
+        if self.plan.validation is not None:
+            all_values, _ = self._evaluate_local_models(weights, buffers, local_model_of, self.plan.validation)
+            values |= {name_validation_metric(name): v for name, v in all_values.items() if name not in CLIENT_METRICS}
+        return values, accuracy
 
     def _evaluate_local_models(
         self, weights: F32, buffers: F32 | None, local_model_of: LocalModelOf, data: ClientData
@@ -190,15 +207,24 @@ def check_targets(scenario: Scenario, plan: EvaluationPlan) -> None:
             name, column = target.metric.replace("_", "-"), target.metric.replace("-", "_")
             if name in SET_METRICS and column not in plan.metric_names:
                 hint = f': set evaluation.metrics = ["{name}"], whose column is {column}'
-            for setting in ("clients", "training"):
-                metrics = CLIENT_METRICS if setting == "clients" else (f"train_{name}" for name in plan.metric_names)
-                if target.metric in metrics and not getattr(scenario.evaluation, setting):
-                    hint = f": set evaluation.{setting} = true"
+            further_metrics = {
+                "clients = true": CLIENT_METRICS,
+                "training = true": [f"train_{name}" for name in plan.metric_names],
+                "validation = 0.1": [*map(name_validation_metric, plan.metric_names)],
+            }
+            for setting, metrics in further_metrics.items():
+                if target.metric in metrics and not getattr(scenario.evaluation, setting.split()[0]):
+                    hint = f": set evaluation.{setting}"
             raise ScenarioError(f"{section}.{config.target_key}: there is no metric named {target.metric}{hint}")
 
 
 def select_evaluation_sets(
-    scenario: Scenario, task: LearningTask, dataset: Dataset, train: ClientData, held_out: ClientData | None
+    scenario: Scenario,
+    task: LearningTask,
+    dataset: Dataset,
+    train: ClientData,
+    held_out: ClientData | None,
+    validation: ClientData | None = None,
 ) -> EvaluationSets:
     """Return the examples on which models will be evaluated, or raise a ScenarioError if [evaluation] does not fit them."""
     config = scenario.evaluation
@@ -209,16 +235,36 @@ def select_evaluation_sets(
         raise ScenarioError(f'model.{key}: with "local", {problem}')
     if config.clients and (held_out is None or not held_out.distinct_sizes()[0].any()):
         raise ScenarioError("evaluation.clients: no client has test examples of its own; set data.held_out, for example to 0.2")
-    sets = {} if has_local_models else {"test": dataset.test}
-    for key, data in (("clients", held_out if config.clients else None), ("training", train if config.training else None)):
+    try:
+        sets = {} if has_local_models else {"test": select_test_examples(scenario, dataset, held_out)}
+    except DataError as error:
+        raise ScenarioError(f"evaluation.test: {error}; use fewer clients, or leave this key out") from error
+    parts = {
+        "clients": held_out if config.clients else None,
+        "training": train if config.training else None,
+        "validation": validation,
+    }
+    for key, data in parts.items():
         try:
             if data is not None:
                 sets[key] = data.all_examples()
         except DataError as error:
-            raise ScenarioError(f"evaluation.{key}: {error}; use fewer clients, or leave this key out") from error
-    if has_local_models and held_out is not None:
-        return EvaluationSets({}, {"clients": (sets["clients"], *held_out.distinct_sizes())})
+            remedy = "set it to 0" if key == "validation" else "leave this key out"
+            raise ScenarioError(f"evaluation.{key}: {error}; use fewer clients, or {remedy}") from error
+    if has_local_models:
+        local_sets = {key: (sets[key], *data.distinct_sizes()) for key, data in parts.items() if data is not None}
+        return EvaluationSets({}, local_sets)
     return EvaluationSets(sets, {})
+
+
+def select_test_examples(scenario: Scenario, dataset: Dataset, held_out: ClientData | None) -> Examples:
+    """Return the test examples of the dataset, or of all clients; DataError for too many, ScenarioError if there are none."""
+    if scenario.evaluation.test == "dataset":
+        return dataset.test
+    if held_out is None or not held_out.distinct_sizes()[0].any():
+        problem = 'got "clients", but no client has test examples of its own; set data.held_out, for example to 0.2'
+        raise ScenarioError(f"evaluation.test: {problem}")
+    return held_out.all_examples()
 
 
 def _client_accuracy_summary(accuracy: F64) -> dict[str, float]:

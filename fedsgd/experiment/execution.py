@@ -130,13 +130,14 @@ class WorkerPoolExecution(Execution):
             experiment.make_engine,
             evaluation.train is not None,
             evaluation.held_out is not None,
+            experiment.scenario.evaluation.test == "clients",
         )
         clock = SharedFile() if self._profile else None
         inputs = SharedInputs(SharedPickle.from_value(config), experiment.shared_data, store, models, clock)
         for file in (outbox.file, inputs.worker_config.file, models, clock):
             if file is not None:
                 resources.callback(file.close)
-        sets = config.select_evaluation_sets(evaluation.test, experiment.train, experiment.held_out)
+        sets = config.select_evaluation_sets(evaluation.test, experiment.train, experiment.held_out, experiment.validation)
         handles = resources.enter_context(start_workers(self._n_workers, inputs, outbox))
         pool = WorkerPool(handles, outbox, experiment.engine, experiment.train, sets, experiment.task)
         self.storage = ClientStorage(store, models)

@@ -227,6 +227,7 @@ class Federation:
             seconds=seconds,
             failures=tuple(str(as_run_error(round, failure)) for failure in participants.failures),
             diverged=participants.diverged,
+            dropped=participants.dropped,
         )
 
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
 from fedsgd.compression import CodecContext
 from fedsgd.compression.trial import try_compressor
+from fedsgd.config.component import FieldError
 from fedsgd.config.user_errors import wrap_user_errors
 from fedsgd.data import ClientData
 from fedsgd.federation import BufferPlan, FederationPlan
 from fedsgd.models.task import LearningTask
 from fedsgd.numerics.parameter_layout import ParameterLayout
 from fedsgd.optim.trial import try_optimizer
+from fedsgd.sampling import SamplingPool, StragglerModel, count_stragglers
 from fedsgd.scenario.parsing import errors_in_section
 from fedsgd.scenario.resolution import build_downlink
 from fedsgd.scenario.scenario import Scenario
@@ -17,14 +24,15 @@ from fedsgd.training import LocalTraining
 from fedsgd.wire import ALL_CLIENTS
 
 
-def make_plan(scenario: Scenario, task: LearningTask, train: ClientData) -> FederationPlan:
-    """Return the plan of a scenario's federation.
+def make_plan(scenario: Scenario, task: LearningTask, train: ClientData, data_folder: Path | None = None) -> FederationPlan:
+    """Return the plan of a scenario's federation. `data_folder` has the files of a sampler; None: there is no such folder.
 
     A compressor that cannot encode the model, and a cohort above the number of clients, raise a ScenarioError. So does a
     compressor, optimizer or schedule of the user that fails its trial.
     """
     with errors_in_section(""):
         cohort = scenario.compute_cohort_size(len(train))
+        stragglers = _build_stragglers(scenario, train, cohort, data_folder)
     scheme, aggregator = scenario.resolved_uplink.scheme, scenario.resolved_uplink.aggregator
     with errors_in_section("server.aggregator"), wrap_user_errors("server.aggregator", aggregator):
         aggregator.check_cohort(cohort)
@@ -46,7 +54,27 @@ def make_plan(scenario: Scenario, task: LearningTask, train: ClientData) -> Fede
         bfloat16_states=scenario.state.precision == "bfloat16",
         aggregator=aggregator,
         hostile=scenario.faults.hostile,
+        stragglers=stragglers,
     )
+
+
+def _build_stragglers(scenario: Scenario, train: ClientData, cohort: int, data_folder: Path | None) -> StragglerModel | None:
+    """Return the model of stragglers; None for a scenario without any.
+
+    Raises:
+        FieldError: the share is rounded to no client, or to a whole cohort that is dropped.
+    """
+    config = scenario.participation
+    if not config.stragglers:
+        return None
+    n_stragglers, drops = count_stragglers(config.stragglers, cohort), config.straggler_policy == "drop"
+    if not n_stragglers or (drops and n_stragglers == cohort):
+        share = f"got {config.stragglers:g}, which is {n_stragglers} of the {cohort} clients of a round"
+        reason = "at least one" if not n_stragglers else f"at most {cohort - 1}, because stragglers are dropped"
+        raise FieldError("scenario", "participation.stragglers", f"{share}, expected {reason}")
+    pool = SamplingPool(scenario.seed, len(train), partial(np.asarray, train.sizes()), data_folder)
+    work = local_training_config(scenario).full_work
+    return StragglerModel(config.stragglers, drops, work, scenario.server.sampler, pool, cohort)
 
 
 def _check_compressors(scenario: Scenario, layout: ParameterLayout, cohort: int) -> None:

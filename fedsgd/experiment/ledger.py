@@ -13,7 +13,7 @@
 | value_bytes | int | values |
 | side_bytes | int | scales and all other sections |
 | kept | int | coordinates of a MODEL or UPDATE frame; 0 for other kinds and for refused frames |
-| fate | str | of a reply: "received"; "lost"; "late": after the deadline; "refused": unreadable; "diverged": nothing was sent |
+| fate | str | of a reply: "received", "lost", "late" or "refused" (unreadable); nothing was sent: "diverged", "dropped" |
 | frame_hash | str | BLAKE2b of the frame, 16 bytes in hexadecimal |
 | steps | int | local steps of an UPDATE |
 | examples | int | examples in the batches of these steps, counted with repetition |
@@ -119,11 +119,13 @@ class RoundMembers(NamedTuple):
         cohort: clients that were sent a message.
         accepted: clients whose update was aggregated.
         diverged: clients that sent nothing, because their update was not finite.
+        dropped: stragglers that sent nothing.
     """
 
     cohort: tuple[int, ...] = ()
     accepted: tuple[int, ...] = ()
     diverged: tuple[int, ...] = ()
+    dropped: tuple[int, ...] = ()
 
 
 class Ledger:
@@ -175,7 +177,7 @@ class Ledger:
         self._digest.update(encode_canonical_row(row))
         self._writer.append(row)
         total = self.totals[event.direction]
-        total.frames += bool(event.frame)  # a client that diverged sent nothing
+        total.frames += bool(event.frame)  # a client that diverged or was dropped sent nothing
         total.n_bytes += len(event.frame)
         total.received += len(event.frame) * (event.delivery == "received")
         total.broadcast += len(event.frame) * is_first
@@ -202,7 +204,7 @@ class Ledger:
                 role = "sent" if kind == FrameKind.TASK.name else fate if kind == FrameKind.UPDATE.name else ""
                 clients_by_role[role][round].add(client)
         self.totals = {direction: DirectionTotals(**values) for direction, values in totals.items()}
-        roles = [clients_by_role[role] for role in ("sent", "received", "diverged")]
+        roles = [clients_by_role[role] for role in ("sent", "received", "diverged", "dropped")]
         rounds_in_ledger = {round for clients in roles for round in clients}
         return {round: RoundMembers(*(tuple(sorted(role.get(round, ()))) for role in roles)) for round in rounds_in_ledger}
 

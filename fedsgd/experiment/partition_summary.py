@@ -21,6 +21,7 @@ from fedsgd.data import (
     PartitionedData,
     check_dataset,
     generate_clients,
+    hold_out_validation,
     partition_dataset,
 )
 from fedsgd.data.labels import suggest_label_conversion
@@ -45,8 +46,9 @@ class PartitionSummary:
         counts: [N, K] int64, targets of each class in a client's training examples; None where targets are not class labels. A
             sequence has one target for each position. `IGNORED_CLASS_NAME` is a last class of ignored targets (-100).
         sizes, held_out_sizes: [N] int64, training and test examples by client; `held_out_sizes` is None without test data.
-        n_unassigned: stored training examples that no client trains or tests on.
+        n_unassigned: stored training examples that no client trains, tests or validates on.
         n_registered: number of registered clients if the summary covers only the first N clients, else None.
+        validation_sizes: [N] int64, validation examples by client; None without a validation split.
     """
 
     name: str
@@ -57,6 +59,7 @@ class PartitionSummary:
     held_out_sizes: I64 | None
     n_unassigned: int
     n_registered: int | None = None
+    validation_sizes: I64 | None = None
 
     @property
     def population_text(self) -> str:
@@ -87,7 +90,8 @@ class PartitionSummary:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """Return all fields in plain types."""
+        """Return all fields in plain types; "validation" is absent without a validation split."""
+        validation = {} if self.validation_sizes is None else {"validation": self.validation_sizes.tolist()}
         return {
             "name": self.name,
             "partition": self.partition,
@@ -97,6 +101,7 @@ class PartitionSummary:
             "class_names": list(self.class_names),
             "sizes": self.sizes.tolist(),
             "held_out": None if self.held_out_sizes is None else self.held_out_sizes.tolist(),
+            **validation,
             "counts": None if self.counts is None else self.counts.tolist(),
         }
 
@@ -109,7 +114,7 @@ def load_client_data(
     Files are searched in the folder `data`, if any, and in the current folder.
 
     Returns:
-        (dataset, training data of all clients, test data of all clients or None).
+        (dataset, training data of all clients, test data of all clients or None). `split_validation` splits the training data.
     """
     source = scenario.data.source
     if dataset is None:
@@ -127,6 +132,12 @@ def load_client_data(
         check_dataset(dataset)
     with errors_in_section("data.partition"):
         return dataset, *partition_dataset(dataset, scenario.data.partition, scenario.data.held_out, scenario.seed)
+
+
+def split_validation(scenario: Scenario, train: ClientData) -> tuple[ClientData, ClientData | None]:
+    """Return (training examples, validation examples or None) of the clients for `[evaluation] validation` of a scenario."""
+    share = scenario.evaluation.validation
+    return hold_out_validation(train, share, scenario.seed) if share else (train, None)
 
 
 @contextmanager
@@ -157,9 +168,10 @@ def check_class_labels(scenario: Scenario, dataset: Dataset) -> None:
 def summarize_partition(scenario: Scenario, data: str | Path | None = None, dataset: Dataset | None = None) -> PartitionSummary:
     """Summarize the partition of a scenario; of generated data, at most the first `MAX_GENERATED_CLIENTS` clients."""
     dataset, all_clients, held_out = load_client_data(scenario, data, dataset)
+    all_clients, validation = split_validation(scenario, all_clients)
     train = all_clients.limit_clients(MAX_GENERATED_CLIENTS)
     n_registered = None if len(train) == len(all_clients) else len(all_clients)
-    held_out = held_out and held_out.limit_clients(len(train))
+    held_out, validation = (part and part.limit_clients(len(train)) for part in (held_out, validation))
     names: tuple[str, ...] = ()
     counts = None
     if dataset.classes is not None:
@@ -168,19 +180,27 @@ def summarize_partition(scenario: Scenario, data: str | Path | None = None, data
         if (labels == IGNORED_LABEL).any():
             names, labels = (*names, IGNORED_CLASS_NAME), np.where(labels == IGNORED_LABEL, dataset.classes, labels)
         counts = _count_targets(labels, train.sizes(), len(names))
-    sizes = train.sizes()
-    held_out_sizes = None if held_out is None else held_out.sizes()
-    n_unassigned = _count_unassigned(train, held_out) if isinstance(train, PartitionedData) else 0
+    held_out_sizes, validation_sizes = (None if part is None else part.sizes() for part in (held_out, validation))
+    n_unassigned = _count_unassigned(train, held_out, validation) if isinstance(train, PartitionedData) else 0
     return PartitionSummary(
-        scenario.name, scenario.data.partition.name, names, counts, sizes, held_out_sizes, n_unassigned, n_registered
+        scenario.name,
+        scenario.data.partition.name,
+        names,
+        counts,
+        train.sizes(),
+        held_out_sizes,
+        n_unassigned,
+        n_registered,
+        validation_sizes,
     )
 
 
-def _count_unassigned(train: PartitionedData, held_out: ClientData | None) -> int:
-    """Count the training examples that no client trains or tests on."""
+def _count_unassigned(train: PartitionedData, *others: ClientData | None) -> int:
+    """Count the training examples that no client has, in its training examples or in `others`."""
     n_used = int(train.sizes().sum())
-    if isinstance(held_out, PartitionedData) and held_out.examples is train.examples:
-        n_used += int(held_out.sizes().sum())
+    for part in others:
+        if isinstance(part, PartitionedData) and part.examples is train.examples:
+            n_used += int(part.sizes().sum())
     return len(train.examples) - n_used
 
 

@@ -193,7 +193,8 @@ def _make_processor(experiment: Experiment, storage: MachineStorage) -> JobProce
         experiment.plan, experiment.task, experiment.make_engine, evaluation.train is not None, evaluation.held_out is not None
     )
     host = ClientHost(experiment.plan, experiment.engine, storage.store, experiment.train, storage.models)
-    return JobProcessor(host, config.select_evaluation_sets(evaluation.test, experiment.train, experiment.held_out))
+    sets = config.select_evaluation_sets(evaluation.test, experiment.train, experiment.held_out, experiment.validation)
+    return JobProcessor(host, sets)
 
 
 @contextmanager

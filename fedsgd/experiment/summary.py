@@ -27,6 +27,7 @@ Keys of summary.json. A dot separates the key of a table from its parent. null s
 | failures, timeouts | int | clients that failed over all rounds, and how many of them by a timeout |
 | first_failure | str | error of the first client that failed; null without one |
 | diverged_clients | int | clients over all rounds that were skipped because their update was not finite |
+| dropped_stragglers | int | stragglers over all rounds that sent no update |
 | batch_norm | str | policy of batch norm, "mean" or "local"; null if no buffers follow one |
 | buffers | table | numbers of buffer entries: `sent` in a message, `local` to each client; null without buffers |
 | uplink_bytes | int | bytes of all frames that clients sent |
@@ -167,6 +168,7 @@ def _summarize_failures(history: Sequence[RoundRecord]) -> dict[str, Any]:
         "first_failure": next(iter(failures), None),
         "timeouts": sum("TimeoutError: " in failure for failure in failures),
         "diverged_clients": sum(len(record.diverged) for record in history),
+        "dropped_stragglers": sum(len(record.dropped) for record in history),
     }
 
 
@@ -198,7 +200,7 @@ def evaluate_initial_model(experiment: Experiment) -> dict[str, float] | None:
     buffer_plan, server = experiment.plan.buffers, experiment.initial_server_state
     if buffer_plan is not None and buffer_plan.has_local_state:
         return None
-    evaluation = replace(experiment.evaluation, held_out=None, train=None)
+    evaluation = replace(experiment.evaluation, held_out=None, train=None, validation=None)
     try:
         return Evaluator(evaluation, experiment.engine)(server.public_model.weights, server.buffers)[0]
     except Exception:  # the user's code failed; the results of the finished run must not be lost

@@ -58,7 +58,7 @@ class ImmediateReply:
     """Reply of a client that does not train.
 
     Attributes:
-        reply: a RESYNC frame, or the UPDATE frame with which the client answered the same message before.
+        reply: a RESYNC frame, the UPDATE frame with which the client answered the same message before, or no frame at all.
         state: the client's next state.
     """
 
@@ -77,7 +77,8 @@ def decode_task(
     """Decode a message, and commit or roll back the state of the client's last reply: the first step of `client_update`.
 
     The result is a reply without training if the client lacks the base model or its state, or replied to this message before.
-    A damaged or outdated message raises a WireError. A lost state that the scheme mirrors at the server raises a RunError.
+    So is the reply of a dropped straggler, which has no frame: its training is not simulated, because nothing depends on it. A
+    damaged or outdated message raises a WireError. A lost state that the scheme mirrors at the server raises a RunError.
 
     Args:
         plan: settings of the federation.
@@ -106,6 +107,9 @@ def decode_task(
         return ImmediateReply(reply, replace(state, model_round=model_round))
     downlink = downlink_cache.decode(plan, header, message[1:], model_round)
     next_model_round = header.round if plan.downlink.clients_keep_model else 0
+    if plan.stragglers is not None and plan.stragglers.is_dropped(header.round, client):
+        reply = _drop_reply(plan, client, header.round, len(examples), seconds + downlink.decode_seconds)
+        return ImmediateReply(reply, replace(state, model_round=next_model_round))
     next_state = ClientState(state.resolve(header.round, header.acknowledged), None, next_model_round)
     job = _build_job(plan, header.round, client, downlink, next_state.committed_state, examples)
     return ClientTask(job, next_state, downlink, state.model_round, rounds_missed, seconds + downlink.decode_seconds)
@@ -142,7 +146,8 @@ def _build_job(
         if local_parameters.size:
             weights = np.concatenate([weights, local_parameters])
             correction = None if correction is None else np.concatenate([correction, np.zeros_like(local_parameters)])
-    return TrainingJob(plan.seed, round, client, weights, examples, entries_of(state, OPTIMIZER), correction, buffers)
+    work, optimizer_state = plan.local_training_of(round, client).work, entries_of(state, OPTIMIZER)
+    return TrainingJob(plan.seed, round, client, weights, examples, optimizer_state, correction, buffers, work)
 
 
 def _reply_state_lost(plan: FederationPlan, client: ClientId, header: Header, state: ClientState) -> ImmediateReply:
@@ -163,17 +168,25 @@ def _repeat_reply(
 ) -> Reply:
     """Return the reply that the client sent before in the round of its uncommitted state."""
     assert uncommitted_state.reply_frame is not None
+    training = plan.local_training_of(uncommitted_state.round, client)
     return Reply(
         client,
         (uncommitted_state.reply_frame,),
         decode_seconds,
         0.0,
-        plan.local_training.n_steps(n_examples),
+        training.n_steps(n_examples),
         uncommitted_state.residual_norm,
         uncommitted_state.residual_norm_if_lost,
         uncommitted_state.rounds_missed,
-        plan.local_training.n_examples_processed(n_examples),
+        training.n_examples_processed(n_examples),
     )
+
+
+def _drop_reply(plan: FederationPlan, client: ClientId, round: int, n_examples: int, decode_seconds: float) -> Reply:
+    """Return the reply of a straggler that sends no update, with the steps that it made until the end of the round."""
+    training = plan.local_training_of(round, client)
+    counts = {"steps": training.n_steps(n_examples), "examples_processed": training.n_examples_processed(n_examples)}
+    return Reply(client, (), decode_seconds, 0.0, **counts)
 
 
 def _encode_resync(client: ClientId, round: int, model_round: int, last_reply_round: int) -> Reply:
@@ -208,7 +221,7 @@ def encode_update(plan: FederationPlan, task: ClientTask, result: TrainingResult
     update = result.update[: plan.layout.size]
     start_time = time.perf_counter()
     scheme_state = entries_of(task.state.committed_state, SCHEME)
-    training = plan.local_training
+    training = plan.local_training_of(round, client)
     learning_rate_sum = training.learning_rate_sum(result.n_examples, round) if training.uses_correction else 1.0
     ctx = plan.make_context(round, client, task.downlink.reference, learning_rate_sum)
     with np.errstate(over="ignore", invalid="ignore"), PhaseTimer("compress"):

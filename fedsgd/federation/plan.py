@@ -17,6 +17,7 @@ from fedsgd.federation.faults import HostileClients
 from fedsgd.numerics.arrays import F32
 from fedsgd.numerics.parameter_layout import ParameterLayout
 from fedsgd.optim import Optimizer
+from fedsgd.sampling import StragglerModel
 from fedsgd.training import LocalTraining
 from fedsgd.wire import MAX_SECTIONS, frame_overhead
 
@@ -45,6 +46,7 @@ class FederationPlan:
         buffers: buffers that training changes; None if there are none.
         bfloat16_states: True if clients store their states in bfloat16.
         hostile: clients that replace their updates; None for none.
+        stragglers: clients of a round that make fewer local steps; None for none.
         aggregator: rule that combines the updates, which `fedsgd.aggregation.select_aggregator` finds for the scheme.
     """
 
@@ -62,6 +64,7 @@ class FederationPlan:
     buffers: BufferPlan | None = None
     bfloat16_states: bool = False
     hostile: HostileClients | None = None
+    stragglers: StragglerModel | None = None
     aggregator: Aggregator = field(kw_only=True)
 
     def make_context(
@@ -77,6 +80,16 @@ class FederationPlan:
         """
         return CodecContext(self.seed, round, client, self.layout, reference, self.cohort_size, learning_rate_sum)
 
+    def local_training_of(self, round: int, client: ClientId) -> LocalTraining:
+        """Return the rule of a client's local training in a round, which has fewer steps for a straggler.
+
+        Args:
+            round: number of the round, from 1.
+            client: number of the client, from 0.
+        """
+        work = None if self.stragglers is None else self.stragglers.work_of(round, client)
+        return self.local_training.with_work(work)
+
     @cached_property
     def max_update_bytes(self) -> int:
         """Bytes of the longest valid UPDATE frame. Longer frames are rejected before they are decoded."""
@@ -89,7 +102,7 @@ class Reply:
 
     Attributes:
         client: client that replies.
-        frames: one UPDATE frame or one RESYNC frame.
+        frames: one UPDATE frame or one RESYNC frame; no frame from a straggler that is dropped, which sends nothing.
         decode_seconds, encode_seconds: seconds that decoding the message and encoding the reply took.
         steps: local steps of the client in the round.
         residual_norm: Euclidean norm of the client's residual if the reply is accepted; NaN if the scheme has no residual.

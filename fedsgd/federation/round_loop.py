@@ -62,7 +62,8 @@ class FrameEvent:
         decode_seconds: on the uplink, seconds that the scheme took to decode and add the update. On the downlink, seconds that
             the client took to decode the whole message, in the event of the first MODEL frame alone.
         delivery: outcome of the delivery; "refused" for a frame that could not be read, or that a failed round had accepted;
-            "diverged" for the empty frame of a client that sent nothing, because its update was not finite.
+            "diverged" for the empty frame of a client that sent nothing, because its update was not finite; "dropped" for the
+            empty frame of a straggler that sent nothing.
         decoded: the decoded frame; None if the frame was not decoded.
         steps, examples_processed: of an UPDATE, local steps and examples in all their batches, as the client reports.
     """
@@ -95,6 +96,7 @@ class RoundParticipants:
         replies: all replies but RESYNC frames, ascending by client.
         failures: clients without a reply, or with an unreadable reply.
         diverged: clients of `failures` that were skipped because their update was not finite, ascending.
+        dropped: stragglers that sent no update, ascending. They are not among `replies`.
     """
 
     cohort: tuple[ClientId, ...]
@@ -102,6 +104,7 @@ class RoundParticipants:
     replies: tuple[Reply, ...]
     failures: tuple[ClientFailure, ...]
     diverged: tuple[ClientId, ...] = ()
+    dropped: tuple[ClientId, ...] = ()
 
 
 @dataclass(eq=False)
@@ -150,7 +153,8 @@ def run_round(
     """
     sampled_cohort = participation.sample_round(server.round)
     exchange = _exchange_with_resync(plan, server, runtime, sampled_cohort.cohort, observer, timeout)
-    replies, failures = exchange.replies, exchange.failures
+    replies, dropped_replies = _separate_dropped(plan, server.round, exchange.replies)
+    failures = exchange.failures
     deliveries = participation.delivery_of(server.round, {reply.client: reply.steps for reply in replies})
     accepted_replies = [reply for reply in replies if deliveries[reply.client] == "received"]
     try:
@@ -174,11 +178,30 @@ def run_round(
     with PhaseTimer("ledger"):
         for event in _uplink_events(plan, server, replies, deliveries, aggregated_replies):
             observer(event)
-        for client in diverged:
-            observer(FrameEvent(server.round, client, "up", FrameKind.UPDATE, b"", 0, 0.0, 0.0, "diverged"))
+        for event in _silent_events(server.round, diverged, dropped_replies):
+            observer(event)
+    dropped = tuple(reply.client for reply in dropped_replies)
     return next_server, RoundParticipants(
-        sampled_cohort.cohort, tuple(aggregated_replies), tuple(replies), tuple(failures), tuple(diverged)
+        sampled_cohort.cohort, tuple(aggregated_replies), tuple(replies), tuple(failures), tuple(diverged), dropped
     )
+
+
+def _separate_dropped(plan: FederationPlan, round: int, replies: Sequence[Reply]) -> tuple[list[Reply], list[Reply]]:
+    """Return the replies with frames, and the replies of dropped stragglers, which have none."""
+    stragglers = plan.stragglers
+    if stragglers is None:
+        return list(replies), []
+    dropped = {reply.client for reply in replies if not reply.frames and stragglers.is_dropped(round, reply.client)}
+    return [r for r in replies if r.client not in dropped], [r for r in replies if r.client in dropped]
+
+
+def _silent_events(round: int, diverged: Sequence[ClientId], dropped_replies: Sequence[Reply]) -> Iterator[FrameEvent]:
+    """Yield an event with an empty frame for each client that sent nothing."""
+    for client in diverged:
+        yield FrameEvent(round, client, "up", FrameKind.UPDATE, b"", 0, 0.0, 0.0, "diverged")
+    for reply in dropped_replies:
+        counts = reply.steps, reply.examples_processed
+        yield FrameEvent(round, reply.client, "up", FrameKind.UPDATE, b"", 0, 0.0, 0.0, "dropped", None, *counts)
 
 
 def _aggregate_readable_replies(

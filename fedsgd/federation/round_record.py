@@ -35,6 +35,7 @@ class RoundRecord:
         seconds: seconds of wall-clock time that the round took.
         failures: one line for each client that failed.
         diverged: clients that were skipped because their update was not finite, ascending.
+        dropped: stragglers that sent no update, ascending.
     """
 
     round: int
@@ -53,6 +54,7 @@ class RoundRecord:
     seconds: float
     failures: tuple[str, ...] = ()
     diverged: tuple[int, ...] = ()
+    dropped: tuple[int, ...] = ()
 
     @property
     def accuracy(self) -> float | None:

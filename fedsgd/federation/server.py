@@ -302,8 +302,12 @@ def _fednova_weights(plan: FederationPlan, round: int, updates: Sequence[Decoded
     """
     if not plan.uses_fednova or not updates:
         return aggregation_weights
-    normalizers = np.array([plan.local_training.fednova_normalizer(update.frame.header.examples, round) for update in updates])
-    return normalize_by_progress(aggregation_weights, normalizers)
+    headers = [update.frame.header for update in updates]
+    trainings = [plan.local_training_of(round, header.client) for header in headers]
+    normalizers = [
+        training.fednova_normalizer(header.examples, round) for training, header in zip(trainings, headers, strict=True)
+    ]
+    return normalize_by_progress(aggregation_weights, np.array(normalizers))
 
 
 def _publish_next_round(plan: FederationPlan, server: ServerState, weights: F32, step: F32 | None) -> ServerState:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 SetMetricName = Literal["macro-f1", "auc", "perplexity", "bits-per-character"]
 """Name of a built-in metric in `[evaluation] metrics`; its column has "_" in place of "-"."""
 BetterDirection = Literal["higher", "lower"]
+VALIDATION_PREFIX = "validation_"
+"""Prefix of the figures on validation examples in rounds.parquet, such as "validation_accuracy"."""
 
 
 @dataclass(frozen=True)
@@ -247,6 +249,18 @@ def get_column(name: SetMetricName) -> str:
     return name.replace("-", "_")
 
 
+def name_validation_metric(column: str) -> str:
+    """Return the column in rounds.parquet of a metric on the validation examples.
+
+    >>> name_validation_metric("accuracy")
+    'validation_accuracy'
+
+    Args:
+        column: column of the metric on the test examples.
+    """
+    return f"{VALIDATION_PREFIX}{column}"
+
+
 def find_better_direction(column: str) -> BetterDirection | None:
     """Return the direction in which a figure of a run improves; None for a metric of the user, whose direction is unknown.
 
@@ -254,9 +268,9 @@ def find_better_direction(column: str) -> BetterDirection | None:
     ('lower', 'higher', None)
 
     Args:
-        column: name of a figure in rounds.parquet, such as "loss", "train_accuracy" or "client_accuracy_mean".
+        column: name of a figure in rounds.parquet, such as "loss", "validation_accuracy" or "client_accuracy_mean".
     """
     directions: dict[str, BetterDirection] = {"loss": "lower", "accuracy": "higher"}
     directions |= {"client_accuracy_mean": "higher", "client_accuracy_worst_tenth": "higher"}
     directions |= {get_column(name): metric.better for name, metric in SET_METRICS.items()}
-    return directions.get(column.removeprefix("train_"))
+    return directions.get(column.removeprefix("train_").removeprefix(VALIDATION_PREFIX))

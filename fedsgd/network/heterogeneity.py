@@ -13,10 +13,9 @@ from fedsgd.config.component import NonNegativeFloat, ValidatedConfig
 from fedsgd.config.quantities import MAX_QUANTITY, MIN_QUANTITY
 from fedsgd.errors import DataError
 from fedsgd.numerics.arrays import F64, I64
-from fedsgd.numerics.rng import derive_generator
+from fedsgd.numerics.rng import draw_client_normals
 from fedsgd.storage.csv_reader import read_rows
 
-_CLIENTS_PER_BLOCK = 1024
 HEADER = ("client", "up_bits_per_second", "down_bits_per_second", "latency_seconds")
 """Columns of a link trace."""
 
@@ -84,14 +83,8 @@ def draw_log_normal_factors(seed: int, purpose: str, clients: I64, spread: float
     """Return exp(spread · z) of each client, [n], with z ~ N(0, 1) by (seed, purpose, client). DataError for 0 or infinity."""
     if not spread or not len(clients):
         return np.ones(len(clients))
-    z = np.empty(len(clients))
-    blocks = clients // _CLIENTS_PER_BLOCK
-    for block in np.unique(blocks).tolist():
-        mask = blocks == block
-        block_z = derive_generator(seed, purpose, block).standard_normal(_CLIENTS_PER_BLOCK)
-        z[mask] = block_z[clients[mask] % _CLIENTS_PER_BLOCK]
     with np.errstate(over="ignore"):
-        factors: F64 = np.exp(spread * z)
+        factors: F64 = np.exp(spread * draw_client_normals(seed, purpose, clients))
     if not np.all(np.isfinite(factors) & (factors > 0)):
         raise DataError(f"spread {spread:g}: the factor of a client is 0 or infinite, expected a smaller spread")
     return factors

@@ -42,7 +42,8 @@ class ClientTraffic:
         round, client: [T] int64, round and client of each row.
         down_bytes, up_bytes: [T] int64, bytes of all frames to and from the client.
         down_messages, up_messages: [T] int64, messages to and from the client; 2 if the client requested a second message.
-        examples: [T] int64, examples of the client's steps, counted once for each batch; 0 for a client without a reply.
+        examples: [T] int64, examples of the client's steps, counted once for each batch; 0 for a client without a reply,
+            unless it is a dropped straggler.
         accepted: [T] bool, True if the reply was aggregated.
         down_distinct_bytes: [R] float64, downlink bytes in each round, with each distinct frame counted once.
     """
@@ -188,9 +189,10 @@ class PricingModel(ValidatedConfig):
 
     Attributes:
         deadline_seconds: seconds, time that the server waits for a lost reply; None: the round lasts as if the reply had
-            arrived, and a client without a recorded reply counts with its download and decoding alone.
-        training_seconds: seconds, training of a client of median speed in a round, in place of operations / throughput; None:
-            the operations of the run on `device`.
+            arrived, and a client without a recorded reply counts with its download and decoding alone; a dropped straggler
+            also with its training.
+        training_seconds: seconds, training of a client of median speed in a round, in place of operations / throughput, for
+            clients with few and with many steps alike; None: the operations of the run on `device`.
     """
 
     network: Network

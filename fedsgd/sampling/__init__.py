@@ -7,6 +7,7 @@ from fedsgd.config.registry import Registry
 from fedsgd.sampling.base import CohortSampler, SampledCohort, Sampler, SamplingPool, bind_with_checks
 from fedsgd.sampling.client_durations import DurationModel
 from fedsgd.sampling.participation import Delivery, ParticipationModel, first_within_deadline, is_lost
+from fedsgd.sampling.stragglers import StragglerModel, count_stragglers
 
 SAMPLERS: Registry[type[Sampler]] = Registry(
     "sampler",
@@ -32,7 +33,9 @@ __all__ = [
     "SampledCohort",
     "Sampler",
     "SamplingPool",
+    "StragglerModel",
     "bind_with_checks",
+    "count_stragglers",
     "first_within_deadline",
     "is_lost",
 ]

@@ -36,8 +36,10 @@ def is_lost(seed: int, round: int, client: int, probability: float) -> bool:
     return bool(derive_generator(seed, "dropout", round, client).random() < probability)
 
 
-Delivery = Literal["received", "lost", "late", "refused", "diverged"]
-"""Outcome of a delivery, in this order: accepted; lost; late; unreadable, or of a failed round; nothing sent (not finite)."""
+Delivery = Literal["received", "lost", "late", "refused", "diverged", "dropped"]
+"""Outcome of a delivery, in this order: accepted; lost; late; unreadable, or of a failed round; nothing sent, because the
+update was not finite; nothing sent by a dropped straggler.
+"""
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from fedsgd.errors import ScenarioError
 from fedsgd.scenario.overrides import apply_settings
 from fedsgd.scenario.scenario import Scenario, parse_scenario
 
-COMPANIONS: tuple[tuple[str, str], ...] = (
+COMPANIONS: tuple[tuple[str, Any], ...] = (
     ("server.weighting", "uniform"),
     ("client.optimizer", "sgd"),
     ("client.optimizer", "momentum"),
@@ -19,13 +19,15 @@ COMPANIONS: tuple[tuple[str, str], ...] = (
     ("downlink.policy", "error-feedback"),
     ("downlink.policy", "unbiased"),
     ("uplink.error_feedback", "persist"),
+    ("client.epochs", 5),
 )
-"""Settings that other settings require: equal weights, an optimizer without or with velocity, policies for a compressor."""
+"""Settings that other settings require: equal weights, an optimizer without or with velocity, policies for a compressor,
+epochs of which a straggler makes fewer."""
 COMPANION_KEYS = {"uplink.compressor", *(key for key, _ in COMPANIONS)}
 MAX_COMPANIONS = 2
 
 
-def find_companions(toml_table: Mapping[str, Any], fixed_keys: Iterable[str] = ()) -> dict[str, str] | None:
+def find_companions(toml_table: Mapping[str, Any], fixed_keys: Iterable[str] = ()) -> dict[str, Any] | None:
     """Return the companions by dotted key that nested tables need to be a valid scenario; None if no companions help.
 
     Args:

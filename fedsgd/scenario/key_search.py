@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -90,14 +90,16 @@ def find_keys(name: str, only_last_part: bool = False) -> list[KeyReference]:
     """
     *parents, leaf = name.split(".")
     tables = [] if only_last_part else _walk([KeyTable()], parents)
-    members = KeyTable().find_members()
-    if not any(table.describe(leaf) for table in tables):
+    descriptions = [description for table in tables for description in table.describe(leaf)]
+    if not descriptions:
+        members = KeyTable().find_members()
         first, *others = parents or [leaf]
         named = [table for table in members if getattr(table.cls, "name", None) == first]
         tables = _walk(named, others) if parents else [table for table in members if leaf in table.list_keys()]
-    if not any(table.describe(leaf) for table in tables) and parents:
+        descriptions = [description for table in tables for description in table.describe(leaf)]
+    if not descriptions and parents:
         return _find_open_table(name)
-    return _join_equal(description for table in tables for description in table.describe(leaf))
+    return _join_equal(descriptions)
 
 
 def list_next_keys(prefix: str) -> list[tuple[KeyReference, bool]]:
@@ -137,7 +139,7 @@ def _find_open_table(name: str) -> list[KeyReference]:
     return []
 
 
-def _join_equal(descriptions: Iterator[KeyReference]) -> list[KeyReference]:
+def _join_equal(descriptions: Iterable[KeyReference]) -> list[KeyReference]:
     """Join the descriptions that differ only in their components and examples; the first example is kept."""
     joined: dict[str, KeyReference] = {}
     for description in descriptions:

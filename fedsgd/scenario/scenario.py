@@ -130,6 +130,11 @@ class Scenario(SettingsSection):
         if scheme.corrects_gradients and not (is_plain and not client.proximal):
             problem = f'{name} needs the mean gradient, expected "sgd" without clip_norm, weight_decay and client.proximal'
             raise FieldError("scenario", "client.optimizer", problem)
+        participation, local_work = self.participation, client.epochs if client.steps is None else client.steps
+        if participation.stragglers and participation.straggler_policy == "keep" and local_work == 1:
+            key = "client.epochs" if client.steps is None else "client.steps"
+            problem = f"got {participation.stragglers:g}, expected 0: {key} is 1, of which a straggler cannot make fewer"
+            raise FieldError("scenario", "participation.stragglers", problem)
         if scheme.server_mirrors_clients and self.state.precision != "float32":
             reason = f"the server of {name} stores the sum of the clients' states"
             problem = f'got "{self.state.precision}", expected "float32": {reason}'

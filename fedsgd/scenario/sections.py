@@ -184,6 +184,10 @@ class ParticipationConfig(SettingsSection):
         dropout: probability that a reply is lost.
         deadline: simulated seconds until the server closes a round; None to wait for all replies.
         durations: simulated durations of the clients' replies, for `over_selection` and `deadline`.
+        stragglers: stragglers as a share of the cohort, drawn in each round. A straggler makes uniformly 1 to all of its local
+            epochs or steps (Li et al. 2020, section 5.2). Not with `over_selection` and `deadline`.
+        straggler_policy: use of a straggler's fewer steps: the client sends their update ("keep", FedProx), or it sends nothing
+            and its state does not change ("drop", FedAvg).
         on_failure: effect of a client that fails: the run ends ("stop"), or the reply counts as lost ("continue").
         on_divergence: effect of an update that is not finite: the run ends ("stop"), or the client sends nothing in this round,
             which the ledger and the summary count ("skip"). With "stop", a test loss that is not finite ends the run, too.
@@ -193,8 +197,17 @@ class ParticipationConfig(SettingsSection):
     dropout: FractionBelowOne = 0.0
     deadline: PositiveFloat | None = field(default=None, metadata={"example": "60.0"})
     durations: DurationModel = LogNormalDurations()
+    stragglers: FractionBelowOne = 0.0
+    straggler_policy: Literal["keep", "drop"] = "keep"
     on_failure: Literal["stop", "continue"] = "stop"
     on_divergence: Literal["stop", "skip"] = "stop"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        timed = "deadline" if self.deadline is not None else "over_selection" if self.over_selection > 1 else ""
+        if self.stragglers and timed:
+            reason = f"{timed} = {getattr(self, timed):g} finds stragglers by simulated durations; leave one of the two out"
+            raise FieldError("participation", "stragglers", f"got {self.stragglers:g}, expected 0, because {reason}")
 
 
 @dataclass(frozen=True)
@@ -343,6 +356,9 @@ class EvaluationConfig(SettingsSection):
         every: rounds between two evaluations on the test examples; the last round is always evaluated.
         clients: evaluate on each client's own test examples too: mean accuracy, mean of the worst tenth, standard deviation.
         training: evaluate on all training examples too.
+        validation: share of each client's training examples that are validation examples, 0 to below 1: no client trains on
+            them, and the model is evaluated on all of them too. None: 0, but 0.1 in a sweep that tunes (`fedsgd sweep --tune`).
+        test: test examples: those of the dataset ("dataset"), or all that clients hold out by `[data] held_out` ("clients").
         metrics: built-in metrics of the whole set, in addition to those of [model]: "macro-f1", "auc" (of class 1, or mean of
             each class against the rest), "perplexity" (exp of the mean cross-entropy), "bits-per-character" (the mean
             cross-entropy / ln 2). They are not averaged over batches or clients: models that stay at clients are evaluated by
@@ -352,6 +368,8 @@ class EvaluationConfig(SettingsSection):
     every: PositiveInt = 1
     clients: bool = False
     training: bool = False
+    validation: FractionBelowOne | None = field(default=None, metadata={"example": "0.1"})
+    test: Literal["dataset", "clients"] = "dataset"
     metrics: tuple[SetMetricName, ...] | None = field(default=None, metadata={"example": '["macro-f1"]'})
 
     @classmethod

@@ -6,7 +6,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,8 @@ from fedsgd.system.user_files import read_text
 
 SWEEP_FILE = "sweep.json"
 FORMAT_VERSION = 1
+TUNING_VALIDATION = 0.1
+"""Share of validation examples in the cells of a sweep that tunes and does not set `[evaluation] validation`."""
 DETERMINISTIC_ERRORS = ("RunError", "NonFiniteError")
 """Names of errors that count as a cell's result, because a repeated run is expected to raise them again."""
 
@@ -126,6 +128,8 @@ def plan_cells(
     All methods run with one seed and one combination of tuned values before the next, so that comparisons are possible early.
     Settings of a method replace settings of the scenario; values of the grid, tuned values and the seed replace both.
 
+    If settings are tuned, `[evaluation] validation` is `TUNING_VALIDATION` in each cell that does not set it.
+
     Labels have the values of `grid`, not of `tune`. Seeds are numbered from the scenario's seed on. `message_prefix` precedes a
     method's name in messages, such as the methods' file. A wrong scenario, and equal labels, raise a ScenarioError.
     """
@@ -149,11 +153,23 @@ def plan_cells(
         try:
             method_table = apply_settings(Scenario, table, methods[method])
             scenario = parse_scenario(apply_settings(Scenario, method_table, {**point, **tuned, "seed": seed}))
+            scenario = _set_validation(scenario, is_tuned=bool(tune))
             PythonObjects().check(scenario)
         except ScenarioError as error:
             raise ScenarioError(_format_cell_error(error, cell, table, methods[method], message_prefix)) from None
         plan.append(PlannedCell(cell, scenario))
     return plan
+
+
+def _set_validation(scenario: Scenario, is_tuned: bool) -> Scenario:
+    """Return a cell's scenario with the share of validation examples of a sweep that tunes, if the scenario does not set it.
+
+    The share 0 is removed, because cells of earlier releases do not have the key and are equal runs.
+    """
+    share = scenario.evaluation.validation
+    if is_tuned and share is None:
+        return replace(scenario, evaluation=replace(scenario.evaluation, validation=TUNING_VALIDATION))
+    return scenario if share != 0 else replace(scenario, evaluation=replace(scenario.evaluation, validation=None))
 
 
 def _expand_grid(grid: Grid) -> Iterator[dict[str, Any]]:

@@ -17,6 +17,9 @@ from fedsgd.storage.parquet import count_rows
 from fedsgd.storage.run_directory import OVERWRITE_HINT, find_files_to_remove, lock_folder, write_atomically
 from fedsgd.sweeps.cells import DETERMINISTIC_ERRORS, SWEEP_FILE, Cell, PlannedCell, Sweep, collect_keys
 
+NO_VALIDATION = "evaluation.validation is unset there"
+"""Begin of the difference of a cell that was tuned on the test examples, as by earlier releases."""
+
 
 @contextmanager
 def locked_directory(out: Path) -> Iterator[None]:
@@ -73,8 +76,9 @@ def _is_truncated(folder: Path) -> bool:
         return False
     try:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        n_frames = summary["uplink"]["frames"] + summary["downlink"]["frames"] + summary.get("diverged_clients", 0)
-        expected_rows = [summary["rounds"], n_frames]
+        n_silent = summary.get("diverged_clients", 0) + summary.get("dropped_stragglers", 0)  # rows without a frame
+        n_frames = summary["uplink"]["frames"] + summary["downlink"]["frames"]
+        expected_rows = [summary["rounds"], n_frames + n_silent]
         return not (folder / "params.safetensors").exists() or [*map(count_rows, tables)] != expected_rows
     except (OSError, ValueError, LookupError, TypeError, ReportError):
         return True
@@ -93,8 +97,9 @@ def _resume_cell(out: Path, planned_cell: PlannedCell, previous_cell: Cell | Non
         if overwrite:
             return cell
         problem = f"another scenario: {difference}" if difference else code_difference
+        remedy = "set evaluation.validation = 0 to continue as before, " * difference.startswith(NO_VALIDATION)
         raise OutputError(
-            f'{folder}: cell "{cell}" is finished with {problem}; choose another folder with --out, or {OVERWRITE_HINT}'
+            f'{folder}: cell "{cell}" is finished with {problem}; {remedy}choose another folder with --out, or {OVERWRITE_HINT}'
         )
     if (
         previous_cell is not None

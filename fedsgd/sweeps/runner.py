@@ -52,7 +52,9 @@ def sweep(
         scenario: scenario, or the path of a scenario file.
         methods: settings over the scenario by label, nested or dotted; or a TOML file with a table for each label.
         grid: values by dotted key, which become part of the label.
-        tune: values by dotted key, of which an analysis selects one for each label.
+        tune: values by dotted key, of which an analysis selects one for each label. Each cell then has
+            `[evaluation] validation = 0.1`, unless the scenario or the method sets this key: the value is selected by the
+            figures on these validation examples. 0: by the figures on the test examples.
         seeds: number of seeds, from the scenario's seed on.
         out: folder of the sweep, by default runs/NAME-sweep.
         execution: processes, data folder, and cells that run again; None for the defaults.
@@ -72,6 +74,11 @@ def sweep(
     check_paths(out=out, data=execution.data)
     plan = _plan_sweep(scenario, methods, grid or {}, tune or {}, seeds)
     folder = Path("runs") / f"{plan[0].scenario.name}-sweep" if out is None else expand_user_path(out)
+    return run_plan(plan, folder, execution, callbacks)
+
+
+def run_plan(plan: Sequence[PlannedCell], folder: Path, execution: SweepConfig, callbacks: SweepCallbacks) -> Sweep:
+    """Run the planned cells that are not finished, each into a run folder in the folder of the sweep; errors as in `sweep`."""
     with locked_directory(folder):
         current_sweep = resume_sweep(folder, plan, execution.overwrite, execution.retry_failed)
         save(current_sweep)

@@ -76,6 +76,7 @@ class LocalTraining:
         last_batch: use of the examples that do not fill a last batch. "keep": a smaller batch; "drop": none, as with PyTorch's
             DataLoader(drop_last=True); "merge": add them to the batch before. In each case, a client with fewer examples than
             `batch_size` has one batch of all its examples, and all of a client's examples count in its aggregation weight.
+        work: epochs (or steps, if `steps` is set) that a straggler makes, from 1; None: all. Schedules count all steps.
     """
 
     optimizer: Optimizer
@@ -86,6 +87,17 @@ class LocalTraining:
     keep_optimizer_state: bool = False
     uses_correction: bool = False
     last_batch: LastBatch = "keep"
+    work: int | None = None
+
+    @property
+    def full_work(self) -> int:
+        """Number of epochs, or of steps, of a client that is no straggler."""
+        work = self.epochs if self.steps is None else self.steps
+        return work or 0
+
+    def with_work(self, work: int | None) -> LocalTraining:
+        """Return the settings of a straggler that makes `work` epochs or steps; None: the settings of other clients."""
+        return self if work == self.work else replace(self, work=work)
 
     def plan_batches(self, n: int) -> BatchPlan:
         """Return the batches of one pass over n examples, from which all counts of steps, batches and examples follow."""
@@ -100,9 +112,15 @@ class LocalTraining:
         return self._n_steps(n, self.plan_batches(n))
 
     def _n_steps(self, n: int, plan: BatchPlan) -> int:
-        if n == 0:
-            return 0
-        return plan.n_batches * (self.epochs or 0) if self.steps is None else self.steps
+        work = self.full_work if self.work is None else self.work
+        return 0 if n == 0 else plan.n_batches * work if self.steps is None else work
+
+    def n_scheduled_steps(self, n: int) -> int:
+        """Return the number of local steps in a round of a client with n examples that is no straggler.
+
+        A schedule over "steps" counts these steps, so that a straggler's learning rate is that of all other clients.
+        """
+        return self.with_work(None).n_steps(n)
 
     def n_examples_processed(self, n: int) -> int:
         """Return the number of examples in the batches of `n_steps(n)` steps, repetitions included."""
@@ -123,7 +141,7 @@ class LocalTraining:
         """Return the step at w: proximal term, correction, clipping, weight decay and the optimizer's rule, in this order.
 
         All vectors are [P] float32. The gradient g is overwritten, and the optimizer's buffers are updated in place.
-        `schedule_time` is the round and the local step, from 1, and the client's number of steps in the round.
+        `schedule_time` is the round and the local step, from 1, and the client's `n_scheduled_steps`.
         `unused_slices` has the parameters that the batch does not use. If `skips_unused_parameters`, these parameters and their
         buffers do not change, as torch skips parameters without a gradient.
         """
@@ -167,16 +185,16 @@ class LocalTraining:
         give τη, no steps give 0. Schedule, momentum (from 0) and proximal term count. Clipping, correction and decay do not.
         Steps of Adam do not depend on the gradient's scale: τ of them give τη too.
         """
-        return _fednova_normalizer(self, self.n_steps(n_examples), round)
+        return _fednova_normalizer(self, self.n_steps(n_examples), self.n_scheduled_steps(n_examples), round)
 
     def learning_rate_sum(self, n_examples: int, round: int) -> float:
         """Return the sum of η over a client's local steps: SCAFFOLD's Kη (Karimireddy et al. 2020, algorithm 1)."""
-        n_steps = self.n_steps(n_examples)
-        return float(sum(self.optimizer.learning_rate(round, step, n_steps) for step in range(1, n_steps + 1)))
+        n_steps, n_scheduled_steps = self.n_steps(n_examples), self.n_scheduled_steps(n_examples)
+        return float(sum(self.optimizer.learning_rate(round, step, n_scheduled_steps) for step in range(1, n_steps + 1)))
 
 
 @functools.lru_cache(4096)
-def _fednova_normalizer(local_training: LocalTraining, n_steps: int, round: int) -> float:
+def _fednova_normalizer(local_training: LocalTraining, n_steps: int, n_scheduled_steps: int, round: int) -> float:
     """Run the optimizer's steps on one coordinate with gradient one; see `LocalTraining.fednova_normalizer`."""
     import torch
 
@@ -185,7 +203,7 @@ def _fednova_normalizer(local_training: LocalTraining, n_steps: int, round: int)
     w, buffers = start.clone(), local_training.optimizer.init(start)
     with torch.no_grad():
         for step in range(1, n_steps + 1):
-            plain_training.local_step(w, start, torch.ones_like(w), buffers, (round, step, n_steps)).add_to(w)
+            plain_training.local_step(w, start, torch.ones_like(w), buffers, (round, step, n_scheduled_steps)).add_to(w)
     return -float(w)
 
 
@@ -202,6 +220,7 @@ class TrainingJob:
         correction: [P] float32, added to each gradient under `uses_correction`: SCAFFOLD's c − c_i (Karimireddy et al. 2020,
             algorithm 1); None: zero.
         buffers: [S] float32, values of `LearningTask.buffers` before training; None: their initial values.
+        work: epochs or steps of a straggler, as `LocalTraining.work`; None: all.
     """
 
     seed: int
@@ -212,6 +231,7 @@ class TrainingJob:
     optimizer_state: Mapping[str, F32] = field(default_factory=dict)
     correction: F32 | None = None
     buffers: F32 | None = None
+    work: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -293,7 +313,7 @@ def epochs(job: TrainingJob, local_training: LocalTraining) -> Iterator[tuple[I6
     Each pass has its own random order; the last pass may have fewer steps. A batch of all examples keeps the order of the
     data, so that sums over the batch round alike in every round.
     """
-    n, remaining, epoch = len(job.examples), local_training.n_steps(len(job.examples)), 0
+    n, remaining, epoch = len(job.examples), local_training.with_work(job.work).n_steps(len(job.examples)), 0
     plan = local_training.plan_batches(n)
     while remaining:
         if plan.n_batches == 1 and plan.n_examples == n:

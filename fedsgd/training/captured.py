@@ -107,9 +107,8 @@ class Captured:
     def train(self, jobs: Sequence[TrainingJob]) -> Iterator[TrainingResult]:
         """Yield the results in the order of `jobs`."""
         for job in jobs:
-            steps = {
-                size: self._get_or_capture_step(size) for size in distinct_batch_sizes(len(job.examples), self.local_training)
-            }
+            sizes = distinct_batch_sizes(len(job.examples), self.local_training.with_work(job.work))
+            steps = {size: self._get_or_capture_step(size) for size in sizes}
             with (
                 use_single_thread(),
                 torch.no_grad(),
@@ -127,14 +126,15 @@ class Captured:
 
     def _train_client(self, job: TrainingJob, steps: Mapping[int, CapturedStep | None]) -> TrainingResult:
         buffers, optimizer = self._step_buffers, self.local_training.optimizer
-        n_steps = self.local_training.n_steps(len(job.examples))
+        n_steps = self.local_training.with_work(job.work).n_steps(len(job.examples))
+        n_scheduled_steps = self.local_training.n_scheduled_steps(len(job.examples))
         initial_state, correction_array = initial_training_state(job, self.local_training)
         buffers.load_client(job.weights, initial_state)
         correction = None if correction_array is None else buffers.to_internal_order(correction_array)
         start = buffers.w.clone() if self.local_training.proximal else buffers.w
         buffers.flat_module.task.module.train()
         for number, (x, y) in enumerate(self._gather_batches(job), start=1):
-            step, time = steps[y.shape[0]], (job.round, number, n_steps)
+            step, time = steps[y.shape[0]], (job.round, number, n_scheduled_steps)
             if step is not None and step.apply_update is not None and n_steps > 1:
                 step.apply_update(x, y, -optimizer.learning_rate(*time))
                 continue
@@ -162,7 +162,7 @@ class Captured:
             if self.local_training.keep_optimizer_state
             else {}
         )
-        return TrainingResult(job.client, update, n, self.local_training.n_steps(n), final_state)
+        return TrainingResult(job.client, update, n, self.local_training.with_work(job.work).n_steps(n), final_state)
 
     def _gather_batches(self, job: TrainingJob) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield x and y of each step, valid until the next step."""

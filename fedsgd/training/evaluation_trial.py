@@ -41,6 +41,7 @@ REMEDIES = {
     "test": "use another number of test examples",
     "clients": "set another data.held_out",
     "training": "set evaluation.training = false",
+    "validation": "set another evaluation.validation",
 }
 """Advice by name of the set, for a last slice that cannot be evaluated because of its size."""
 

@@ -37,7 +37,8 @@ class Sequential:
             yield result
 
     def _train_client(self, job: TrainingJob) -> TrainingResult:
-        n_steps = self.local_training.n_steps(len(job.examples))
+        n_steps = self.local_training.with_work(job.work).n_steps(len(job.examples))
+        n_scheduled_steps = self.local_training.n_scheduled_steps(len(job.examples))
         start = torch.from_numpy(np.array(job.weights))
         w = start.clone()
         self._flat_module.bind_parameters(self._tensor_format.view_tensors(w))
@@ -50,9 +51,8 @@ class Sequential:
         only_step = torch.zeros_like(w)  # returned as it is: (w + step) − w would be rounded
         for number, batch in enumerate(batches(job, self.local_training), start=1):
             gradient, unused_slices = self._flat_module.compute_flat_gradient(*batch_tensors(job.examples.select(batch)))
-            step = self.local_training.local_step(
-                w, start, gradient, optimizer_buffers, (job.round, number, n_steps), correction, unused_slices
-            )
+            time = job.round, number, n_scheduled_steps
+            step = self.local_training.local_step(w, start, gradient, optimizer_buffers, time, correction, unused_slices)
             if n_steps == 1:
                 only_step = step.compute_difference(w)
             else:

@@ -36,12 +36,11 @@ class StackedStepRange:
 def schedule_steps(jobs: Sequence[TrainingJob], local_training: LocalTraining) -> Iterator[StackedStepRange]:
     """Yield the steps of a stack's clients; the steps of one client are in order.
 
-    Jobs of one round with equally many examples, which have the same steps, must be consecutive. All clients finish a pass
-    before the next pass starts, so that steps with full batches can be merged.
+    Jobs of one round with equally many examples and equal work, which have the same steps, must be consecutive. All clients
+    finish a pass before the next pass starts, so that steps with full batches can be merged.
     """
     groups = [
-        _AlikeClients(local_training, list(indexed_jobs))
-        for _, indexed_jobs in itertools.groupby(enumerate(jobs), lambda pair: (len(pair[1].examples), pair[1].round))
+        _AlikeClients(local_training, list(indexed_jobs)) for _, indexed_jobs in itertools.groupby(enumerate(jobs), _step_key)
     ]
     while groups:
         orders = [group.advance_epoch() for group in groups]
@@ -51,6 +50,12 @@ def schedule_steps(jobs: Sequence[TrainingJob], local_training: LocalTraining) -
             ]
             yield from _merge_ranges(ranges)
         groups = [group for group, (_, n_steps) in zip(groups, orders, strict=True) if n_steps]
+
+
+def _step_key(indexed_job: tuple[int, TrainingJob]) -> tuple[int, int, int | None]:
+    """Return the properties of a job that determine its steps."""
+    _, job = indexed_job
+    return len(job.examples), job.round, job.work
 
 
 def _merge_ranges(ranges: Sequence[StackedStepRange]) -> Iterator[StackedStepRange]:
@@ -80,8 +85,9 @@ class _AlikeClients:
         self._start, first_job = indexed_jobs[0]
         self._jobs = [job for _, job in indexed_jobs]
         n, self._round = len(first_job.examples), first_job.round
-        self._batch_plan, self._n_steps = local_training.plan_batches(n), local_training.n_steps(n)
-        self._n_steps_done = 0
+        self._batch_plan, self._n_steps_done = local_training.plan_batches(n), 0
+        self._n_steps = local_training.with_work(first_job.work).n_steps(n)
+        self._n_scheduled_steps = local_training.n_scheduled_steps(n)
         self._epochs = [epochs(job, local_training) for job in self._jobs]
 
     def advance_epoch(self) -> tuple[I64, int]:
@@ -100,5 +106,5 @@ class _AlikeClients:
         """Return step `step_index`, counted from 0, of the current pass, which has these rows."""
         batch = rows[:, self._batch_plan.locate_batch(step_index)]
         self._n_steps_done += 1
-        rate = self._local_training.optimizer.learning_rate(self._round, self._n_steps_done, self._n_steps)
+        rate = self._local_training.optimizer.learning_rate(self._round, self._n_steps_done, self._n_scheduled_steps)
         return StackedStepRange(self._start, self._start + len(self._jobs), batch.shape[1], rate, self._n_steps == 1, (batch,))

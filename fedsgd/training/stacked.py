@@ -176,13 +176,14 @@ class Stacked:
         for job in jobs:
             by_dataset.setdefault((id(job.examples.x), id(job.examples.y)), []).append(job)
         for group in by_dataset.values():
-            group.sort(key=lambda job: (-len(job.examples), job.round))
+            group.sort(key=lambda job: (-len(job.examples), job.round, job.work or 0))
             for start in range(0, len(group), self.preferred_batch_of_clients):
                 yield from self._train_stack(group[start : start + self.preferred_batch_of_clients])
 
     def _train_stack(self, jobs: Sequence[TrainingJob]) -> Iterator[TrainingResult]:
         """Train the clients of one stack, whose jobs are sorted as `schedule_steps` requires."""
-        stack, n_steps = self._client_stack, [self.local_training.n_steps(len(job.examples)) for job in jobs]
+        stack = self._client_stack
+        n_steps = [self.local_training.with_work(job.work).n_steps(len(job.examples)) for job in jobs]
         for n in {len(job.examples) for job in jobs}:
             for size in distinct_batch_sizes(n, self.local_training):
                 self._record_step(size)

@@ -1,6 +1,7 @@
 """Compression ratios of the uplink of Deep Gradient Compression, measured by encoding vectors of its networks.
 
     python scenarios/dgc/ratios.py
+    fedsgd replicate dgc2018-ratios
 
 Lin et al. 2018, tables 3 and 4: ResNet-50 0.35 MB and 277×, AlexNet 0.39 MB and 597×, the PTB language model 0.42 MB and 462×.
 The paper's format sends the largest 0.1 % of each tensor with more than one dimension, each value as a float32 after a 16-bit
@@ -108,12 +109,33 @@ def encode_with_fedsgd(x: F32, layout: ParameterLayout, value_format: ValueForma
     return encode_frame(Frame(Header(FrameKind.UPDATE, 1, scheme.codec, 1, 0, 0, 1), result.sections))
 
 
-def ratios(network: str) -> dict[str, tuple[float, float]]:
-    """Return size in MiB and compression ratio of the uplink by wire: "DGC" and each value format of fedsgd."""
+def measure_sizes(network: str, formats: tuple[ValueFormat, ...] = FORMATS) -> dict[str, int]:
+    """Return the bytes of the uplink by wire: "DGC" and each value format of fedsgd."""
     layout = layout_of(network)
     x = gradient(layout)
-    sizes = {"DGC": len(encode_with_dgc(x, layout)), **{form: len(encode_with_fedsgd(x, layout, form)) for form in FORMATS}}
-    return {wire: (n_bytes / 2**20, 4 * layout.size / n_bytes) for wire, n_bytes in sizes.items()}
+    return {"DGC": len(encode_with_dgc(x, layout)), **{form: len(encode_with_fedsgd(x, layout, form)) for form in formats}}
+
+
+def ratios(network: str) -> dict[str, tuple[float, float]]:
+    """Return size in MiB and compression ratio of the uplink by wire: "DGC" and each value format of fedsgd."""
+    size = layout_of(network).size
+    return {wire: (n_bytes / 2**20, 4 * size / n_bytes) for wire, n_bytes in measure_sizes(network).items()}
+
+
+def compute_cells() -> dict[str, dict[str, float]]:
+    """Return the figures of the study dgc2018-ratios; the frames of fedsgd have the same coordinates and float32 values."""
+    cells = {}
+    for network in NETWORKS:
+        dense_bytes = 4 * layout_of(network).size
+        sizes = measure_sizes(network, ("float32",))
+        rule_bytes, n_bytes = sizes["DGC"], sizes["float32"]
+        cells[network] = {
+            "value": dense_bytes / rule_bytes,
+            "own_value": dense_bytes / n_bytes,
+            "rule_bytes": rule_bytes,
+            "n_bytes": n_bytes,
+        }
+    return cells
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """Uplink bytes of SparseLoCo, DeMo and OpenDiLoCo: published by arithmetic, and in fedsgd's frames by encoding.
 
     python scenarios/loco/ratios.py
+    fedsgd replicate covenant-ratio
 
 SparseLoCo (Sarfi et al. 2025, arXiv 2508.15706) and Covenant-72B (arXiv 2603.08163) send the largest k of each 4096
 coordinates with 12-bit positions and 2-bit values: the published uplink ratio to float32 is 32 / (14 k / 4096), 146 for k =
@@ -13,6 +14,7 @@ has Gaussian coordinates and a fixed seed, so positions are uniform, the worst c
 from __future__ import annotations
 
 from math import comb, log2
+from typing import Literal
 
 import numpy as np
 
@@ -21,7 +23,7 @@ from fedsgd.compression.operators.integer import Integer
 from fedsgd.compression.operators.topk import TopK
 from fedsgd.numerics.arrays import F32
 from fedsgd.numerics.parameter_layout import ParameterLayout
-from fedsgd.wire import Frame, FrameKind, Header, Sections, encode_frame
+from fedsgd.wire import Frame, FrameKind, Header, Sections, ValueFormat, encode_frame
 
 CHUNK, N_CHUNKS = 4096, 400
 SIZE = CHUNK * N_CHUNKS
@@ -42,9 +44,9 @@ def encode(op: CompressionOperator, x: F32) -> tuple[Sections, int, F32]:
     return sections, len(encode_frame(Frame(Header(FrameKind.UPDATE, 1, op.codec, 1, 0, 0, 1), sections))), update.to_dense()
 
 
-def published_ratio(k: int) -> float:
-    """Return the ratio to float32 of positions of 12 bits and values of 2 bits."""
-    return 32 / (14 * k / CHUNK)
+def published_ratio(k: int, value_bits: int = 2) -> float:
+    """Return the ratio to float32 of positions of 12 bits and values of `value_bits` bits."""
+    return 32 / ((12 + value_bits) * k / CHUNK)
 
 
 def index_overhead(sections: Sections, n_chunks: int, chunk: int, k: int) -> float:
@@ -62,6 +64,29 @@ def sparse_loco(x: F32) -> list[tuple[int, float, dict[str, float], float]]:
             ratios[name] = 4 * SIZE / n_bytes
         rows.append((k, published_ratio(k), ratios, index_overhead(sections, N_CHUNKS, CHUNK, k)))
     return rows
+
+
+def compute_cells() -> dict[str, dict[str, float]]:
+    """Return the figures of the study covenant-ratio.
+
+    Frames with "int8" values have a scale for each chunk, and those with "2bit" values four bins for the whole vector. The
+    published format is 12 bits for a position and 2 or 8 for a value, without the bytes of scales and bins.
+    """
+    x = draw_vector()
+    settings: list[tuple[str, int, int, ValueFormat, Literal["vector", "chunk"]]] = [
+        *((f"k = {k}, 2-bit values", k, 2, "2bit", "vector") for k in SENT_PER_CHUNK),
+        ("k = 64, values as bytes", 64, 8, "int8", "chunk"),
+    ]
+    cells = {}
+    for label, k, value_bits, values, scales in settings:
+        n_bytes = encode(TopK(k / CHUNK, values, CHUNK, scales), x)[1]
+        cells[label] = {
+            "value": published_ratio(k, value_bits),
+            "own_value": 4 * SIZE / n_bytes,
+            "rule_bytes": (12 + value_bits) * k * N_CHUNKS // 8,
+            "n_bytes": n_bytes,
+        }
+    return cells
 
 
 def demo_positions(x: F32) -> list[tuple[str, int, float, float]]:

@@ -97,6 +97,7 @@ def test_counter_has_the_sum_of_pytorch_counter(module: torch.nn.Module, shape: 
     assert sums[0] == sums[1] > 0
 
 
+@pytest.mark.nightly
 def test_run_imports_neither_the_compiler_of_pytorch_nor_scikit_learn() -> None:
     """Each takes more than a second of every process."""
     code = (

@@ -177,7 +177,7 @@ def test_latex_table_has_notes_below_it(runs: Path) -> None:
     for caption, start in (None, "Tuned values"), ("mine", "Figures of a run, of whole runs. Tuned values"):
         lines = to_latex(replace(comparison, rows=tuned), TableConfig(caption=caption)).splitlines()
         note = lines[lines.index(r"  \end{tabular}") + 1]
-        assert note.startswith(rf"  \par\smallskip{{\footnotesize {start} were chosen on the accuracy and the seeds")
+        assert note.startswith(rf"  \par\smallskip{{\footnotesize {start} were chosen on the test examples (accuracy)")
         assert note.endswith(
             r"* the best value is the smallest or largest value that was tried; a better value may exist "
             r"beyond this edge.\par}"

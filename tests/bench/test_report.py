@@ -27,6 +27,7 @@ def test_report_benchmark_reports_seconds_memory_and_page_size(tmp_path: Path, c
     assert "× read" in capsys.readouterr().out
 
 
+@pytest.mark.nightly
 def test_report_of_a_million_rows_has_bounded_memory_and_a_small_page(tmp_path: Path) -> None:
     figures = []
     for rows in (100_000, 1_000_000):

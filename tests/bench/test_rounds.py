@@ -13,6 +13,7 @@ from tests.bench.rounds import images, main
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.nightly
 def test_rounds_benchmark_reports_every_uplink(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

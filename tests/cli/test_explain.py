@@ -25,7 +25,16 @@ def test_listed_section_has_each_key_with_default_type_and_meaning(name: str) ->
         "      type: a number of at least 0 and below 1",
     ]
     keys = [line.split(" = ")[0].strip() for line in lines if line.startswith("  ") and line[2] != " "]
-    assert keys == ["over_selection", "dropout", "deadline", "durations", "on_failure", "on_divergence"]
+    assert keys == [
+        "over_selection",
+        "dropout",
+        "deadline",
+        "durations",
+        "stragglers",
+        "straggler_policy",
+        "on_failure",
+        "on_divergence",
+    ]
     section = json.loads(fedsgd("list", name, "--json").stdout)
     assert [key["key"].removeprefix("participation.") for key in section["keys"]] == keys
     assert section["keys"][1]["bounds"] == {"minimum": 0, "exclusiveMaximum": 1}

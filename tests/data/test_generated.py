@@ -32,6 +32,7 @@ from tests.data.samples import have_equal_arrays
 from tests.effort import examples
 
 SMALL = {"examples": 12, "test_clients": 5}
+UNEQUAL: dict[str, Any] = {**SMALL, "sizes": "log-normal", "size_mean": 2.0, "size_sigma": 1.0}
 
 
 def make_scenario(settings: dict[str, Any] | None = None, **keys: Any) -> Scenario:
@@ -45,6 +46,8 @@ CLIENT_DATA = {
     "generated": lambda: generate_clients(Synthetic(clients=9, **SMALL), 0.0, 2)[1],
     "generated, without held-out examples": lambda: generate_clients(Synthetic(clients=9, **SMALL), 0.3, 2)[1],
     "held out": lambda: generate_clients(Synthetic(clients=9, **SMALL), 0.3, 2)[2],
+    "held out of log-normal sizes": lambda: generate_clients(Synthetic(clients=9, **UNEQUAL), 0.3, 2)[2],
+    "log-normal sizes, without held-out examples": lambda: generate_clients(Synthetic(clients=9, **UNEQUAL), 0.3, 2)[1],
     "held out of a single example": lambda: generate_clients(Synthetic(clients=9, examples=1), 0.3, 2)[2],
     "partitioned": lambda: PartitionedData(
         Examples(np.arange(20.0)[:, None], np.arange(20)), Partition.from_assignment(np.array([0, 1, 1, 3, 2] * 4), 5)
@@ -122,6 +125,11 @@ def test_all_examples_of_too_many_clients_raise_error() -> None:
         train.all_examples()
     assert len(train.limit_clients(1000)) == 1000
     assert len(replace(train, generator=Synthetic(examples=MAX_MATERIALIZED_EXAMPLES // 4)).limit_clients(1000)) == 4
+    unequal = replace(train, generator=Synthetic(clients=10**6, sizes="log-normal"))
+    with pytest.raises(DataError, match=r"generated examples \(1,000,000 clients\), expected at most 1,000,000 in memory$"):
+        unequal.all_examples()
+    n = len(unequal.limit_clients(10**6))
+    assert unequal.sizes_of(range(n)).sum() <= MAX_MATERIALIZED_EXAMPLES < unequal.sizes_of(range(n + 1)).sum()
 
 
 def test_memory_does_not_grow_with_number_of_clients() -> None:

@@ -69,6 +69,16 @@ GROUPS = (
         _in_fedsgd("sweep SweepConfig SweepCallbacks"),
     ),
     ApiGroup(
+        "replicate",
+        "Replicate a published table",
+        "`fedsgd.replicate` runs the cells of a study. [Replicate a published table](../../guides/replicate.md) explains studies.",
+        (
+            *_in_fedsgd("replicate ReplicationConfig"),
+            *(f"fedsgd.analysis.replication.study.{name}" for name in ("Study", "StudyCell", "Claim")),
+            *(f"fedsgd.analysis.replication.verdicts.{name}" for name in ("Replication", "CellResult", "ClaimResult")),
+        ),
+    ),
+    ApiGroup(
         "analysis",
         "Compare and price finished runs",
         "See [Price on networks](../../guides/price-networks.md) and [A fleet](../../guides/fleet.md).",

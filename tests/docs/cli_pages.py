@@ -23,6 +23,7 @@ GUIDES = {
     "flower": "flower-deployment",
     "partition": "own-data",
     "plan": "plan",
+    "replicate": "replicate",
     "init": "scenarios",
     "list": "scenarios",
     "explain": "scenarios",

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedsgd import CustomModel
+from fedsgd import CustomModel, ExecutionConfig
 from fedsgd.data import Dataset, Examples, Partition, PartitionedData
 from fedsgd.errors import ModelError, ScenarioError
 from fedsgd.experiment.builder import build_experiment
@@ -99,6 +99,25 @@ def test_accuracy_by_client_matches_separate_evaluations(scenario: Make) -> None
     assert values["client_accuracy_std"] == pytest.approx(np.std(accuracies), rel=1e-12)
 
 
+def test_test_examples_of_clients_are_all_held_out_examples_together(scenario: Make) -> None:
+    settings = {"data.held_out": 0.3, "evaluation.clients": True, "evaluation.test": "clients"}
+    results = [run(scenario(settings), execution=ExecutionConfig(workers=workers)) for workers in (1, 2)]
+    held_out = build_experiment(scenario(settings)).held_out
+    assert held_out is not None
+    accuracy, sizes = results[0].client_accuracy, held_out.sizes()
+    assert accuracy is not None
+    assert results[0].summary["final_accuracy"] == pytest.approx(float(np.nansum(accuracy * sizes) / sizes.sum()), rel=1e-12)
+    assert results[0].summary["final_metrics"] == results[1].summary["final_metrics"]
+    without = run(scenario({"data.held_out": 0.3}))
+    for digest in ("params_sha256", "ledger_sha256"):
+        assert results[0].summary[digest] == without.summary[digest]
+
+
+def test_test_examples_of_clients_without_any_raise_error(scenario: Make) -> None:
+    with pytest.raises(ScenarioError, match=r"^evaluation\.test: got \"clients\", but no client has test examples of its own"):
+        build_experiment(scenario({"evaluation.test": "clients"}))
+
+
 def test_accuracy_of_each_client_is_in_the_result_and_in_a_file(scenario: Make, tmp_path: Path) -> None:
     custom = scenario({"data.held_out": 0.1, "evaluation.clients": True, "data.partition.clients": 300, "rounds": 1})
     custom = custom.with_settings({"downlink.compressor.values": "bfloat16"})  # clients are tested on what they decode
@@ -132,7 +151,7 @@ def test_accuracy_by_client_without_an_accuracy_metric_is_refused() -> None:
         build_experiment(s, dataset=Dataset(examples, examples, None), module=nn.Linear(2, 1), loss=nn.functional.mse_loss)
 
 
-@pytest.mark.parametrize("name", ["train_loss", "train_speed", "client_accuracy_std", "seconds"])
+@pytest.mark.parametrize("name", ["train_loss", "train_speed", "validation_loss", "client_accuracy_std", "seconds"])
 def test_metric_with_the_name_of_another_column_is_refused(name: str, scenario: Make) -> None:
     with pytest.raises(ModelError, match=f'cannot be called "{name}"'):
         build_experiment(scenario(), metrics={name: lambda o, t: t.float()})

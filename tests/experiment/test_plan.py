@@ -28,7 +28,6 @@ from fedsgd.experiment.planning.run_plan import DiskPlan, MemoryPlan, RunPlan, T
 from fedsgd.scenario.overrides import parse_setting
 from fedsgd.scenario.scenario import Scenario, load, parse_scenario
 from tests.conftest import ROOT
-from tests.effort import nightly_unless
 
 SCENARIOS = ROOT / "scenarios"
 MAX_ERROR = 0.25
@@ -47,7 +46,6 @@ CASES = {
     "million_clients.toml": ("rounds=30",),
 }
 """Scenarios and settings: difference downlink, schedule of densities, both ways compressed, dropouts, server momentum, ..."""
-DAILY_CASES = ("quickstart.toml",)
 SMALL: dict[str, Any] = {
     "name": "small",
     "rounds": 3,
@@ -93,8 +91,9 @@ def small_plan(small_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Ru
     return small_plan
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
-@pytest.mark.parametrize("name", nightly_unless(lambda name: name in DAILY_CASES, CASES))
+@pytest.mark.parametrize("name", CASES)
 def test_plan_differs_from_the_run_by_at_most_a_quarter(name: str, tmp_path: Path) -> None:
     scenario = load(SCENARIOS / name, dict(map(parse_setting, CASES[name])))
     planned, summary = plan(scenario), run_scenario(scenario, tmp_path)

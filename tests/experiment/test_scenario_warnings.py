@@ -306,6 +306,7 @@ def test_command_line_prints_the_warning_first_and_in_its_summary(scenario: Make
     assert json.loads(as_json.stdout)["warnings"] == [DGC_WARNING]
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_sweep_prints_a_shared_warning_once_with_the_cell_labels(scenario: Make, tmp_path: Path) -> None:
     path, methods = write_scenario(scenario, tmp_path, {}), tmp_path / "methods.toml"

@@ -33,6 +33,7 @@ from fedsgd.runtime.stores.shared import SlotModelCache
 from fedsgd.scenario.scenario import Scenario
 from fedsgd.training import TrainingJob
 from fedsgd.wire import Frame, FrameKind, Header, Section, SectionKind, decode_frame, encode_frame
+from tests.effort import nightly_unless
 from tests.executions import run_rounds, start_in_process
 
 Make = Callable[..., Scenario]
@@ -272,7 +273,7 @@ def test_summary_and_table_report_failed_clients(scenario: Make, capsys: pytest.
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("weighting", ["examples", "uniform"])
+@pytest.mark.parametrize("weighting", nightly_unless("examples".__eq__, ["examples", "uniform"]))
 def test_mean_with_inclusion_probabilities_is_unbiased(scenario: Make, weighting: str) -> None:
     """Over many draws, the mean of the estimates is the result of full participation (Horvitz and Thompson 1952)."""
     s = scenario({**PLAIN, "server.sampler.name": "weighted", "server.cohort": 3, "server.weighting": weighting})

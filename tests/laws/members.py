@@ -112,17 +112,24 @@ def is_default(member: Compressor) -> bool:
     return member.name in COMPRESSORS and type(member) is COMPRESSORS[member.name] and member == type(member)()
 
 
+def is_plain(member: Compressor) -> bool:
+    """Return True for a compressor at its defaults, for a composition, and for error feedback around top-k or a composition."""
+    if isinstance(member, ErrorFeedback):
+        return member == ErrorFeedback(TopK()) or member.op in COMPOSED
+    return is_default(member) or member in COMPOSED
+
+
 def is_routine(member: Compressor) -> bool:
     """Return True unless another member has the same code paths. The nightly workflow alone tests the laws with the others.
 
     Value formats of a `Sparsifier`, DGC and DeMo have the code of top-k, which has all formats. Random formats of rand-k are those
     of its pairs, and float16 of a sketch is that of bfloat16. Entropy coding of integers is in a pair. The median of 3 or 7 rows
     of a sketch is that of 5, and one row has no median. A density of 0.001 keeps one coordinate of the vectors of the laws, as
-    the defaults do. Error feedback does not look into its operator: the defaults, the pairs and compositions are enough.
+    the defaults do. Error feedback does not look into its operator: the defaults and the compositions are enough.
     Golden frames have all members.
     """
     if isinstance(member, ErrorFeedback):
-        return member.op in (*PAIRS, *COMPOSED) or is_default(member.op)
+        return is_plain(member.op)
     return isinstance(member, TopK) or not _shared_settings(member)
 
 

@@ -45,11 +45,14 @@ from fedsgd.numerics.parameter_layout import ParameterLayout
 from fedsgd.testing import check_compressor
 from fedsgd.wire import Sections
 from tests.effort import examples, nightly_unless, slow_unless
-from tests.laws.members import COMPOSED, is_default, is_routine, name_of, operators, schemes
+from tests.laws.members import is_default, is_plain, is_routine, name_of, operators, schemes
 
 OPERATORS = nightly_unless(is_routine, slow_unless(is_default, operators()))
 SCHEMES = nightly_unless(is_routine, slow_unless(is_default, schemes()))
-SAMPLED_OPERATORS = nightly_unless(lambda op: is_default(op) or op in COMPOSED, slow_unless(is_default, operators()))
+PLAIN_MEMBERS = nightly_unless(is_plain, slow_unless(is_default, [*operators(), *schemes()]))
+"""Compressors whose laws of rounds and of decoding are tested; by day, one for each class."""
+SAMPLED_NAMES = ("top-k", "rand-k", "qsgd", "sign", "eden")
+SAMPLED_OPERATORS = nightly_unless(lambda op: is_default(op) and op.name in SAMPLED_NAMES, slow_unless(is_default, operators()))
 """Operators whose laws of many draws are tested, most of them at night; each setting has the laws of single vectors by day."""
 
 # From the smallest subnormal number to a number whose product with 300 is still a float32; ties and zeros are common.
@@ -65,7 +68,7 @@ DYADIC = hnp.arrays(np.float32, 24, elements=st.integers(-4096, 4096).map(lambda
 
 @pytest.mark.parametrize("law", compressor_laws.INPUT_LAWS, ids=lambda law: law.__name__)
 @pytest.mark.parametrize("op", OPERATORS, ids=name_of)
-@examples(15)
+@examples(5, nightly=15)
 @given(x=VECTORS, round=st.integers(1, 2**32 - 1), client=st.integers(0, 2**32 - 2))
 def test_operator_obeys_its_laws_on_random_vectors(
     law: Callable[..., None], op: CompressionOperator, x: F32, round: int, client: int
@@ -100,7 +103,7 @@ SCHEME_LAWS = [
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=name_of)
-@examples(15)
+@examples(4, nightly=15)
 @given(updates=st.lists(DYADIC, min_size=1, max_size=12), data=st.data())
 def test_scheme_telescopes_over_random_updates_and_lost_replies(
     scheme: CompressionScheme, updates: list[F32], data: st.DataObject
@@ -121,7 +124,7 @@ def test_scheme_obeys_the_scheme_laws(law: Callable[..., None], scheme: Compress
 
 
 @pytest.mark.parametrize("law", [*ROUND_LAWS, *DECODING_LAWS], ids=lambda law: law.__name__)
-@pytest.mark.parametrize("member", [*OPERATORS, *SCHEMES], ids=name_of)
+@pytest.mark.parametrize("member", PLAIN_MEMBERS, ids=name_of)
 def test_compressor_obeys_the_round_and_decoding_laws(
     law: Callable[..., None], member: CompressionOperator | CompressionScheme
 ) -> None:

@@ -38,8 +38,12 @@ def dropout_module() -> nn.Module:
     return nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.5), nn.ReLU(), nn.Linear(16, 3))
 
 
+DAILY_OPTIMIZERS = ("sgd", "momentum", "adamw")
+"""Optimizers without a state, with one vector, and with two vectors and a number of steps."""
+
+
 @pytest.mark.parametrize("name", ENGINES)
-@pytest.mark.parametrize("optimizer", nightly_unless("nesterov".__ne__, slow_unless("momentum".__eq__, OPTIMIZERS)))
+@pytest.mark.parametrize("optimizer", nightly_unless(DAILY_OPTIMIZERS.__contains__, slow_unless("momentum".__eq__, OPTIMIZERS)))
 def test_result_does_not_depend_on_other_clients_and_their_order(name: str, optimizer: str, blobs: Dataset) -> None:
     engine = functools.partial(ENGINES[name], data=blobs)
     task = build_task(Mlp(), blobs, 0, module=None if "stacked" in name else dropout_module())
@@ -103,7 +107,7 @@ def test_arrays_of_a_job_are_not_written_to(engine: EngineMaker, blobs: Dataset)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ENGINES)
-@examples(10)
+@examples(4, nightly=10)
 @given(
     n=st.integers(0, 40),
     size=st.one_of(st.none(), st.integers(1, 50)),

@@ -24,8 +24,9 @@ from tests.laws.engines import ENGINES, EXACT, read_bits
 from tests.laws.test_engine_laws import dropout_module, make_job
 
 CLIENT_OPTIMIZERS = [name for name in OPTIMIZERS if not OPTIMIZERS[name].server_only]
-OPTIMIZER_NAMES = nightly_unless("nesterov".__ne__, slow_unless("momentum".__eq__, CLIENT_OPTIMIZERS))
-"""Nesterov momentum has the state of "momentum-pytorch"; its rule is tested in tests/laws/test_engine_laws.py."""
+DAILY_OPTIMIZERS = ("sgd", "momentum", "adamw")
+OPTIMIZER_NAMES = nightly_unless(DAILY_OPTIMIZERS.__contains__, slow_unless("momentum".__eq__, CLIENT_OPTIMIZERS))
+"""By day, one optimizer without state, one with a vector, and one with two vectors; nightly, all."""
 each_optimizer = pytest.mark.parametrize("optimizer_name", OPTIMIZER_NAMES)
 
 
@@ -40,7 +41,7 @@ def add_state(task: LearningTask, optimizer: Optimizer, job: TrainingJob, seed: 
 
 @pytest.mark.parametrize("name", ENGINES)
 @each_optimizer
-@pytest.mark.parametrize("steps", [None, 1])
+@pytest.mark.parametrize("steps", nightly_unless(lambda steps: steps is None, [None, 1]))
 def test_state_and_correction_do_not_depend_on_other_clients(
     name: str, optimizer_name: str, steps: int | None, blobs: Dataset
 ) -> None:

@@ -240,28 +240,28 @@ OTHER_ENGINES = [name for name in ENGINES if name != "sequential"]
 
 
 @pytest.mark.parametrize("name", OTHER_ENGINES)
-@examples(10)
+@examples(4, nightly=10)
 @given(case=cases(perceptrons()))
 def test_engine_on_perceptrons_agrees_with_sequential(name: str, case: Case) -> None:
     compare_with_sequential(case, name)
 
 
 @pytest.mark.parametrize("name", OTHER_ENGINES)
-@examples(6)
+@examples(3, nightly=6)
 @given(case=cases(convolutional(), image=True))
 def test_engine_on_convolutional_networks_agrees_with_sequential(name: str, case: Case) -> None:
     compare_with_sequential(case, name)
 
 
 @pytest.mark.parametrize("name", OTHER_ENGINES)
-@examples(6)
+@examples(3, nightly=6)
 @given(case=cases(recurrent(), words=True))
 def test_engine_on_sequences_agrees_with_sequential(name: str, case: Case) -> None:
     compare_with_sequential(case, name)
 
 
 @pytest.mark.parametrize("name", OTHER_ENGINES)
-@examples(4)
+@examples(2, nightly=4)
 @given(case=cases(transformers(), words=True))
 def test_engine_on_transformers_agrees_with_sequential(name: str, case: Case) -> None:
     compare_with_sequential(case, name)

@@ -25,7 +25,7 @@ from fedsgd.data.partitioners.shards import Shards
 from fedsgd.data.partitioners.skewed import LabelAndQuantitySkew
 from fedsgd.errors import DataError
 from fedsgd.testing.partitioner_laws import covered_examples, valid_partition
-from tests.effort import examples
+from tests.effort import examples, nightly_unless
 
 NAMES = list(PARTITIONERS)
 LABELS = np.random.default_rng(0).integers(0, 10, 6000)
@@ -78,7 +78,9 @@ def test_more_clients_than_examples_raise_error(name: str) -> None:
         partition_examples(make_partitioner(name, 11, np.zeros(10, int)), make_examples(np.zeros(10, int)), 0)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in SLOW])
+@pytest.mark.parametrize(
+    "name", nightly_unless(("iid", "dirichlet", "skewed").__contains__, [name for name in NAMES if name not in SLOW])
+)
 def test_partition_of_a_hundred_thousand_clients_has_no_empty_client(name: str) -> None:
     labels = np.random.default_rng(0).integers(0, 10, 300_000)
     partition = partition_examples(PARTITIONERS[name](clients=100_000), make_examples(labels), 0)
@@ -321,24 +323,32 @@ def test_flwr_shards_omit_examples() -> None:
     assert len(set(partition.order.tolist())) == 400
 
 
+DAILY_FLWR_PARTITIONERS = ("DistributionPartitioner", "ExponentialPartitioner", "InnerDirichletPartitioner")
+
+
 @pytest.mark.parametrize(
     "partitioner",
-    [
-        make_flwr_partitioner("ContinuousPartitioner", strictness=0.5),
-        make_flwr_partitioner(
-            "DistributionPartitioner",
-            distribution_array=[[0.5, 0.5]] * 10,
-            num_unique_labels_per_partition=2,
-            preassigned_num_samples_per_label=5,
-        ),
-        make_flwr_partitioner("ExponentialPartitioner", 4),
-        make_flwr_partitioner("GroupedNaturalIdPartitioner", None, group_size=600),
-        make_flwr_partitioner("InnerDirichletPartitioner", None, partition_sizes=[600] * 10, alpha=0.5),
-        make_flwr_partitioner("LinearPartitioner"),
-        make_flwr_partitioner("PathologicalPartitioner", num_classes_per_partition=3, class_assignment_mode="deterministic"),
-        make_flwr_partitioner("SizePartitioner", None, partition_sizes=[600] * 10),
-        make_flwr_partitioner("SquarePartitioner"),
-    ],
+    nightly_unless(
+        lambda adapter: adapter.partitioner in DAILY_FLWR_PARTITIONERS,
+        [
+            make_flwr_partitioner("ContinuousPartitioner", strictness=0.5),
+            make_flwr_partitioner(
+                "DistributionPartitioner",
+                distribution_array=[[0.5, 0.5]] * 10,
+                num_unique_labels_per_partition=2,
+                preassigned_num_samples_per_label=5,
+            ),
+            make_flwr_partitioner("ExponentialPartitioner", 4),
+            make_flwr_partitioner("GroupedNaturalIdPartitioner", None, group_size=600),
+            make_flwr_partitioner("InnerDirichletPartitioner", None, partition_sizes=[600] * 10, alpha=0.5),
+            make_flwr_partitioner("LinearPartitioner"),
+            make_flwr_partitioner(
+                "PathologicalPartitioner", num_classes_per_partition=3, class_assignment_mode="deterministic"
+            ),
+            make_flwr_partitioner("SizePartitioner", None, partition_sizes=[600] * 10),
+            make_flwr_partitioner("SquarePartitioner"),
+        ],
+    ),
     ids=lambda adapter: adapter.partitioner,
 )
 def test_flwr_partitioner_by_rows_assigns_examples(partitioner: FlwrDatasets) -> None:
@@ -488,3 +498,23 @@ def test_contiguous_parts_are_consecutive_and_of_equal_size() -> None:
     assert np.concatenate(rows).tolist() == list(range(103))
     assert {len(part) for part in rows} == {14, 15}
     assert (partitions[0].bounds == partitions[1].bounds).all(), "the seed changes nothing"
+
+
+def test_pathological_partition_with_sigma_has_the_least_examples_and_log_normal_shares() -> None:
+    """The numbers of a class's examples, less the least number, have log-normal proportions."""
+    partitioner = Pathological(clients=100, classes_per_client=2, sigma=2.0, min_examples=5)
+    partition = partition_examples(partitioner, LABELLED, 3)
+    counts = np.array([np.bincount(LABELS[partition.rows(client)], minlength=10) for client in range(100)])
+    assert ((counts == 0) | (counts >= 5)).all()
+    assert ((counts > 0).sum(axis=1) == 2).all()
+    assert counts.sum() == len(LABELS)
+    additions = np.sort(counts[counts > 0] - 5)
+    assert additions[-20:].sum() > additions.sum() / 2, "a tenth of the shares is most of a log-normal sum with sigma 2"
+    even = partition_examples(Pathological(clients=100, classes_per_client=2, min_examples=5), LABELLED, 3).sizes()
+    assert even.max() - even.min() < 20
+
+
+def test_pathological_partition_with_too_many_least_examples_raises_error() -> None:
+    partitioner = Pathological(clients=100, classes_per_client=2, min_examples=500)
+    with pytest.raises(DataError, match=r"^data\.partition\.min_examples: got 500 for each of 20 clients of a class, expected"):
+        partition_examples(partitioner, LABELLED, 0)

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsgd.sampling import SAMPLERS, CohortSampler, SamplingPool
-from tests.effort import examples
+from tests.effort import examples, nightly_unless
 
 NAMES = list(SAMPLERS)
 FILES = itertools.count()
@@ -97,7 +97,7 @@ def test_clients_without_inclusion_probabilities_are_drawn_equally_often(name: s
 SMALL, LARGE = 10_000, 1_000_000
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=nightly_unless("trace".__ne__, NAMES))
 def small_and_large(request: pytest.FixtureRequest, folder: Path) -> Iterator[tuple[CohortSampler, CohortSampler]]:
     def bind_for(clients: int) -> CohortSampler:
         trace = [(c, 1 + c % 10, 20 + c % 10) for c in range(clients)] if request.param == "trace" else None

@@ -115,8 +115,16 @@ def test_every_built_in_metric_has_a_name_a_column_and_a_direction() -> None:
     assert set(SET_METRICS) == set(get_args(SetMetricName))
     directions = {get_column(name): find_better_direction(get_column(name)) for name in SET_METRICS}
     assert directions == {"macro_f1": "higher", "auc": "higher", "perplexity": "lower", "bits_per_character": "lower"}
-    names = ("loss", "train_perplexity", "accuracy", "client_accuracy_worst_tenth", "client_accuracy_std", "mine")
-    assert [find_better_direction(name) for name in names] == ["lower", "lower", "higher", "higher", None, None]
+    names = (
+        "loss",
+        "train_perplexity",
+        "validation_auc",
+        "accuracy",
+        "client_accuracy_worst_tenth",
+        "client_accuracy_std",
+        "mine",
+    )
+    assert [find_better_direction(name) for name in names] == ["lower", "lower", "higher", "higher", "higher", None, None]
 
 
 class RunningError:

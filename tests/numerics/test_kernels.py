@@ -33,7 +33,7 @@ from fedsgd.numerics.kernels import (
 from fedsgd.wire import bits, chunk_codec, floats, gap_codec, levels, rans, rans_kernels
 
 for module in pkgutil.walk_packages(fedsgd.__path__, "fedsgd."):
-    if module.name != "fedsgd.__main__":
+    if module.name not in ("fedsgd.__main__", "fedsgd.trackers.mlflow"):  # mlflow takes two seconds
         importlib.import_module(module.name)
 
 SIZES = (1, 2, 15, 63, 64, 65, 127, 128, 129, 1000, 4097)
@@ -429,7 +429,7 @@ print(len(golden))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("numba", ["missing", "disabled"])
+@pytest.mark.parametrize("numba", ["missing", pytest.param("disabled", marks=pytest.mark.nightly)])
 def test_golden_frames_without_numba_are_equal(numba: str, root: Any) -> None:
     code = WITHOUT_NUMBA if numba == "missing" else WITHOUT_NUMBA.replace('sys.modules["numba"] = None', "")
     env = {"FEDSGD_KERNELS": "numpy"} if numba == "disabled" else {}

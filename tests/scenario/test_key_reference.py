@@ -86,7 +86,16 @@ def test_sections_are_those_of_a_scenario_with_all_their_keys() -> None:
     assert {*list_sections()} - {"scenario"} < set(field_types(Scenario))
     assert [key.key for key in describe_section("scenario").keys] == ["name", "seed", "rounds"]
     keys = [key.key for key in describe_section("participation").keys]
-    names = ("over_selection", "dropout", "deadline", "durations", "on_failure", "on_divergence")
+    names = (
+        "over_selection",
+        "dropout",
+        "deadline",
+        "durations",
+        "stragglers",
+        "straggler_policy",
+        "on_failure",
+        "on_divergence",
+    )
     assert keys == [f"participation.{name}" for name in names]
     data = describe_section("data")
     assert (data.family, [key.key for key in data.keys]) == ("datasets", ["data.name", "data.partition", "data.held_out"])

@@ -29,8 +29,23 @@ def test_cells_are_all_combinations_in_order_of_seeds(short_scenario: Scenario) 
     assert (last.method, last.grid, last.tuned) == ("TOP-K", {"client.batch_size": 10}, {"client.optimizer.lr": 0.2})
     expected = short_scenario.with_settings(
         {"uplink.compressor.density": 0.5, "client.batch_size": 10, "client.optimizer.lr": 0.2, "seed": 8}
-    )
+    ).with_settings({"evaluation.validation": 0.1})
     assert plan[-1].scenario == expected
+
+
+def test_tuned_cells_have_a_validation_split_unless_scenario_or_method_sets_it(short_scenario: Scenario) -> None:
+    def plan_shares(base: Scenario, tune: dict[str, Any], **methods: dict[str, Any]) -> list[float | None]:
+        plan = plan_cells(base, methods or {"a": {}}, {}, tune, 1, "")
+        return [planned.scenario.evaluation.validation for planned in plan]
+
+    tune = {"client.optimizer.lr": [0.1]}
+    assert plan_shares(short_scenario, tune) == [0.1]
+    assert plan_shares(short_scenario, {}) == [None]
+    assert plan_shares(short_scenario.with_settings({"evaluation.validation": 0.3}), tune) == [0.3]
+    assert plan_shares(short_scenario, tune, a={"evaluation.validation": 0.2}, b={}) == [0.2, 0.1]
+    for keys in ({}, tune):
+        (planned,) = plan_cells(short_scenario.with_settings({"evaluation.validation": 0}), {"a": {}}, {}, keys, 1, "")
+        assert "validation" not in planned.scenario.to_toml(), "the file of a cell of earlier releases"
 
 
 def test_grid_may_set_a_key_that_a_method_lacks(short_scenario: Scenario) -> None:

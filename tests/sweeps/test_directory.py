@@ -55,6 +55,25 @@ def test_finished_cell_that_is_no_longer_planned_stays_listed(
     assert Sweep.read(tmp_path / "o") == sweep
 
 
+def test_cell_tuned_on_test_examples_is_refused_or_continued_without_validation(
+    short_scenario: Scenario, tmp_path: Path, run_folders: list[Path]
+) -> None:
+    """Cells of earlier releases have no validation split."""
+    tune: dict[str, list[Any]] = {"client.optimizer.lr": [0.1, 0.2]}
+    without = short_scenario.with_settings({"evaluation.validation": 0})
+    fedsgd.sweep(without, tune={"client.optimizer.lr": [0.1]}, out=tmp_path)
+    run_folders.clear()
+    with pytest.raises(OutputError) as caught:
+        fedsgd.sweep(short_scenario, tune=tune, out=tmp_path)
+    assert str(caught.value).endswith(
+        "is finished with another scenario: evaluation.validation is unset there, but 0.1 in this sweep; set "
+        f"evaluation.validation = 0 to continue as before, choose another folder with --out, or {OVERWRITE_HINT}"
+    )
+    assert not run_folders
+    assert states(fedsgd.sweep(without, tune=tune, out=tmp_path)) == ["finished", "finished"]
+    assert [folder.parent.name for folder in run_folders] == ["lr-0.2"]
+
+
 def test_unfinished_cell_runs_again(short_scenario: Scenario, tmp_path: Path, run_folders: list[Path]) -> None:
     folder = tmp_path / "o" / "quickstart" / "seed-0"
     sweep = fedsgd.sweep(short_scenario, out=tmp_path / "o")

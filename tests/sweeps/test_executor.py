@@ -69,6 +69,7 @@ def test_number_of_jobs_does_not_change_results(short_scenario: Scenario, tmp_pa
     assert single_run["params_sha256"] == second_summary["params_sha256"]
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_error_in_a_process_is_raised_or_recorded(
     short_scenario: Scenario, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -153,6 +154,7 @@ def have_ended(processes: Sequence[psutil.Process]) -> bool:
     return not psutil.wait_procs(processes, timeout=20)[1]
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_ctrl_c_in_a_terminal_leaves_no_process(start_script: StartScript) -> None:
     script = start_script(SLEEP, MAIN_GUARD)
@@ -166,6 +168,7 @@ def test_ctrl_c_in_a_terminal_leaves_no_process(start_script: StartScript) -> No
     assert states(Sweep.read("o")) == ["waiting"] * 4
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_processes_of_a_killed_sweep_end(start_script: StartScript) -> None:
     script = start_script(SLEEP, MAIN_GUARD)

@@ -41,6 +41,7 @@ def list_uplink_bytes(sweep: Sweep, out: Path) -> list[int]:
     return [fedsgd.read_run(out / cell.folder).summary["uplink_bytes"] for cell in sweep.cells]
 
 
+@pytest.mark.nightly
 def test_local_jobs_have_the_results_of_this_process(tmp_path: Path) -> None:
     s = fedsgd.load(ROOT / "scenarios" / "quickstart.toml", TINY)
     grid = {"uplink.compressor.density": [0.01, 0.1]}

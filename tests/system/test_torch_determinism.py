@@ -21,6 +21,7 @@ from fedsgd.errors import ScenarioError
 from fedsgd.scenario.scenario import Scenario
 from fedsgd.system.global_generators import isolate_generators
 from fedsgd.system.torch_determinism import isolate_global_state, use_caller_state
+from tests.effort import nightly_unless
 
 ScenarioMaker = Callable[..., Scenario]
 
@@ -57,10 +58,11 @@ SETTINGS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "without MKL-DNN": lambda: torch.backends.mkldnn.flags(enabled=False),
     "numpy's errors": lambda: np.errstate(all="raise"),
 }
+DAILY_SETTINGS = {"float64", "autocast", "inference mode", "deterministic mode", "numpy's errors"}
 
 
 @pytest.mark.filterwarnings("ignore:TF32 acceleration")  # torch warns where MKL-DNN's flags are set, on any machine
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", nightly_unless(DAILY_SETTINGS.__contains__, SETTINGS))
 def test_setting_of_the_process_changes_no_digest_and_is_restored(name: str, scenario: ScenarioMaker) -> None:
     module = make_dropout_module()
     expected = run_digest(scenario(), module)

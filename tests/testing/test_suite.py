@@ -58,6 +58,7 @@ def test_laws_under_pytest_are_one_test_each_and_the_broken_law_fails(tmp_path: 
     assert "LawError: equal_updates: HalvedMean(share=0.5): 1 equal update of norm 0.00781: |difference| = " in result.stdout
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_laws_of_a_class_of_a_script_run(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(f"{USER_MODULE}\ncheck_aggregator(HalvedMean(1.0))\nprint('obeys the laws')\n")
@@ -77,7 +78,7 @@ def read_ids(*components: Component) -> list[str]:
 
 def test_ids_name_component_and_law_and_are_unique() -> None:
     assert read_ids(Sign())[:3] == ["sign-immutable_value", "sign-settings_round_trip", "sign-preserves_zero"]
-    assert "Shards(clients=2, shards_per_client=1)-valid_partition" in read_ids(Shards(2, 1), Shards(3, 1))
+    assert "Shards(clients=2, shards_per_client=1, iid_share=0.0)-valid_partition" in read_ids(Shards(2, 1), Shards(3, 1))
     ids = read_ids(EF21(Sign()), Uniform())
     assert {"ef21-scale", "sign-scale", "uniform-refused_sizes"} < {*ids}
     assert len(ids) == len({*ids})

@@ -241,6 +241,7 @@ def test_tracker_receives_the_events_of_a_deployment(
     assert str(tracker.calls[-1][1].error) == "round 1, server: no more"
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_run_without_a_tracker_imports_no_tracker(root: Path) -> None:
     code = f"""

@@ -107,6 +107,7 @@ class TestMLflow:
         assert not parent.data.params
         assert nested.data.metrics["clients"] == 4
 
+    @pytest.mark.nightly
     def test_run_below_an_active_run_uses_the_store_of_the_active_run(
         self, default_settings: None, scenario: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -157,6 +158,7 @@ class TestMLflow:
         file = Path(store.download_artifacts(run.info.run_id, "scenario.toml"))
         assert tomllib.loads(file.read_text())["name"] == "x" * 700
 
+    @pytest.mark.nightly
     def test_settings_and_metrics_beyond_one_batch_are_stored(self, store: Any, scenario: Make, tmp_path: Path) -> None:
         rules = [{"pattern": f"{n}.*", "op": {"name": "top-k"}} for n in range(60)]
         s = scenario({"uplink.compressor": {"name": "per-layer", "rules": rules}})
@@ -177,6 +179,7 @@ class TestMLflow:
         fedsgd.run(scenario(), callbacks=[create_tracker("mlflow"), reader])
         assert reader.calls[1:-1] == [("RUNNING", [1]), ("RUNNING", [1, 2]), ("RUNNING", [1, 2, 3])]
 
+    @pytest.mark.nightly
     def test_command_with_both_trackers_uses_each_once(
         self, store: Any, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -192,7 +195,7 @@ class TestMLflow:
 
     # ----------------------------------------------------------------------------------------------------------- resumed runs
 
-    @pytest.mark.parametrize("is_killed", [False, True])
+    @pytest.mark.parametrize("is_killed", [pytest.param(False, marks=pytest.mark.nightly), True])
     def test_resumed_run_has_the_points_of_an_uninterrupted_run(
         self, store: Any, scenario: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_killed: bool
     ) -> None:
@@ -220,6 +223,7 @@ class TestMLflow:
         files = {file.path for file in store.list_artifacts(resumed.info.run_id)}
         assert files == {*RUN_FILES}
 
+    @pytest.mark.nightly
     def test_continued_run_keeps_its_parameters(self, store: Any, scenario: Make, tmp_path: Path) -> None:
         settings = {**RESUME_SETTINGS, "rounds": 2}
         fedsgd.run(scenario(settings), out=tmp_path / "run", callbacks=[create_tracker("mlflow")])
@@ -229,6 +233,7 @@ class TestMLflow:
         assert run.data.params["rounds"] == "2"
         assert [step for step, _ in read_metric(store, run, "uplink_bytes")] == [1, 2, 3]
 
+    @pytest.mark.nightly
     def test_run_of_a_deleted_mlflow_run_gets_a_new_one_with_all_rounds(
         self, store: Any, scenario: Make, tmp_path: Path
     ) -> None:
@@ -242,6 +247,7 @@ class TestMLflow:
         assert [step for step, _ in read_metric(store, run, "uplink_bytes")] == [1, 2, 3, 4, 5, 6]
         assert [step for step, _ in read_metric(store, run, "accuracy")] == [3, 6]
 
+    @pytest.mark.nightly
     def test_resumed_run_uses_its_store_also_after_a_move(
         self, default_settings: None, scenario: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

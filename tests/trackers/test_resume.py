@@ -189,6 +189,7 @@ def test_command_resumes_a_run_with_its_trackers_and_networks(quickstart: list[s
     assert points == read_points(tmp_path / "whole" / "tensorboard" / "a")
 
 
+@pytest.mark.nightly
 def test_command_adds_trackers_and_replaces_networks(quickstart: list[str], tmp_path: Path) -> None:
     assert run_command(*quickstart, "--set", "rounds=2", "--out", "runs/a").exit_code == 0
     result = run_command("resume", "runs/a", "--rounds", "3", "--network", "4g", "--quiet")

@@ -30,6 +30,7 @@ from fedsgd.training import LastBatch, LocalTraining, TrainingJob
 from fedsgd.training.base import batches, distinct_batch_sizes
 from fedsgd.training.selection import rank_batch_sizes
 from fedsgd.training.sequential import Sequential
+from tests.effort import nightly_unless
 from tests.laws.engines import ENGINES, assert_agree
 
 ScenarioMaker = Callable[..., Scenario]
@@ -129,7 +130,7 @@ def train_by_pytorch(task: LearningTask, job: TrainingJob, local_training: Local
 
 @pytest.mark.parametrize("name", ENGINES)
 @pytest.mark.parametrize("last_batch", LAST_BATCH)
-@pytest.mark.parametrize(("n", "batch_size"), [(41, 10), (47, 5), (40, 8)])
+@pytest.mark.parametrize(("n", "batch_size"), nightly_unless((41, 10).__eq__, [(41, 10), (47, 5), (40, 8)]))
 def test_client_update_equals_that_of_a_data_loader_loop(
     name: str, last_batch: LastBatch, n: int, batch_size: int, blobs: Dataset
 ) -> None:

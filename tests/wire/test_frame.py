@@ -141,7 +141,7 @@ def test_mutated_frames_always_raise_wire_error() -> None:
 
 
 @pytest.mark.parametrize("name", list(COMPRESSORS))
-@examples(100)
+@examples(30, nightly=100)
 @given(data=st.data())
 def test_mutated_frame_with_valid_checksum_decodes_to_finite_vector_or_raises_wire_error(
     name: str, data: st.DataObject

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fedsgd._version import __version__
+from fedsgd.analysis.columns import describe_tuning_costs
 from fedsgd.analysis.comparison import compare
 from fedsgd.analysis.compute_profile import describe_coding_source, find_uncosted_codecs
 from fedsgd.analysis.differences import describe_other_differences, find_differing_settings
@@ -22,9 +23,11 @@ from fedsgd.analysis.fleet import FleetConfig
 from fedsgd.analysis.ledger_stats import LedgerStats, read_ledger_stats
 from fedsgd.analysis.methods import Method
 from fedsgd.analysis.page.fleet_payload import build_fleet_payload
+from fedsgd.analysis.page.statistics_payload import build_statistics_payload
 from fedsgd.analysis.pricing import SPEEDS, PricedRun, price
 from fedsgd.analysis.runs import Run
 from fedsgd.analysis.tables import collect_measured_coding_notes, collect_uncosted_codec_notes
+from fedsgd.analysis.tuning import uses_validation
 from fedsgd.analysis.utilization import UTILIZATION_LEVELS
 from fedsgd.config.python_objects import describe_missing_objects, find_markers
 from fedsgd.experiment.divergence import LEARNING_RATE_HINT
@@ -60,6 +63,7 @@ class ReportOptions:
         price_per_gigabyte: price of 10⁹ bytes, in any currency; None: the report has no costs.
         measured_coding: True for coding times that each run's machine measured, False for those of the cost table.
         fleet: initial values of the page's fleet; None for the clients of the runs.
+        baseline: label of the method that ratios refer to; None for the first uncompressed method, otherwise the first method.
     """
 
     title: str
@@ -69,6 +73,7 @@ class ReportOptions:
     price_per_gigabyte: float | None = None
     measured_coding: bool = False
     fleet: FleetConfig | None = None
+    baseline: str | None = None
 
 
 def encode_array(values: ArrayLike) -> dict[str, str]:
@@ -83,6 +88,7 @@ def encode_array(values: ArrayLike) -> dict[str, str]:
 def build_payload(methods: Sequence[Method], options: ReportOptions) -> dict[str, Any]:
     """Return the payload of a page about these methods, in their order."""
     network, differing_keys = options.pricing_model.network, find_differing_settings(methods)
+    comparison = compare(methods, options.target, baseline=options.baseline)
     return {
         "format": FORMAT_VERSION,
         "made_by": f"fedsgd {__version__}",
@@ -114,8 +120,10 @@ def build_payload(methods: Sequence[Method], options: ReportOptions) -> dict[str
         ],
         "coding": describe_coding_source(options.measured_coding),
         "methods": [_method_to_json(method, options, differing_keys) for method in methods],
+        "baseline": comparison.baseline.label,
+        "statistics": build_statistics_payload(comparison),
         "mixture": describe_other_differences(methods),
-        "notes": list(_collect_notes(methods, options)),
+        "notes": [*_collect_notes(methods, options), *describe_tuning_costs(comparison)],
         "fleet": build_fleet_payload(methods, options.fleet, options.price_per_gigabyte, network, encode_array),
     }
 
@@ -157,6 +165,7 @@ def _method_to_json(method: Method, options: ReportOptions, differing_keys: Sequ
         "tuned": dict(method.best_variant.tuned),
         "tried": [dict(variant.tuned) for variant in method.variants],
         "at_edge": list(method.grid_edge_keys),
+        "on_validation": method.tuned_on is not None and uses_validation(method.tuned_on),
         "failed_seeds": method.best_variant.n_failed,
         "diverged": [
             f"the run with seed {seed} diverged: {text}; {LEARNING_RATE_HINT}"

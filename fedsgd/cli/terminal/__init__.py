@@ -6,6 +6,7 @@ from fedsgd.cli.terminal.fleet_tables import print_fleet
 from fedsgd.cli.terminal.partition_tables import MAX_CLASSES, MAX_ROWS, print_partition
 from fedsgd.cli.terminal.plan_tables import print_plan
 from fedsgd.cli.terminal.progress import ProgressCallbacks, show_deployment_progress, show_progress, spinner
+from fedsgd.cli.terminal.replication_tables import print_replication, print_studies
 from fedsgd.cli.terminal.run_tables import print_result
 from fedsgd.cli.terminal.sweep_tables import check_sweep_columns, print_sweep, show_sweep_progress
 from fedsgd.cli.terminal.utilization_tables import print_utilizations
@@ -23,7 +24,9 @@ __all__ = [
     "print_partition",
     "print_plan",
     "print_price",
+    "print_replication",
     "print_result",
+    "print_studies",
     "print_sweep",
     "print_utilizations",
     "show_deployment_progress",

@@ -34,9 +34,19 @@ def print_comparison(comparison: Comparison, config: TableConfig) -> None:
     from fedsgd.analysis import columns, tables
 
     console = create_console()
-    print_tables(console, [ColumnTable(columns.build_text_columns(comparison, config, "\n"), hint=CHOOSE)])
+    methods = ColumnTable(columns.build_text_columns(comparison, config, "\n"), hint=CHOOSE)
+    print_tables(console, [methods, *build_ratio_tables(comparison, config)])
     print_lines(console, _describe_break_evens(comparison))
     print_lines(console, tables.collect_notes(comparison, config.statistic))
+
+
+def build_ratio_tables(comparison: Comparison, config: TableConfig) -> Iterator[ColumnTable]:
+    """Yield the table of ratios to the baseline, if there are enough seeds for intervals."""
+    from fedsgd.analysis import ratio_columns
+
+    if ratio_columns.has_intervals(comparison):
+        columns = ratio_columns.build_ratio_columns(comparison, config.columns, "\n")
+        yield ColumnTable(columns, ratio_columns.describe_ratios(comparison), hint=CHOOSE)
 
 
 def check_price_columns(names: Sequence[str], price_per_gigabyte: float | None) -> None:
@@ -51,8 +61,10 @@ def _list_price_columns(price_per_gigabyte: float | None) -> list[str]:
 def print_price(comparison: Comparison, config: TableConfig) -> None:
     """Print a table for each network, the fastest method first, then break-evens and notes."""
     from fedsgd.analysis import tables
+    from fedsgd.analysis.ratio_columns import show_intervals
 
     console = create_console()
+    comparison = show_intervals(comparison) if config.statistic == "interval" else comparison
     print_tables(console, [_build_price_table(comparison, name, config) for name in comparison.pricing_models])
     print_lines(console, _describe_break_evens(comparison))
     if len(comparison.rows) > 1 and comparison.pricing_models:

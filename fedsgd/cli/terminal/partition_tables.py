@@ -44,6 +44,8 @@ def _build_client_table(partition_summary: PartitionSummary) -> ColumnTable:
     columns.append(_make_column("examples", [f"{size:,}" for size in partition_summary.sizes], rank=1))
     if partition_summary.held_out_sizes is not None:
         columns.append(_make_column("held out", [f"{size:,}" for size in partition_summary.held_out_sizes], rank=3))
+    if partition_summary.validation_sizes is not None:
+        columns.append(_make_column("validation", [f"{size:,}" for size in partition_summary.validation_sizes], rank=3))
     shares = partition_summary.compute_class_distributions()
     if shares is not None:
         distances = partition_summary.compute_client_measures()["distance"]
@@ -98,6 +100,8 @@ def _build_spread_table(partition_summary: PartitionSummary) -> ColumnTable:
     measures = dict(partition_summary.compute_client_measures())
     if partition_summary.held_out_sizes is not None:
         measures["held out"] = partition_summary.held_out_sizes
+    if partition_summary.validation_sizes is not None:
+        measures["validation"] = partition_summary.validation_sizes
     rows = []
     for name, values in measures.items():
         digits = 0 if values.dtype.kind == "i" else 2

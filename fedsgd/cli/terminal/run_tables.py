@@ -109,7 +109,7 @@ def _build_transport_table(summary: Mapping[str, Any]) -> ColumnTable:
 
 
 def _describe_metrics(final_metrics: Mapping[str, float | None], best_values: Mapping[str, str]) -> Iterator[str]:
-    """Yield a line each for metrics on test examples, metrics over clients and training metrics."""
+    """Yield a line each for metrics on test examples, metrics over clients, training metrics and validation metrics."""
     lines: dict[str, list[str]] = {kind: [] for kind in ("", *RESERVED_PREFIXES)}
     for name, value in final_metrics.items():
         kind = next((prefix for prefix in RESERVED_PREFIXES if name.startswith(prefix)), "")
@@ -117,7 +117,7 @@ def _describe_metrics(final_metrics: Mapping[str, float | None], best_values: Ma
         if name in best_values:
             figure += f" ({best_values[name]})"
         lines[kind].append(f"{name.removeprefix(kind).replace('_', ' ') if kind else name} {figure}")
-    for title, kind in zip(("test", "accuracy by client", "training"), lines, strict=True):
+    for title, kind in zip(("test", "accuracy by client", "training", "validation"), lines, strict=True):
         if lines[kind]:
             yield f"{title}: {', '.join(lines[kind])}"
 

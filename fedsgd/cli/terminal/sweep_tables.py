@@ -11,10 +11,12 @@ from rich import progress
 from rich.console import Console
 
 from fedsgd.cli.terminal.column_table import CHOOSE, ColumnTable, create_console, print_lines, print_tables
+from fedsgd.cli.terminal.comparison_tables import build_ratio_tables
 from fedsgd.config.quantities import format_bytes, format_metric
 from fedsgd.config.text_columns import TextColumn, check_column_names, select_columns
 
 if TYPE_CHECKING:
+    from fedsgd.analysis.comparison import Comparison
     from fedsgd.federation.round_record import RoundRecord
     from fedsgd.scenario.target import Criterion
     from fedsgd.sweeps import Cell, Sweep
@@ -128,11 +130,14 @@ def check_sweep_columns(names: Sequence[str]) -> None:
 def print_sweep(sweep: Sweep, column_names: Sequence[str] = ()) -> None:
     """Print the table of results, and lines about cells that failed, diverged or have warnings.
 
-    `column_names` choose and order the columns.
+    `column_names` choose and order the columns. With several methods and enough seeds, a table of ratios follows.
     """
-    console = create_console()
+    from fedsgd.analysis.columns import TableConfig
+
+    console, comparison = create_console(), _compare_methods(sweep)
     columns = select_columns(build_sweep_columns(sweep), column_names)
-    print_tables(console, [ColumnTable(columns, f"{sweep.scenario}: sweep", hint=CHOOSE)])
+    ratios = [] if comparison is None else build_ratio_tables(comparison, TableConfig())
+    print_tables(console, [ColumnTable(columns, f"{sweep.scenario}: sweep", hint=CHOOSE), *ratios])
     has_several_seeds = len({cell.seed for cell in sweep.cells}) > 1
     lines = ["medians over the finished seeds of each row"] if has_several_seeds else []
     lines += [f"{cell}: {_describe_failure(cell)}" for cell in sweep.cells if cell.state == "failed"]
@@ -144,7 +149,38 @@ def print_sweep(sweep: Sweep, column_names: Sequence[str] = ()) -> None:
         for text in summary.get("warnings", ()):
             labels_by_warning.setdefault(text, {})[cell.label] = None
     lines += [f"warning: {', '.join(names)}: {text}" for text, names in labels_by_warning.items()]
+    lines += [] if comparison is None else _describe_comparison(comparison)
     print_lines(console, (*lines, f"written to {sweep.out}", f"to compare the methods: fedsgd compare {sweep.out}"))
+
+
+def _compare_methods(sweep: Sweep) -> Comparison | None:
+    """Return the comparison of the methods at the target of their runs; None without tuned values and with too few seeds."""
+    from fedsgd.analysis.comparison import compare
+    from fedsgd.analysis.methods import load_methods
+    from fedsgd.analysis.seed_statistics import MIN_SEEDS
+    from fedsgd.errors import ReportError
+
+    if not sweep.tuned and len({cell.seed for cell in sweep.cells}) < MIN_SEEDS:
+        return None
+    targets = {summary.get("target") for summary in map(sweep.read_summary, sweep.cells) if summary is not None}
+    target = targets.pop() if len(targets) == 1 else None
+    try:
+        return compare(load_methods([sweep.out], target), target)
+    except ReportError:  # no cell is finished, or its files were removed
+        return None
+
+
+def _describe_comparison(comparison: Comparison) -> Iterator[str]:
+    """Yield the best tuned values, lines about edges and the cost of tuning, and remarks on intervals."""
+    from fedsgd.analysis.columns import collect_tuning_notes, describe_end, format_label
+    from fedsgd.analysis.ratio_columns import collect_statistics_notes, has_intervals
+
+    best = [format_label(row) for row in comparison.rows if row.tuned]
+    if best:
+        yield f"best tuned values {describe_end(comparison)}: {'; '.join(best)}"
+    yield from collect_tuning_notes(comparison)
+    if has_intervals(comparison):
+        yield from collect_statistics_notes(comparison, "mean")
 
 
 def build_sweep_columns(sweep: Sweep) -> list[TextColumn]:

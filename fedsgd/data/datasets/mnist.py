@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import struct
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -29,26 +30,43 @@ class Mnist(DatasetSource):
 
     Source: LeCun, Cortes and Burges. Inputs x are [n, 28, 28] float32 in [0, 1]. The files are in DIR or DIR/mnist, plain or
     gzipped, where `--data` or FEDSGD_DATA names DIR.
+
+    Trap: a standardised pixel at the edge, which few images use, is up to 264 in these images.
+
+    Attributes:
+        standardise: True to standardise each pixel p from 0 to 255, (p − mean) / (standard deviation + 0.001), over all 70,000
+            images, as in the code of Li et al. 2020 ("FedProx").
     """
 
     name: ClassVar[str] = "mnist"
     may_have_owners: ClassVar[bool] = False
 
+    standardise: bool = False
+
     def load(self, folder: Path | None) -> Dataset:
-        parts = []
+        parts: list[tuple[NDArray[np.uint8], NDArray[np.int64]]] = []
         for stem in ("train", "t10k"):
             images, labels = (
                 find_data_files(folder, "mnist", [f"{stem}-{kind}", f"{stem}-{kind}.gz"], DOWNLOAD_HINT)[0]
                 for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
             )
-            parts.append(_read_examples(images, labels))
-        return Dataset(parts[0], parts[1], classes=10)
+            pixels = _read_images(images)
+            parts.append((pixels, _read_labels(labels, len(pixels))))
+        inputs = [images for images, _ in parts]
+        scaled = _standardise(inputs) if self.standardise else [scale_pixels(images) for images in inputs]
+        train, test = (Examples(x, labels) for x, (_, labels) in zip(scaled, parts, strict=True))
+        return Dataset(train, test, classes=10)
 
 
-def _read_examples(images_path: Path, labels_path: Path) -> Examples:
-    images = _read_images(images_path)
-    labels = _read_labels(labels_path, len(images))
-    return Examples(scale_pixels(images), labels)
+def _standardise(parts: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
+    """Return the images [n, 28, 28] of each part with each pixel standardised over all parts; integer sums are exact."""
+    n = sum(len(images) for images in parts)
+    sums = sum(images.sum(axis=0, dtype=np.int64) for images in parts)
+    squares = sum(np.einsum("nij,nij->ij", images, images, dtype=np.int64, casting="unsafe") for images in parts)
+    mean = sums / n
+    deviation = np.sqrt(np.maximum(squares / n - mean**2, 0.0))
+    offset, scale = mean.astype(np.float32), (1 / (deviation + 0.001)).astype(np.float32)
+    return [(images - offset) * scale for images in parts]
 
 
 def _read_images(path: Path) -> NDArray[np.uint8]:

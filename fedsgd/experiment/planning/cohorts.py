@@ -22,12 +22,14 @@ class PlannedCohort:
     Attributes:
         round: number of the round, from 1.
         base_rounds: [C] int64, round of the model that the server assumes each client to have stored; 0 for none.
-        n_steps: local steps of all clients together.
+        n_steps: local steps of all clients together that the run computes.
+        n_replies: clients that send an update.
     """
 
     round: int
     base_rounds: I64
     n_steps: int
+    n_replies: int
 
 
 @dataclass(eq=False)
@@ -63,7 +65,7 @@ class _CohortDrawer:
 
     def __init__(self, experiment: Experiment) -> None:
         self._experiment = experiment
-        self._steps_by_size: dict[int, int] = {}
+        self._steps_by_size: dict[tuple[int, int | None], int] = {}
         self.model_rounds: dict[int, int] = {}
 
     def draw(self, min_rounds: int) -> Iterator[PlannedCohort]:
@@ -74,17 +76,23 @@ class _CohortDrawer:
                 return
             cohort = participation.sample_round(round).cohort
             base_rounds = [downlink.assumed_base_round(round, acknowledged_rounds.get(client)) for client in cohort]
-            steps = self._count_steps(cohort)
+            steps = self._count_steps(round, cohort)
             deliveries = participation.delivery_of(round, steps)
             accepted = [client for client, delivery in deliveries.items() if delivery == "received"]
             acknowledged_rounds = acknowledged_rounds.with_rounds(accepted, round)
             self.model_rounds.update(dict.fromkeys(cohort, round))
             n_messages += len(cohort)
-            yield PlannedCohort(round, np.array(base_rounds, dtype=np.int64), sum(steps.values()))
+            yield PlannedCohort(round, np.array(base_rounds, dtype=np.int64), sum(steps.values()), len(steps))
 
-    def _count_steps(self, cohort: tuple[int, ...]) -> dict[int, int]:
-        """Return the local steps of each client."""
-        training, sizes = self._experiment.plan.local_training, self._experiment.train.sizes_of(cohort).tolist()
-        for size in set(sizes) - self._steps_by_size.keys():
-            self._steps_by_size[size] = training.n_steps(size)
-        return {client: self._steps_by_size[size] for client, size in zip(cohort, sizes, strict=True)}
+    def _count_steps(self, round: int, cohort: tuple[int, ...]) -> dict[int, int]:
+        """Return the local steps of each client that replies: of all clients but dropped stragglers."""
+        plan, steps = self._experiment.plan, dict[int, int]()
+        for client, size in zip(cohort, self._experiment.train.sizes_of(cohort).tolist(), strict=True):
+            if plan.stragglers is not None and plan.stragglers.is_dropped(round, client):
+                continue
+            training = plan.local_training_of(round, client)
+            key = size, training.work
+            if key not in self._steps_by_size:
+                self._steps_by_size[key] = training.n_steps(size)
+            steps[client] = self._steps_by_size[key]
+        return steps

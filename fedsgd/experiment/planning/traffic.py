@@ -90,7 +90,7 @@ def estimate_traffic(experiment: Experiment, calibration: Calibration, cohorts: 
     uplink[:n_measured], downlink[:n_measured] = measured.uplink, measured.models + measured.others
     drawn = cohorts.cohorts[n_measured:]
     for cohort in drawn:
-        uplink[cohort.round - 1] = len(cohort.base_rounds) * float(replies[cohort.round - 1])
+        uplink[cohort.round - 1] = cohort.n_replies * float(replies[cohort.round - 1])
         downlink[cohort.round - 1] = messages.estimate(cohort)
     n_known = max(len(cohorts.cohorts), n_measured)
     for direction in (uplink, downlink):
@@ -103,10 +103,11 @@ def _read_ledger(calibration: Calibration) -> _MeasuredTraffic:
     columns: dict[str, list[F64]] = {name: [np.zeros(n)] for name in ("uplink", "replies", "models", "others", "messages")}
     for batch in read_batches(calibration.folder / LEDGER_FILE, ["round", "direction", "kind", "n_bytes"]):
         rows, n_bytes = batch["round"] - 1, batch["n_bytes"].astype(np.float64)
+        is_sent = n_bytes > 0
         is_up, is_model, is_task = batch["direction"].isin("up"), batch["kind"].isin("MODEL"), batch["kind"].isin("TASK")
         for name, weights in (
             ("uplink", n_bytes * is_up),
-            ("replies", is_up.astype(np.float64)),
+            ("replies", (is_up & is_sent).astype(np.float64)),
             ("models", n_bytes * is_model),
             ("others", n_bytes * ~(is_up | is_model)),
             ("messages", is_task.astype(np.float64)),

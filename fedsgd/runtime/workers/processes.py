@@ -45,7 +45,7 @@ class SharedInputs:
 
     Attributes:
         worker_config: a pickled `WorkerConfig`.
-        data: pickled (dataset, clients' training examples, clients' held-out examples).
+        data: pickled (dataset, clients' training, held-out and validation examples).
         store, model_cache: states and models of all clients.
         profile_file: file to which each worker writes its seconds by phase; None if no profile is measured.
     """
@@ -170,10 +170,10 @@ def _create_worker(
     channel: PipeChannel, outbox: SharedOutbox, inputs: SharedInputs, on_message_processed: Callable[[], None]
 ) -> Worker:
     config: WorkerConfig = inputs.worker_config.load()
-    dataset, train, held_out = inputs.data.load()
+    dataset, train, held_out, validation = inputs.data.load()
     engine = config.make_engine(config.task, config.plan.local_training, dataset.train)
     host = ClientHost(config.plan, engine, inputs.store, train, inputs.model_cache)
-    processor = JobProcessor(host, config.select_evaluation_sets(dataset.test, train, held_out))
+    processor = JobProcessor(host, config.select_evaluation_sets(dataset.test, train, held_out, validation))
     return Worker(channel, outbox, processor, on_message_processed)
 
 

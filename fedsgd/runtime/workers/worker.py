@@ -28,6 +28,7 @@ class WorkerConfig:
         make_engine: function that creates the worker's engine.
         evaluates_train_data: True if the model is also evaluated on all training examples.
         evaluates_by_client: True if the model is also evaluated on the examples that clients hold out.
+        tests_on_clients: True if the examples that clients hold out are the test examples.
     """
 
     plan: FederationPlan
@@ -35,10 +36,18 @@ class WorkerConfig:
     make_engine: EngineFactory
     evaluates_train_data: bool = False
     evaluates_by_client: bool = False
+    tests_on_clients: bool = False
 
-    def select_evaluation_sets(self, test: Examples, train: ClientData, held_out: ClientData | None) -> list[Examples]:
-        """Return the test examples, then all training and all held-out examples if the model is evaluated on them."""
-        parts = (train if self.evaluates_train_data else None, held_out if self.evaluates_by_client else None)
+    def select_evaluation_sets(
+        self, test: Examples, train: ClientData, held_out: ClientData | None, validation: ClientData | None
+    ) -> list[Examples]:
+        """Return the test examples, then all training, held-out and validation examples if the model is evaluated on them.
+
+        `test` has the test examples of the dataset, which `tests_on_clients` replaces.
+        """
+        if self.tests_on_clients and held_out is not None:
+            test = held_out.all_examples()
+        parts = (train if self.evaluates_train_data else None, held_out if self.evaluates_by_client else None, validation)
         return [test, *(part.all_examples() for part in parts if part is not None)]
 
 

@@ -235,6 +235,7 @@ def test_failed_seeds_are_named_in_the_legend(methods: list[Method]) -> None:
 HOSTILE = ["$x_1", "_hidden", r"\frac{", "a\nb\x00c\x1b[0m", "%&<>\"'", "", "x" * 60, "x" * 61, "W" * 200, "$$", "\ud800"]
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_hostile_labels_are_drawn_as_text(methods: list[Method], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit_figures(monkeypatch, "accuracy-bytes", "link-speed", "anatomy", "round-time")
@@ -257,6 +258,7 @@ def test_svg_contains_text_as_text(methods: list[Method], tmp_path: Path, monkey
         assert "sparse" in text, path.name
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_thirteen_methods_fit_and_have_different_styles(methods: list[Method], monkeypatch: pytest.MonkeyPatch) -> None:
     limit_figures(monkeypatch, "accuracy-bytes", "accuracy-time", "pareto", "anatomy")

@@ -24,6 +24,7 @@ def test_flower_benchmark_with_unknown_part_names_the_parts(capsys: pytest.Captu
     assert "10,995" in capsys.readouterr().out
 
 
+@pytest.mark.nightly
 def test_flower_benchmark_after_sigterm_leaves_no_temporary_folder(tmp_path: Path) -> None:
     command, env = [sys.executable, "-m", "tests.bench.flower", "overhead"], {**os.environ, "TMPDIR": str(tmp_path)}
     with subprocess.Popen(command, env=env, cwd=ROOT, stderr=subprocess.DEVNULL) as process:

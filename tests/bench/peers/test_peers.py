@@ -41,6 +41,7 @@ def make_reporting_peer(n_rounds: int, accuracy: float) -> Peer:
     return Peer("peer", 1, lambda folder, work: [sys.executable, "-c", ""], report=lambda folder: report)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_command_measures_fedsgd_and_names_skipped_and_failed_peers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

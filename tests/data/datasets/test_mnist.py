@@ -86,3 +86,13 @@ def test_idx_file_of_floats_raises_error(tmp_path: Path) -> None:
     path.write_bytes(bytes([0, 0, 13, 1, 0, 0, 0, 1]) + bytes(4))
     with pytest.raises(DataError, match="00 00 0d 01, expected 00 00 08 01"):
         read_idx(path, 1)
+
+
+def test_mnist_standardised_pixels_have_mean_zero_and_deviation_one_over_all_images(tiny_mnist: Path) -> None:
+    plain, standardised = Mnist().load(tiny_mnist), Mnist(standardise=True).load(tiny_mnist)
+    pixels = 255 * np.concatenate([plain.train.x, plain.test.x]).astype(np.float64)
+    expected = (pixels - pixels.mean(axis=0)) / (pixels.std(axis=0) + 0.001)
+    actual = np.concatenate([standardised.train.x, standardised.test.x])
+    np.testing.assert_allclose(actual, expected, atol=1e-4)
+    assert actual.dtype == np.float32
+    np.testing.assert_array_equal(standardised.train.y, plain.train.y)

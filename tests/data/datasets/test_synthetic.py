@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fedsgd.data.datasets.synthetic import Synthetic
+from fedsgd.errors import ScenarioError
 from tests.data.samples import have_equal_arrays
 
 
@@ -85,3 +86,29 @@ def test_synthetic_alpha_changes_no_label() -> None:
     """A property of the paper's distribution: see the docstring of `Synthetic`."""
     labels = [Synthetic(alpha=alpha).examples_of(2, 0).y.tolist() for alpha in (0, 1, 100)]
     assert labels[0] == labels[1] == labels[2]
+
+
+def test_synthetic_log_normal_sizes_have_the_distribution_of_the_authors() -> None:
+    """The logarithm of the additional examples is N(4, 2²), apart from rounding down."""
+    source = Synthetic(sizes="log-normal")
+    sizes = source.sizes_of(np.arange(20_000), seed=1)
+    additions = np.log(sizes - source.examples + 0.5)
+    assert sizes.min() >= 50
+    assert abs(float(np.median(additions)) - 4.0) < 0.06
+    assert abs(float(np.quantile(additions, 0.8413)) - 6.0) < 0.1
+    assert float(np.mean(sizes == source.examples)) == pytest.approx(0.0228, abs=0.005)  # P(z < −2): fewer than one
+
+
+def test_synthetic_client_has_the_number_of_examples_that_its_size_gives() -> None:
+    source = Synthetic(clients=6, sizes="log-normal", size_mean=2.0, size_sigma=1.0)
+    sizes = source.sizes_of(np.arange(6), seed=4)
+    assert len(set(sizes.tolist())) > 3
+    assert [len(source.examples_of(client, 4)) for client in range(6)] == sizes.tolist()
+    assert source.sizes_of(np.array([5, 1]), 4).tolist() == [sizes[5], sizes[1]]
+    small = Synthetic(clients=6).examples_of(2, 4)
+    assert small.x[:50].tobytes() == source.examples_of(2, 4).x[:50].tobytes()
+
+
+def test_synthetic_sizes_that_overflow_raise_error() -> None:
+    with pytest.raises(ScenarioError, match=r"size_sigma: got 20, with which a client has .* expected fewer than 10,000,000"):
+        Synthetic(sizes="log-normal", size_sigma=20.0).sizes_of(np.arange(100), 0)

@@ -428,7 +428,7 @@ def test_message_with_a_record_of_fedsgds_name_is_refused() -> None:
     [
         {"compressor": TOP_K, "error_feedback": "persist"},
         pytest.param({"compressor": {"name": "sign"}, "error_feedback": "persist"}, marks=pytest.mark.nightly),
-        {"compressor": {"name": "dgc", "density": 0.25, "momentum": 0.0}},
+        pytest.param({"compressor": {"name": "dgc", "density": 0.25, "momentum": 0.0}}, marks=pytest.mark.nightly),
         pytest.param({"compressor": "stc"}, marks=pytest.mark.nightly),
     ],
     ids=lambda settings: str(settings["compressor"]),

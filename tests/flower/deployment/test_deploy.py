@@ -37,7 +37,6 @@ from fedsgd.flower.deployment import (
 )
 from fedsgd.flower.deployment.cluster import ClusterConfig, LocalCluster, local_cluster
 from fedsgd.scenario.scenario import Scenario
-from tests.effort import nightly_unless
 from tests.flower import run as flower_run
 from tests.flower.example import write_app
 from tests.flower.user_source import write_rules
@@ -60,10 +59,9 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "top-k and differences": ({"downlink.policy": "difference"}, {}),
     "top-k and differences, cold": ({"downlink.policy": "difference"}, {"use_fork_server": False}),
 }
-"""Settings and options of deployments, of which one is started outside the night.
+"""Settings and options of deployments. By day, a deployment of `test_resume` has the results of a simulation.
 
-A cold deployment without TLS has the digests of a simulation in `test_module_next_to_the_scenario_travels_in_the_app`. The tests
-of the grid compare all compressors with a simulation, in one process.
+The tests of the grid compare compressors with a simulation, in one process.
 """
 
 
@@ -114,7 +112,8 @@ def read_rows_without_seconds(path: Path) -> list[dict[str, Any]]:
     return table.drop_columns([name for name in table.column_names if name.endswith("_seconds")]).to_pylist()
 
 
-@pytest.mark.parametrize("case", nightly_unless(lambda case: case.endswith("TLS"), CASES))
+@pytest.mark.nightly
+@pytest.mark.parametrize("case", CASES)
 def test_deployment_has_the_parameters_and_frames_of_a_simulation(scenario: Make, tmp_path: Path, case: str) -> None:
     settings, options = CASES[case]
     s = scenario({**SMALL, **settings})
@@ -190,6 +189,7 @@ def suspend_superlink(cluster: LocalCluster) -> None:
     os.kill(cluster.superlink.pid, signal.SIGSTOP)
 
 
+@pytest.mark.nightly
 def test_run_continues_without_a_killed_node(scenario: Make, tmp_path: Path) -> None:
     s = scenario({**SMALL, "rounds": 3, "server.cohort": 8, "participation.on_failure": "continue"})
     injector = FaultInjector(kill_node)
@@ -216,8 +216,7 @@ FAULTS = {
 }
 """Faults and the messages of their errors, tested at night.
 
-By day, `test_run_continues_without_a_killed_node` has the message of a killed process, and the tests of `test_resume` kill the
-ServerApp. In the tests of the grid, a node does not answer in time.
+By day, a test of `test_resume` kills the ServerApp. In the tests of the grid, a node does not answer in time.
 """
 
 
@@ -315,6 +314,7 @@ def test_wrong_scenario_or_folder_is_an_error_without_a_process(scenario: Make, 
         deploy_scenario(scenario(SMALL), tmp_path / "mine")
 
 
+@pytest.mark.nightly
 def test_module_next_to_the_scenario_travels_in_the_app(
     scenario: Make, user_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -377,6 +377,7 @@ def test_example_app_on_four_forked_nodes_logs_the_bytes_of_the_sockets(tmp_path
     assert "accuracy" in log
 
 
+@pytest.mark.nightly
 def test_ctrl_c_ends_all_processes(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     settings = ["--set", "rounds=200", "--set", "client.epochs=1", "--set", "server.cohort=4"]

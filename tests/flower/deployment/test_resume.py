@@ -24,7 +24,7 @@ from fedsgd.flower.deployment.runner import EVENT_FILE
 from fedsgd.scenario.scenario import Scenario
 from tests.effort import nightly_unless
 from tests.flower.deployment.test_deploy import check_processes_and_ports as check_processes_and_ports
-from tests.flower.deployment.test_deploy import find_own_processes, read_rows_without_seconds
+from tests.flower.deployment.test_deploy import check_transport, find_own_processes, read_rows_without_seconds
 
 pytestmark = pytest.mark.deployment
 
@@ -69,7 +69,7 @@ def deploy_with_fault(scenario: Scenario, out: Path, kill: Callable[[LocalCluste
             kill(clusters[0], out)
 
     callbacks = DeploymentCallbacks(on_cluster_start=clusters.append, on_round=on_round)
-    config = DeploymentConfig(logs=out.with_name("logs"))
+    config = DeploymentConfig(logs=out.with_name("logs"), tls=True, measure_socket=True)
     with pytest.raises(DeploymentError, match=message):
         deploy(scenario, out, nodes=2, execution=config, callbacks=callbacks)
 
@@ -107,11 +107,13 @@ def test_deployment_killed_in_a_round_resumes_with_the_results_of_a_simulation(
     assert rounds == list(range(first_round, 5))
     check_resumed(out, s, result.summary)
     assert result.summary["flower"]["first_round"] == first_round
-    assert {row["round"] for row in read_rows_without_seconds(out / "transport.parquet")} == set(rounds)
+    rows = read_rows_without_seconds(out / "transport.parquet")
+    assert {row["round"] for row in rows if row["round"]} == set(rounds)
+    check_transport(rows, result.summary, tls=True)
     assert result.summary["flower"]["nodes"] == 2
     print_result(result)
     output = capsys.readouterr().out
-    assert f"2 nodes, from round {first_round} on" in output
+    assert f"2 nodes, TLS, from round {first_round} on" in output
     assert "frames, one for each client" not in output
 
 

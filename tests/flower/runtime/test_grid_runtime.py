@@ -98,8 +98,15 @@ CASES: dict[str, dict[str, Any]] = {
         "downlink.compressor.name": "top-k",
         "downlink.compressor.values": "ternary",
     },
-    "qsgd, differences": {**COMPRESSOR_CASES["qsgd"], "downlink.policy": "difference"},
+    "qsgd, differences": {**COMPRESSOR_CASES["qsgd"], "downlink.policy": "difference", "evaluation.validation": 0.2},
     "carried momentum, bfloat16 states": {"client.velocity": "carry", "state.precision": "bfloat16"},
+    "stragglers": {"client.epochs": 3, "participation.stragglers": 0.5, "server.sampler": "weighted"},
+    "dropped stragglers, differences": {
+        "client.epochs": 3,
+        "participation.stragglers": 0.5,
+        "participation.straggler_policy": "drop",
+        "downlink.policy": "difference",
+    },
     "carried moments": {"client.optimizer.name": "adamw", "client.velocity": "carry", "server.optimizer.name": "diloco"},
 }
 ROUTINE_CASES = {
@@ -113,12 +120,14 @@ ROUTINE_CASES = {
     "stc both ways",
     "qsgd, differences",
     "carried momentum, bfloat16 states",
+    "stragglers",
+    "dropped stragglers, differences",
 }
 """Cases outside the night: each kind of client state and of server state, a REFERENCE frame, each downlink policy."""
 CASES_AND_ENGINES = slow_unless(
     lambda case: case[0] in ("dgc", "stc both ways"),
     nightly_unless(
-        lambda case: case[0] in ROUTINE_CASES or case[1] != "sequential",
+        lambda case: case[0] in ROUTINE_CASES and case[1] != "stacked",
         [*((case, "sequential") for case in CASES), ("dgc", "auto"), ("eden", "stacked")],
     ),
 )
@@ -420,7 +429,12 @@ def test_evaluation_of_local_models_over_nodes_is_an_error(scenario: Make) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lost", ["memory", "disk", "both", "an old copy of the disk"])
+@pytest.mark.parametrize(
+    "lost",
+    nightly_unless(
+        lambda lost: lost in ("memory", "an old copy of the disk"), ["memory", "disk", "both", "an old copy of the disk"]
+    ),
+)
 @pytest.mark.parametrize("policy", nightly_unless(lambda policy: policy == "difference", ["model", "difference"]))
 def test_restarted_node_is_caught_up(scenario: Make, state_folder: Path, lost: str, policy: str) -> None:
     """A node that lost client states replies RESYNC, and its clients continue with the states that are stored."""

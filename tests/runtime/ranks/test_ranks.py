@@ -30,6 +30,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "uplink.compressor.name": "top-k",
         "uplink.error_feedback": "persist",
         "downlink.policy": "difference",
+        "evaluation.validation": 0.3,
         "checkpoint.every": 2,
     },
     "client models, control variates": {
@@ -127,6 +128,7 @@ def run_torchrun(script: Path, ranks: int, *arguments: str, restarts: int = 0) -
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
 
 
+@pytest.mark.nightly
 def test_torchrun_restarts_a_killed_rank_to_equal_results(small: Make, tmp_path: Path) -> None:
     s = small(**SETTINGS["error feedback, differences"])
     (tmp_path / "dying.py").write_text(DYING)
@@ -201,6 +203,7 @@ def test_rank_without_the_scenario_is_named(small: Make, tmp_path: Path) -> None
     assert fails_with(results, 2, "rank 1 on b: ", "second.toml")
 
 
+@pytest.mark.nightly
 def test_ranks_on_different_scenarios_are_refused(small: Make, tmp_path: Path) -> None:
     first = write_scenario(small(), tmp_path / "first.toml")
     second = write_scenario(small(**{"client.optimizer.lr": 0.25}), tmp_path / "second.toml")
@@ -215,6 +218,7 @@ def test_more_ranks_than_clients_are_refused(small: Make, tmp_path: Path) -> Non
     assert fails_with(results, 2, "ranks: got 3, more than the 2 clients")
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("variables", "options", "message"),
     [

@@ -42,7 +42,7 @@ from fedsgd.runtime.stores.directory import FolderStore
 from fedsgd.runtime.stores.shared import HEADER, PAGE_BYTES, SlotStore, deserialize_state, serialize_state, stored_bytes
 from fedsgd.scenario.scenario import Scenario
 from fedsgd.wire import encode_values
-from tests.effort import examples
+from tests.effort import examples, nightly_unless
 from tests.systems import linux
 
 FOLDER = Path(tempfile.gettempdir())
@@ -91,7 +91,7 @@ def is_equal(a: Any, b: Any) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("make_store", STORES.values(), ids=STORES.keys())
-@examples(20)
+@examples(8, nightly=20)
 @given(saves=st.lists(st.tuples(st.integers(0, 3), CLIENT_STATES), min_size=1, max_size=5))
 def test_load_returns_the_last_saved_state(
     make_store: Callable[[int], ClientStore], saves: list[tuple[int, ClientState]]
@@ -178,7 +178,7 @@ def save_many_states(store: SlotStore, first: int, n: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("folder", [None, FOLDER])
+@pytest.mark.parametrize("folder", nightly_unless(lambda folder: folder is not None, [None, FOLDER]))
 def test_concurrent_processes_save_all_states(folder: Path | None) -> None:
     store = SlotStore(40, folder)
     helper = mp.get_context("spawn").Process(target=save_many_states, args=(store, 0, 40))
@@ -320,7 +320,7 @@ def test_full_memory_leaves_the_old_state(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("compressor", ["top-k", "dgc", "ef21"])
+@pytest.mark.parametrize("compressor", nightly_unless("ef21".__ne__, ["top-k", "dgc", "ef21"]))
 def test_run_sends_the_same_frames_with_every_store(scenario: Callable[..., Scenario], compressor: str, tmp_path: Path) -> None:
     scheme_settings = {} if compressor == "top-k" else {"uplink.error_feedback": "none", "server.weighting": "uniform"}
     settings = {

@@ -141,7 +141,12 @@ def exiting_loss(output: Tensor, target: Tensor) -> Tensor:
 
 # --------------------------------------------------------------------------------------------------------------- equal results
 
-ALL_EVALUATIONS = {"data.held_out": 0.2, "evaluation.clients": True, "evaluation.training": True}
+ALL_EVALUATIONS = {
+    "data.held_out": 0.2,
+    "evaluation.clients": True,
+    "evaluation.training": True,
+    "evaluation.validation": 0.3,
+}
 SCENARIOS = {
     "top-k with error feedback": {"uplink.compressor.name": "top-k", "server.cohort": 6, "rounds": 4, **ALL_EVALUATIONS},
     "a REFERENCE frame": {"uplink.compressor.name": "cafe", "uplink.error_feedback": "none"},
@@ -170,14 +175,15 @@ def test_results_do_not_depend_on_the_number_of_workers(scenario: Make, settings
 
 
 def test_distributed_evaluation_equals_that_of_one_engine(scenario: Make) -> None:
-    s = scenario({"evaluation.training": True})
+    s = scenario({"evaluation.training": True, "evaluation.validation": 0.4})
     experiment = build_experiment(s, loss=smooth_loss, metrics={"largest": largest_output}, share_data=True)
     weights, test, train = experiment.task.initial_parameters, experiment.dataset.test, experiment.train.all_examples()
+    assert experiment.validation is not None
     with make_execution(experiment, 2) as shared:
         runtime = shared.runtime
         assert isinstance(runtime, WorkerPool)
         runtime.engine = cast("Any", None)
-        for examples in (test, train):
+        for examples in (test, train, experiment.validation.all_examples()):
             expected, result = experiment.engine.evaluate(weights, examples), runtime.evaluate(weights, examples)
             assert expected.losses == result.losses
             assert {n: v.tobytes() for n, v in expected.scores.items()} == {n: v.tobytes() for n, v in result.scores.items()}
@@ -422,6 +428,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.nightly
 def test_model_class_of_a_script_can_be_used_by_workers(root: Path, tmp_path: Path) -> None:
     path = tmp_path / "own.py"
     path.write_text(OWN_MODEL.format(path=str(root / "scenarios" / "quickstart.toml")))

@@ -98,7 +98,7 @@ const fedsgdData = (() => {
     }));
     for (const method of methods) method.notPriced = (method.runs.find((each) => !each.timeline) || {}).not_priced || null;
     const fleet = decodeFleet(payload.fleet);
-    const first = methods.find((method) => method.uncompressed) || methods[0];
+    const first = methods.find((method) => method.label === payload.baseline) || methods[0];
     const speeds = decodeArray(payload.speeds);
     return { ...payload, metric, fleet, notes: payload.notes || [], methods, baseline: first, broadcast, speeds };
   }

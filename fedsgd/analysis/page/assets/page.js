@@ -422,6 +422,7 @@
     bindControls();
     fedsgdFoundations.showFoundations(model);
     bindFigures();
+    fedsgdTables.showStatistics(model);
     fedsgdTables.watchTables();
     updateState({});
   }

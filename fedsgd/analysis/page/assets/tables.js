@@ -1,4 +1,4 @@
-/* Hints at tables that are wider than the page. */
+/* Tables of statistics over seeds, and hints at tables that are wider than the page. */
 "use strict";
 
 const fedsgdTables = (() => {
@@ -15,5 +15,33 @@ const fedsgdTables = (() => {
     }
   }
 
-  return { watchTables };
+  /* Show medians with intervals and ratios, at the report's target. They do not depend on the controls. */
+  function showStatistics({ statistics, metric, target }) {
+    const { h } = fedsgdWords;
+    const place = (id) => document.getElementById(id);
+    place("statistics").hidden = !statistics.tables.length;
+    if (!statistics.tables.length) return;
+    place("statistics-caption").textContent =
+      `At ${metric.formatTarget(target)}, the target of the report; the controls do not change these tables.`;
+    const createRow = (cells, tag) => h("tr", {}, ...cells.map((lines, i) => createCell(lines, tag, i)));
+    const createCell = ([text, ...more], tag, i) =>
+      h(tag, { class: i ? null : "text", scope: tag === "th" ? "col" : null }, text, ...more.map((line) => h("span", { class: "small" }, line)));
+    const tables = statistics.tables.map(({ title, headings, rows }) =>
+      h(
+        "div",
+        { class: "scroll", tabindex: "0", role: "region", "aria-label": title },
+        h(
+          "table",
+          {},
+          h("caption", {}, title),
+          h("thead", {}, createRow(headings.map((heading) => [heading]), "th")),
+          h("tbody", {}, ...rows.map((row) => createRow(row, "td"))),
+        ),
+      ),
+    );
+    place("statistics-tables").replaceChildren(...tables);
+    place("statistics-notes").replaceChildren(...statistics.notes.map((text) => h("li", {}, `${text}.`)));
+  }
+
+  return { watchTables, showStatistics };
 })();

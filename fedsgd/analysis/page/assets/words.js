@@ -113,9 +113,10 @@ const fedsgdWords = (() => {
   }
 
   /* Lines below a method's name: the rest of its label, and its best tuned values. */
-  function describeVariant({ label, short, tuned, tried }, targetText) {
+  function describeVariant({ label, short, tuned, tried, on_validation }, targetText) {
     const at = Object.entries(tuned).map(([name, value]) => `${name.split(".").at(-1)} ${value}`);
-    const best = `at ${at.join(", ")}, the best of ${tried.length} for ${targetText}`;
+    const examples = on_validation ? " on validation examples" : "";
+    const best = `at ${at.join(", ")}, the best of ${tried.length} for ${targetText}${examples}`;
     return [label.slice(short.length + 2), at.length ? best : ""].filter(Boolean);
   }
 

@@ -1,0 +1,1 @@
+"""Replication of published tables: studies, their runs, and the comparison of measured with published figures."""

@@ -1,0 +1,68 @@
+"""Studies: study.toml, and the messages for wrong keys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fedsgd.analysis.replication.plan import ReplicationConfig
+from fedsgd.analysis.replication.replicate import list_results, open_study
+from fedsgd.analysis.replication.study import find_study, list_studies, load_study
+from fedsgd.errors import ReportError, ScenarioError
+from tests.analysis.replication.studies import write_study
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tolerance": 0.5}, "tolerance: got 0.5, expected a factor of at least 1"),
+        ({"measure": "round"}, 'measure: got "round", did you mean "rounds"?'),
+        ({"tolerence": 2}, 'tolerence: no such key, did you mean "tolerance"?'),
+        ({"title": None}, "title: missing"),
+        ({"cells": {}}, "cells: none, expected a table for each cell"),
+        ({"cells": {"a": {"papr": 3}}}, 'cells.a.papr: no such key, did you mean "paper"?'),
+        ({"cells": {"a": {"paper": "many"}}}, 'cells.a.paper: expected a number, or the key left out, got "many"'),
+        ({"script": "measure.py"}, 'scenario: expected "scenario" or "script", and only one of them'),
+        ({"baseline": "a"}, "baseline: expected with the measures speedup and accuracy-difference, and only with them"),
+        ({"networks": ["5gg"]}, 'networks: got "5gg", did you mean "5g"?'),
+        ({"counting": "dense-float23"}, "counting: got 'dense-float23', did you mean \"dense-float32\"?"),
+        ({"claims": [{"text": "t", "better": "a", "worse": "d"}]}, 'claims[0].worse: got \'d\', expected one of: "a", "b"'),
+    ],
+)
+def test_wrong_study_is_refused_with_file_and_key(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    folder = write_study(tmp_path / "mine", **change)
+    with pytest.raises(ScenarioError) as error:
+        load_study(folder)
+    assert str(error.value).startswith(f"{folder / 'study.toml'}: {message}")
+
+
+def test_wrong_setting_of_a_cell_is_refused_with_study_and_cell(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "mine", cells={"a": {"settings": {"client.epoch": 2}}})
+    with pytest.raises(ScenarioError, match=r'mine: \[a\]: client.epoch: unknown key, did you mean "epochs"'):
+        open_study(folder, ReplicationConfig(), None)[0].plan_final()
+
+
+def test_unknown_study_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(ReportError, match=r"study 'mcmahan2017-2n', did you mean \"mcmahan2017-2nn\""):
+        find_study("mcmahan2017-2n")
+
+
+def test_unknown_cell_is_refused_with_the_nearest_label(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "mine", cells={"IID": {}, "non-IID": {}})
+    with pytest.raises(ScenarioError, match=r"mine: cell 'IDD', did you mean \"IID\""):
+        open_study(folder, ReplicationConfig(("IDD",)), None)
+
+
+@pytest.mark.parametrize("name", list_studies())
+def test_every_study_has_valid_settings_and_a_documented_set_up(name: str) -> None:
+    plan, _ = open_study(name, ReplicationConfig(), None)
+    assert plan.labels == [*plan.study.cells]
+    assert plan.study.script is not None or plan.plan_tuning() or plan.plan_final()
+    assert plan.study.differences
+
+
+def test_page_has_the_verdicts_of_the_committed_results() -> None:
+    text = (Path(__file__).parents[3] / "fedsgd" / "docs" / "results" / "replication.md").read_text(encoding="utf-8")
+    rows = [f"| `{name}` | {title} | {verdicts} |" for name, title, verdicts in list_results()]
+    assert [row for row in rows if row not in text] == []
