@@ -106,6 +106,7 @@ def test_list_names_the_package_of_each_plugin(installed: dict[str, str]) -> Non
     assert origins == dict.fromkeys(("chunk-max", "mean-around-median", "zipf", "time-zones"), "fedsgd-example 1.0")
 
 
+@pytest.mark.nightly  # by day, .ci/run compares workers and a deployment
 def test_plugins_give_equal_digests_by_every_way(installed: dict[str, str], run_folder: Path, tmp_path: Path) -> None:
     expected = digests(json.loads((run_folder / "summary.json").read_text()))
     again = call(installed, "-m", "fedsgd", "run", str(run_folder / "scenario.toml"), "--json", "--workers", "2")

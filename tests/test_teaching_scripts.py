@@ -141,6 +141,7 @@ class TestValley:
     def test_descent_started_on_the_valley_floor_does_not_diverge(self, valley: ModuleType) -> None:
         assert not valley.descend("vanilla", SGD(lr=0.06), (-10.0, 0.0), 40.0, 5).diverges
 
+    @pytest.mark.nightly
     def test_pictures_are_valid_and_reproducible(self, valley: ModuleType, tmp_path: Path) -> None:
         pictures = []
         for run in ("a", "b"):
@@ -154,6 +155,7 @@ class TestValley:
         assert root.tag == f"{SVG}svg"
         assert len(list(root.iter(f"{SVG}path"))) > 100
 
+    @pytest.mark.nightly
     def test_animation_has_one_frame_a_step(self, valley: ModuleType, tmp_path: Path) -> None:
         path = tmp_path / "v.gif"
         valley.main(["--steps", "6", "--out", str(tmp_path / "v.png"), "--animate", str(path)])

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from fedsgd.analysis.replication.pages import to_markdown
 from fedsgd.analysis.replication.plan import ReplicationConfig
 from fedsgd.analysis.replication.replicate import list_results, open_study
 from fedsgd.analysis.replication.study import find_study, list_studies, load_study
+from fedsgd.analysis.replication.verdicts import build_replication
 from fedsgd.errors import ReportError, ScenarioError
 from tests.analysis.replication.studies import write_study
 
@@ -60,6 +62,12 @@ def test_every_study_has_valid_settings_and_a_documented_set_up(name: str) -> No
     assert plan.labels == [*plan.study.cells]
     assert plan.study.script is not None or plan.plan_tuning() or plan.plan_final()
     assert plan.study.differences
+
+
+@pytest.mark.parametrize("name", [name for name in list_studies() if (find_study(name) / "results.json").exists()])
+def test_report_is_that_of_the_committed_results(name: str) -> None:
+    plan, _ = open_study(name, ReplicationConfig(), None)
+    assert (find_study(name) / "RESULTS.md").read_text(encoding="utf-8") == to_markdown(build_replication(plan))
 
 
 def test_page_has_the_verdicts_of_the_committed_results() -> None:

@@ -86,8 +86,8 @@ def test_krum_with_sparse_unbiased_updates_logs_a_warning(caplog: pytest.LogCapt
     [
         (FedAvg, "top-k"),
         (FedMedian, "dense"),
-        (FedMedian, "eden"),
-        (Krum, "top-k"),
+        pytest.param(FedMedian, "eden", marks=pytest.mark.nightly),
+        pytest.param(Krum, "top-k", marks=pytest.mark.nightly),
         (Bulyan, "top-k"),  # without malicious nodes, Bulyan is a mean of all replies
         (lambda: FedTrimmedAvg(beta=0.1), "top-k"),  # of seven replies, none is trimmed
     ],

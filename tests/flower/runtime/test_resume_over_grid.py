@@ -22,7 +22,7 @@ from fedsgd.flower.runtime.grid_runtime import FlowerRuntime, MessageEvent
 from fedsgd.scenario.scenario import Scenario
 from fedsgd.storage.run_directory import CHECKPOINT_FOLDER, NODE_FOLDER, lock_folder
 from fedsgd.system.torch_determinism import isolate_global_state
-from tests.effort import slow_unless
+from tests.effort import nightly_unless
 from tests.flower.grid import InProcessGrid, identity
 
 Make = Callable[..., Scenario]
@@ -102,7 +102,7 @@ def read_ledger(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    "case", slow_unless(lambda case: case in ("top-k and differences", "stateless and differences"), CASES)
+    "case", nightly_unless(lambda case: case in ("top-k and differences", "stateless and differences"), CASES)
 )
 def test_repeated_round_gives_the_results_of_a_simulation(scenario: Make, tmp_path: Path, case: str) -> None:
     """All nodes trained in the interrupted round, so each client that keeps a state repeats its stored reply."""
