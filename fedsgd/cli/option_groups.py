@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from fedsgd.config.text_columns import split_column_names
+from fedsgd.system.forkserver import MAX_PROCESSES
 
 UNGROUPED = "Other options"
 """Heading of the options without a group."""
@@ -68,6 +69,15 @@ workers_option: Callable[[Callable[..., None]], Callable[..., None]] = click.opt
     metavar="K",
     help="Train and evaluate in K processes, each with one thread. Results do not depend on K.",
 )
+jobs_option: Callable[[Callable[..., None]], Callable[..., None]] = click.option(
+    "--jobs",
+    type=click.IntRange(1, MAX_PROCESSES),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Number of cells that run at the same time, each in a process. Results do not depend on N.",
+)
+"""Option of a command that runs many cells."""
 stop_after_option: Callable[[Callable[..., None]], Callable[..., None]] = click.option(
     "--stop-after",
     metavar="TIME",

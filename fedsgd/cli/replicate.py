@@ -12,13 +12,12 @@ import click
 
 from fedsgd.cli.app import EXIT_FAILURE, main
 from fedsgd.cli.completers import complete_study
-from fedsgd.cli.option_groups import stop_after_option
+from fedsgd.cli.option_groups import jobs_option, stop_after_option
 from fedsgd.cli.options import UserPath
 from fedsgd.cli.ranks import refuse_ranks
 from fedsgd.cli.run_folders import mention_shared_cores
 from fedsgd.cli.streams import echo, echo_json
 from fedsgd.cli.tracking import print_warnings
-from fedsgd.system.forkserver import MAX_PROCESSES
 
 if TYPE_CHECKING:
     from fedsgd.analysis.replication.plan import StudyPlan
@@ -43,14 +42,7 @@ EXAMPLES = """Examples:
     metavar="LABEL",
     help="Run these cells only; * stands for any characters. Repeatable.",
 )
-@click.option(
-    "--jobs",
-    type=click.IntRange(1, MAX_PROCESSES),
-    default=1,
-    show_default=True,
-    metavar="N",
-    help="Number of runs at the same time, each in a process. Results do not depend on N.",
-)
+@jobs_option
 @stop_after_option
 @click.option("--data", type=UserPath(), envvar="FEDSGD_DATA", show_envvar=True, help="Folder of data files.")
 @click.option("--results", type=UserPath(), help="Folder of results.json and RESULTS.md.  [default: the folder of the study]")

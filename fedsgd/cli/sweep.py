@@ -12,14 +12,14 @@ import click
 
 from fedsgd.cli.app import EXIT_FAILURE, main
 from fedsgd.cli.completers import complete_scenario, complete_setting
-from fedsgd.cli.option_groups import checkpoint_option, columns_option, stop_after_option
+from fedsgd.cli.option_groups import checkpoint_option, columns_option, jobs_option, stop_after_option
 from fedsgd.cli.options import ScenarioOptions, UserPath, scenario_options
 from fedsgd.cli.ranks import refuse_ranks
 from fedsgd.cli.run_folders import mention_shared_cores
 from fedsgd.cli.streams import echo, echo_json
 from fedsgd.cli.targets import report_target_option
 from fedsgd.cli.tracking import print_warnings
-from fedsgd.system.forkserver import MAX_PROCESSES, MAX_SEEDS
+from fedsgd.system.forkserver import MAX_SEEDS
 
 if TYPE_CHECKING:
     from fedsgd.scenario.target import Target
@@ -74,14 +74,7 @@ Example of a methods file:
     metavar="N",
     help="Number of seeds, counted up from the scenario's seed.",
 )
-@click.option(
-    "--jobs",
-    type=click.IntRange(1, MAX_PROCESSES),
-    default=1,
-    show_default=True,
-    metavar="N",
-    help="Number of cells that run at the same time, each in a process. Results do not depend on N.",
-)
+@jobs_option
 @stop_after_option
 @click.option(
     "--launcher",

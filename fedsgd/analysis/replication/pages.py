@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from fedsgd.analysis.replication.counting_rules import COUNTING_RULES
+from fedsgd.analysis.replication.counting_rules import get_counting_rule
 from fedsgd.analysis.replication.study import BY_DIFFERENCE, KNOWN, SMALLER_IS_BETTER, VERDICTS, Study
 from fedsgd.analysis.replication.verdicts import CellResult, ClaimResult, Replication
 from fedsgd.config.quantities import format_bytes, format_seconds
@@ -91,12 +91,13 @@ def _build_cell_table(study: Study, cells: Sequence[CellResult]) -> tuple[list[s
 
 
 def _format_measured(study: Study, cell: CellResult) -> str:
-    """Return the median, and the range of the seeds."""
-    text = format_value(study, cell.value)
-    if len(cell.values) < 2:
-        return text
+    """Return the median, the range of the seeds, and their number, of how many if some were not run."""
+    text, n = format_value(study, cell.value), len(cell.values)
+    count = f"n = {n}" + f" of {cell.seeds}" * (n < cell.seeds)
+    if n < 2:
+        return f"{text} ({count})" if 0 < n < cell.seeds else text
     low, high = (format_value(study, value) for value in (min(cell.values), max(cell.values)))
-    return f"{text} ({low} to {high}, n = {len(cell.values)})"
+    return f"{text} ({low} to {high}, {count})"
 
 
 def _format_interval(study: Study, cell: CellResult) -> str:
@@ -145,7 +146,7 @@ def list_notes(replication: Replication) -> list[str]:
     if any(len(cell.values) > 1 for cell in replication.cells):
         notes.append("Figures of fedsgd are medians over seeds, with the range of the seeds; intervals have their confidence.")
     if study.counting:
-        rule = COUNTING_RULES[study.counting]
+        rule = get_counting_rule(study.counting)
         notes.append(
             f"The paper's rule for the uplink: {rule.title}, {rule.formula}. The other bytes are those that were sent."
         )

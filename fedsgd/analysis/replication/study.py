@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from fedsgd.analysis.replication.counting_rules import COUNTING_RULES, CountingRule, MessageCounts
+from fedsgd.analysis.replication.counting_rules import COUNTING_RULES, CountingRule, MessageCounts, get_counting_rule
 from fedsgd.config.component import FieldError, PositiveInt, ValidatedConfig, field_types
 from fedsgd.config.quantities import parse_rate
 from fedsgd.errors import ReportError, ScenarioError, suggest_name
@@ -153,6 +153,10 @@ class Study(ValidatedConfig):
             if label is not None and label not in self.cells:
                 raise FieldError("study", key, f"got {label!r}{suggest_name(label, self.cells)}")
         for label, cell in self.cells.items():
+            if self.get_baseline(label) == label and cell.paper is not None:
+                problem = "got a figure, expected none: the cell is its own baseline, so its figure is known without a run"
+                raise FieldError("study", f"cells.{label}.paper", problem)
+        for label, cell in self.cells.items():
             if cell.expected is not None and cell.expected not in VERDICTS:
                 raise FieldError(
                     "study", f"cells.{label}.expected", f"got {cell.expected!r}{suggest_name(cell.expected, VERDICTS)}"
@@ -185,7 +189,7 @@ class Study(ValidatedConfig):
         """Return the counting rule of a cell, None if it has none."""
         name = self.get_cell(label).counting
         name = self.counting if name is None else name
-        return COUNTING_RULES[name] if name else None
+        return get_counting_rule(name) if name else None
 
     def get_baseline(self, label: str) -> str | None:
         """Return the label of the cell to which the measure of a cell refers; None for other measures."""

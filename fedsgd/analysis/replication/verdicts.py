@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from fedsgd.analysis.replication.counting_rules import MessageCounts
 from fedsgd.analysis.replication.plan import StudyPlan
@@ -35,6 +36,7 @@ class CellResult:
 
     Attributes:
         label, paper: label of the cell, and the published figure.
+        seeds: number of seeds of the cell, run or not; 1 for a script.
         values: figure of each seed; infinite where a run ended before it reached the target.
         value: Kaplan–Meier median of the values; None if the cell was not run.
         interval: confidence interval of the median, with its confidence; None with too few seeds.
@@ -50,6 +52,7 @@ class CellResult:
 
     label: str
     paper: float | None
+    seeds: int
     values: tuple[float, ...]
     value: float | None
     interval: Interval | None
@@ -152,7 +155,7 @@ def _build_cell(plan: StudyPlan, label: str, records: dict[str, list[RunRecord]]
         verdict = judge(study, value, cell.paper, cell.cause)
         ratio = _compare(study, value, cell.paper)
         return CellResult(
-            label, cell.paper, values, value, None, ratio, verdict, cell.cause, "", n_bytes, None, rule_bytes, own_value, {}
+            label, cell.paper, 1, values, value, None, ratio, verdict, cell.cause, "", n_bytes, None, rule_bytes, own_value, {}
         )
     own = records[label]
     baseline = {record.seed: record for record in records.get(study.get_baseline(label) or "", ())}
@@ -162,6 +165,7 @@ def _build_cell(plan: StudyPlan, label: str, records: dict[str, list[RunRecord]]
     return CellResult(
         label,
         cell.paper,
+        plan.count_seeds(label),
         values,
         value,
         None if estimate is None else estimate.interval,
@@ -260,8 +264,8 @@ def _describe_tuned(study: Study, records: Sequence[RunRecord]) -> str:
     if not records or not records[0].tuned:
         return ""
     tuned, grid = records[0].tuned, study.get_tune(records[0].cell)
-    points = [{key: value} for key, values in grid.items() for value in values]
-    edges = {key for key in tuned if find_grid_edge_keys({key: tuned[key]}, [p for p in points if key in p])}
+    points = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
+    edges = find_grid_edge_keys(tuned, points)
     return ", ".join(f"{key} = {value}" + " (edge of the grid)" * (key in edges) for key, value in tuned.items())
 
 

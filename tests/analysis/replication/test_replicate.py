@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 import fedsgd
+from fedsgd.analysis.replication.pages import to_markdown
 from fedsgd.analysis.replication.plan import ReplicationConfig
 from fedsgd.analysis.replication.records import Results, RunRecord
 from fedsgd.analysis.replication.replicate import open_study, replicate
@@ -24,6 +25,7 @@ from fedsgd.errors import ReportError, ScenarioError
 from fedsgd.sweeps.options import SweepConfig
 from tests.analysis.replication.studies import SCENARIO, write_study
 
+PAIR: dict[str, Any] = {"a": {}, "b": {"paper": 2, "settings": {"client.steps": 4}}}
 COMPUTED = """
 def compute_cells():
     return {"a": {"value": 2.5, "own_value": 3.0, "rule_bytes": 40, "n_bytes": 30}, "b": {"value": 4}}
@@ -44,6 +46,14 @@ def test_figures_are_medians_of_the_runs_and_verdicts_follow_the_tolerance(tmp_p
         seconds = [end.interpolate_on(p.cumulative_seconds) for end, p in zip(ends, priced, strict=True) if end is not None]
         assert cell.network_seconds == {"4g": statistics.median(seconds)}
     assert [cell.verdict for cell in result.cells] == ["reproduced", "differs, cause known", "no published figure"]
+
+
+def test_cell_with_missing_seeds_shows_how_many_were_run(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "mine", cells={"a": {"paper": 3}}, seeds=2)
+    replicate(folder, out=tmp_path / "out")
+    write_study(folder, cells={"a": {"paper": 3}}, seeds=3)
+    plan, _ = open_study(folder, ReplicationConfig(), None)
+    assert ", n = 2 of 3)" in to_markdown(build_replication(plan))
 
 
 def test_continued_study_runs_only_what_has_no_record(tmp_path: Path) -> None:
@@ -168,7 +178,7 @@ def test_new_network_is_not_a_target_that_is_not_reached(tmp_path: Path) -> None
 
 
 def test_baseline_of_a_chosen_cell_is_run_too(tmp_path: Path) -> None:
-    folder = write_study(tmp_path / "mine", measure="speedup", baseline="a", seeds=1)
+    folder = write_study(tmp_path / "mine", measure="speedup", baseline="a", seeds=1, cells=PAIR)
     result = replicate(folder, config=ReplicationConfig(("b",)), out=tmp_path / "out")
     assert [(cell.label, cell.verdict != "not run") for cell in result.cells] == [("a", True), ("b", True)]
     assert result.cells[0].value == 1.0
@@ -250,11 +260,11 @@ def test_verdict_compares_a_factor_or_a_difference(tmp_path: Path, change: dict[
 
 
 def test_relative_measures_pair_the_seeds(tmp_path: Path) -> None:
-    study = load_study(write_study(tmp_path / "mine", measure="accuracy-difference", tolerance=0.1, baseline="a"))
+    study = load_study(write_study(tmp_path / "mine", measure="accuracy-difference", tolerance=0.1, baseline="a", cells=PAIR))
     baseline = {1: _record(final=0.9, target={"rounds": 30.0})}
     assert measure(study, _record(final=0.95), baseline) == pytest.approx(0.05)
     assert measure(study, _record(final=0.95, seed=2), baseline) is None
-    study = load_study(write_study(tmp_path / "mine", measure="speedup", baseline="a"))
+    study = load_study(write_study(tmp_path / "mine", measure="speedup", baseline="a", cells=PAIR))
     assert measure(study, _record(target={"rounds": 10.0}), baseline) == 3.0
     assert measure(study, _record(target=None), baseline) == 0.0
 

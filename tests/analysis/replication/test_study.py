@@ -27,6 +27,10 @@ from tests.analysis.replication.studies import write_study
         ({"cells": {"a": {"paper": "many"}}}, 'cells.a.paper: expected a number, or the key left out, got "many"'),
         ({"script": "measure.py"}, 'scenario: expected "scenario" or "script", and only one of them'),
         ({"baseline": "a"}, "baseline: expected with the measures speedup and accuracy-difference, and only with them"),
+        (
+            {"measure": "speedup", "baseline": "a"},
+            "cells.a.paper: got a figure, expected none: the cell is its own baseline, so its figure is known without a run",
+        ),
         ({"networks": ["5gg"]}, 'networks: got "5gg", did you mean "5g"?'),
         ({"counting": "dense-float23"}, "counting: got 'dense-float23', did you mean \"dense-float32\"?"),
         ({"claims": [{"text": "t", "better": "a", "worse": "d"}]}, 'claims[0].worse: got \'d\', expected one of: "a", "b"'),
