@@ -72,7 +72,7 @@ class Module:
     path: Path
     tree: ast.Module
 
-    @property
+    @cached_property
     def name(self) -> str:
         """Dotted name, "fedsgd.wire.frame"."""
         return ".".join(self.path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
@@ -276,6 +276,7 @@ def undocumented_methods() -> list[str]:
     return findings
 
 
+@cache
 def exported_names() -> frozenset[str]:
     """Return the names that `fedsgd` and `fedsgd.flower` export."""
     exported: set[str] = set()

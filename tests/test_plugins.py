@@ -168,6 +168,7 @@ def test_refused_plugins_end_every_building_command_in_one_line(installed: dict[
         assert line.endswith("which is not part of fedsgd, expected a built-in name: --no-plugins is set"), command
 
 
+@pytest.mark.nightly
 def test_class_of_a_script_is_refused_with_workers_in_one_line(installed: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(
         """

@@ -30,6 +30,7 @@ def test_engine_benchmark_compares_every_engine_with_the_oracle() -> None:
     assert "[green]pass[/]" in str(table(figures).columns[5]._cells)
 
 
+@pytest.mark.nightly
 def test_loop_by_hand_trains_like_the_oracle(tmp_path: Path) -> None:
     load = Workload("2NN, B = 10", "2nn", (4, 4), 2, 7, 5, {})
     with use_single_thread():

@@ -380,6 +380,7 @@ def test_bytes_that_differ_in_a_fresh_interpreter_are_not_reproducible(user_fold
     assert certificate.frames_sha256[:16] in list_broken_laws(certificate)["reproducible"]
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.usefixtures("fresh_interpreter")
 def test_decoder_that_uses_more_than_the_bytes_breaks_a_law(user_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

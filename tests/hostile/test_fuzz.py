@@ -43,7 +43,7 @@ LARGEST = np.finfo(np.float32).max
 
 
 @pytest.mark.slow
-@examples(4, nightly=15)
+@examples(3, nightly=15)
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: f"{target.name}-{target.size}")
 @given(r=st.randoms(use_true_random=False), donor=st.sampled_from(TARGETS))
 def test_mutated_frame_is_rejected_or_harmless_with_both_kernels(target: Target, r: Random, donor: Target) -> None:
@@ -51,6 +51,7 @@ def test_mutated_frame_is_rejected_or_harmless_with_both_kernels(target: Target,
     fuzz.compare(target, data, fuzz.evaluate(target, data))
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_fuzzing_for_two_seconds_finds_no_violation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert fuzz.main(["--seconds", "2", "--seed", "5", "--json", str(tmp_path / "figures.json")]) == 0

@@ -178,6 +178,7 @@ def test_processes_of_a_killed_sweep_end(start_script: StartScript) -> None:
     assert have_ended(workers)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_killed_process_is_an_error_of_one_line(start_script: StartScript) -> None:
     body = "__import__('os').kill(__import__('os').getpid(), 9)"

@@ -66,6 +66,7 @@ def test_laws_of_a_class_of_a_script_run(tmp_path: Path) -> None:
     assert (result.stdout, result.stderr) == ("obeys the laws\n", "")
 
 
+@pytest.mark.nightly
 def test_import_of_the_laws_imports_no_library_of_tests() -> None:
     code = "import sys, fedsgd.testing; print({'pytest', '_pytest', 'hypothesis'} & {*sys.modules})"
     assert run_python(Path(), "-c", code).stdout == "set()\n"

@@ -95,6 +95,7 @@ class TestMLflow:
         (summary,) = runs.glob("mlartifacts/**/summary.json")
         assert summary.read_bytes() == (runs / "one" / "summary.json").read_bytes()
 
+    @pytest.mark.nightly
     def test_active_run_of_the_user_is_the_parent_and_stays_active(self, store: Any, scenario: Make, tmp_path: Path) -> None:
         import mlflow
 

@@ -76,6 +76,7 @@ def test_fork_server_that_ends_is_reported_once_with_the_end_of_its_log(tmp_path
     assert not (tmp_path / "warm.starting").exists()
 
 
+@pytest.mark.nightly
 def test_fork_server_imports_installed_modules_before_those_of_the_current_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

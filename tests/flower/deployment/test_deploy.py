@@ -437,6 +437,7 @@ def test_fork_server_with_a_long_temporary_path_uses_a_short_private_folder(
     assert list(folder.glob("fedsgd-*")) == []
 
 
+@pytest.mark.nightly
 def test_cluster_without_a_launch_folder_reports_it_and_uses_flowers_commands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

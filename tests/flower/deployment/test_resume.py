@@ -22,7 +22,6 @@ from fedsgd.flower.deployment import DeploymentCallbacks, DeploymentConfig, depl
 from fedsgd.flower.deployment.cluster import LocalCluster
 from fedsgd.flower.deployment.runner import EVENT_FILE
 from fedsgd.scenario.scenario import Scenario
-from tests.effort import nightly_unless
 from tests.flower.deployment.test_deploy import check_processes_and_ports as check_processes_and_ports
 from tests.flower.deployment.test_deploy import check_transport, find_own_processes, read_rows_without_seconds
 
@@ -84,15 +83,13 @@ def check_resumed(out: Path, scenario: Scenario, summary: Any) -> None:
     assert (out / "params.safetensors").read_bytes() == (folder / "params.safetensors").read_bytes()
 
 
+@pytest.mark.nightly  # by day, test_resume_over_grid.py repeats the messages of a round in one process
 @pytest.mark.parametrize(
     ("kill", "message"),
-    nightly_unless(
-        lambda case: case[0] is kill_server_app,
-        [
-            (kill_server_app, r"the ServerApp \(process \d+\) died"),
-            (kill_superlink, r"the SuperLink \(process \d+\) was killed"),
-        ],
-    ),
+    [
+        (kill_server_app, r"the ServerApp \(process \d+\) died"),
+        (kill_superlink, r"the SuperLink \(process \d+\) was killed"),
+    ],
 )
 def test_deployment_killed_in_a_round_resumes_with_the_results_of_a_simulation(
     scenario: Make, tmp_path: Path, kill: Callable[[LocalCluster, Path], None], message: str, capsys: pytest.CaptureFixture[str]

@@ -59,7 +59,7 @@ def write_scenario(scenario: Scenario, path: Path) -> list[str]:
     return ["run", str(path), "--json", "--quiet", "--out", str(path.with_suffix(""))]
 
 
-@pytest.mark.parametrize("layout", nightly_unless(lambda name: name == "two machines of two ranks", LAYOUTS))
+@pytest.mark.parametrize("layout", nightly_unless(lambda name: name == "two machines", LAYOUTS))
 def test_number_and_place_of_ranks_do_not_change_results(small: Make, tmp_path: Path, layout: str) -> None:
     s = small(**SETTINGS["error feedback, differences"])
     expected = fedsgd.run(s)
@@ -258,6 +258,7 @@ def test_folder_that_machines_do_not_share_is_refused(small: Make, tmp_path: Pat
 # ------------------------------------------------------------------------------------------------------------------- dead ranks
 
 
+@pytest.mark.nightly
 def test_ctrl_c_ends_all_ranks(small: Make, tmp_path: Path) -> None:
     ranks = Ranks("ab", write_scenario(small(rounds=100_000), tmp_path / "ranks.toml"))
     try:
