@@ -86,7 +86,7 @@ def convert_to_float32(name: str, buffer: Tensor) -> F32:
             f"{name} is {buffer.dtype}, expected numbers that float32 represents exactly: torch.float32, torch.float16, "
             f"torch.bfloat16, or integers up to {MAX_EXACT_INTEGER:,}"
         )
-    values: F32 = buffer.detach().to(torch.float32).numpy().reshape(-1)
+    values: F32 = buffer.detach().to(torch.float32).cpu().numpy().reshape(-1)
     return values
 
 

@@ -50,7 +50,7 @@ def _view_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
 def _is_same_tensor(a: Tensor, b: Tensor) -> bool:
     if a.shape != b.shape or a.dtype != b.dtype or a.layout != torch.strided:
         return False
-    equal: bool = torch.equal(a, b) or a.detach().numpy().tobytes() == b.detach().numpy().tobytes()
+    equal: bool = torch.equal(a, b) or a.detach().cpu().numpy().tobytes() == b.detach().cpu().numpy().tobytes()
     return equal
 
 

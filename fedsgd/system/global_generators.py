@@ -27,9 +27,13 @@ _OTHER_NUMPY_FUNCTIONS = ("seed", "sample", "ranf", "get_bit_generator", "set_bi
 _TORCH_FUNCTIONS = ("manual_seed", "seed", "initial_seed", "get_rng_state", "set_rng_state", "fork_rng")
 
 
-def _get_torch_generator() -> Any:
-    """Return torch's global generator, None if torch is not imported."""
-    return getattr(sys.modules.get("torch"), "default_generator", None)
+def _get_torch_generators() -> list[Any]:
+    """Return torch's global generators: that of the CPU, and those of GPUs that are in use; none if torch is not imported."""
+    torch: Any = sys.modules.get("torch")
+    generator = getattr(torch, "default_generator", None)
+    if generator is None:
+        return []
+    return [generator, *(torch.cuda.default_generators if torch.cuda.is_initialized() else ())]
 
 
 class _SeedScopes(threading.local):
@@ -49,8 +53,7 @@ def isolate_generators(seed: int) -> Iterator[None]:
 
     A user's module, loss, metric, factory or compressor may draw from any of the global generators.
     """
-    torch_generator = _get_torch_generator()
-    torch_state = None if torch_generator is None else torch_generator.get_state()
+    torch_states = [(generator, generator.get_state()) for generator in _get_torch_generators()]
     bit_generator, python_state = mtrand.get_bit_generator(), PYTHON_GENERATOR.getstate()
     numpy_state = NUMPY_GENERATOR.get_state(legacy=False)  # may have a normal number in addition to the bit generator
     if _SEED_SCOPES.depth == len(_SEED_SCOPES.bit_generators):
@@ -62,8 +65,8 @@ def isolate_generators(seed: int) -> Iterator[None]:
         yield
     finally:
         _SEED_SCOPES.depth -= 1
-        if torch_generator is not None:
-            torch_generator.set_state(torch_state)
+        for generator, state in torch_states:
+            generator.set_state(state)
         mtrand.set_bit_generator(bit_generator)
         if numpy_state.get("has_gauss"):
             NUMPY_GENERATOR.set_state(numpy_state)
@@ -72,9 +75,8 @@ def isolate_generators(seed: int) -> Iterator[None]:
 
 def reseed_generators(seed: int) -> None:
     """Seed the global generators again, inside a scope of `isolate_generators`."""
-    torch_generator = _get_torch_generator()
-    if torch_generator is not None:
-        torch_generator.manual_seed(seed)
+    for generator in _get_torch_generators():
+        generator.manual_seed(seed)
     NUMPY_GENERATOR.seed([seed & 0xFFFFFFFF, seed >> 32])
     PYTHON_GENERATOR.seed(seed)
 
@@ -88,9 +90,9 @@ def read_generator_states() -> dict[str, object]:
         "random": PYTHON_GENERATOR.getstate(),
         "numpy.random": (pickle.dumps(bit_generator.state), gauss),
     }
-    torch_generator = _get_torch_generator()
-    if torch_generator is not None:
-        states["torch"] = torch_generator.get_state().numpy().tobytes()
+    torch_states = [generator.get_state().numpy().tobytes() for generator in _get_torch_generators()]
+    if torch_states:
+        states["torch"] = b"".join(torch_states)
     return states
 
 

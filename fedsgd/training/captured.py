@@ -17,7 +17,6 @@ from fedsgd.numerics.arrays import F32
 from fedsgd.numerics.rng import derive_torch_seed
 from fedsgd.system.global_generators import isolate_generators
 from fedsgd.system.profiling import timed
-from fedsgd.system.torch_threads import use_single_thread
 from fedsgd.training.base import (
     LocalTraining,
     NotCapturableError,
@@ -28,8 +27,9 @@ from fedsgd.training.base import (
     epochs,
     initial_training_state,
 )
+from fedsgd.training.device import HOST, EngineDevice
 from fedsgd.training.evaluation_result import EvaluationResult
-from fedsgd.training.flat_module import TensorFormat, as_tensor, check_attributes, copy_for_capture
+from fedsgd.training.flat_module import TensorFormat, check_attributes, copy_for_capture
 from fedsgd.training.graph.step import CapturedStep, StepBuffers, capture_step, fusable_update
 
 
@@ -39,6 +39,7 @@ class Captured:
     Args:
         sample: examples to record and to check steps with.
         batch_sizes: batch sizes to record, the most frequent first; steps of other sizes run with autograd.
+        device: device of the engine; on a GPU, a step's kernels are started together (`ReplayedStep`).
         update_mode: "exact" gives the bits of the sequential engine. "fused" adds gradients of weights to the parameters or the
             velocity while computing them, unless the local step needs the gradient itself. It also stores weights of
             convolutions with their channels last, if the module allows it. The sums of "fused" round in another order. Deep
@@ -54,14 +55,16 @@ class Captured:
         sample: Examples,
         batch_sizes: Sequence[int],
         update_mode: UpdateMode = "fused",
+        device: EngineDevice = HOST,
     ) -> None:
         self.local_training = local_training
-        self._flat_module = copy_for_capture(task)
+        self._device = device
+        self._flat_module = copy_for_capture(task, device)
         self._sample = sample
         self._batch_sizes = frozenset(batch_sizes)
         self._fused_update = fusable_update(local_training) if update_mode == "fused" else None
-        self._x_buffer, self._y_buffer = BatchBuffer(), BatchBuffer()
-        has_images = update_mode == "fused" and any(len(shape) == 4 for shape in task.layout.shapes)
+        self._x_buffer, self._y_buffer = BatchBuffer(device), BatchBuffer(device)
+        has_images = update_mode == "fused" and device.is_cpu and any(len(shape) == 4 for shape in task.layout.shapes)
         self._step_buffers, self._steps = self._capture_first_step(batch_sizes[0], has_images)
 
     def _capture_first_step(self, batch_size: int, has_images: bool) -> tuple[StepBuffers, dict[int, CapturedStep | None]]:
@@ -83,7 +86,7 @@ class Captured:
 
     def _capture_step(self, step_buffers: StepBuffers, batch_size: int) -> CapturedStep:
         rows = np.arange(len(self._sample))
-        with use_single_thread(), self._flat_module.isolated_buffers():
+        with self._device.scope(), self._flat_module.isolated_buffers():
             step = capture_step(
                 step_buffers,
                 self._fused_update,
@@ -110,7 +113,7 @@ class Captured:
             sizes = distinct_batch_sizes(len(job.examples), self.local_training.with_work(job.work))
             steps = {size: self._get_or_capture_step(size) for size in sizes}
             with (
-                use_single_thread(),
+                self._device.scope(),
                 torch.no_grad(),
                 self._flat_module.isolated_buffers(),
                 self._seed_client_generators(job, steps.values()),
@@ -168,7 +171,7 @@ class Captured:
         """Yield x and y of each step, valid until the next step."""
         sizes = self.local_training.plan_batches(len(job.examples)).batch_sizes
         for order, n_steps in epochs(job, self.local_training):
-            rows = torch.split(torch.from_numpy(job.examples.row_indices(order)), sizes)
+            rows = torch.split(self._device.to_device(job.examples.row_indices(order)), sizes)
             for batch in rows[:n_steps]:
                 yield self._x_buffer.gather(job.examples.x, batch), self._y_buffer.gather(job.examples.y, batch)
 
@@ -184,16 +187,17 @@ class BatchBuffer:
     Rows start at the beginning of the memory, because a matrix product may round differently for other alignments.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: EngineDevice = HOST) -> None:
+        self._device = device
         self._array: NDArray[Any] | None = None
-        self._source = self._storage = torch.empty(0)
+        self._source = self._storage = torch.empty(0, device=device.torch_device)
         self._views_by_size: dict[int, Tensor] = {}
 
     @timed("gather")
     def gather(self, array: NDArray[Any], rows: Tensor) -> Tensor:
         """Return rows of an array as a tensor, valid until the next call."""
         if self._array is not array:
-            self._array, self._source, self._views_by_size = array, as_tensor(array), {}
+            self._array, self._source, self._views_by_size = array, self._device.get_examples(array), {}
         n = rows.numel()
         view = self._views_by_size.get(n)
         if view is None:
@@ -204,6 +208,6 @@ class BatchBuffer:
         """Return memory for n rows: the beginning of the storage, which grows if it is too small."""
         shape = self._source.shape[1:]
         if self._storage.shape[0] < n or self._storage.shape[1:] != shape or self._storage.dtype != self._source.dtype:
-            self._storage, self._views_by_size = torch.empty((n, *shape), dtype=self._source.dtype), {}
+            self._storage, self._views_by_size = self._source.new_empty((n, *shape)), {}
         self._views_by_size[n] = self._storage[:n]
         return self._views_by_size[n]

@@ -27,8 +27,9 @@ from fedsgd.models.trial import SHAPE_WARNING_PREFIX
 from fedsgd.numerics.arrays import I64
 from fedsgd.system.global_generators import isolate_generators, reseed_generators
 from fedsgd.system.torch_threads import use_single_thread
+from fedsgd.training.device import as_tensor
 from fedsgd.training.evaluation_result import EVALUATION_SLICE_SIZE, SET_LABELS, EvaluationSets
-from fedsgd.training.flat_module import FlatModule, as_tensor, batch_tensors
+from fedsgd.training.flat_module import FlatModule, batch_tensors
 from fedsgd.training.loss_probes import choose_reading, is_set_metric, name_failure, reject_pairwise_loss
 from fedsgd.training.set_metric_trial import MetricTrial, check_output_bytes, try_set_metrics
 from fedsgd.training.slice_evaluation import allocate_outputs, check_loss, check_scores, list_leaves, map_tree

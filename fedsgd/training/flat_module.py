@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsgd.data import Examples
@@ -19,8 +16,8 @@ from fedsgd.numerics.arrays import F32
 from fedsgd.numerics.parameter_layout import ParameterLayout
 from fedsgd.system.global_generators import isolate_generators, reseed_generators
 from fedsgd.system.profiling import timed
-from fedsgd.system.torch_threads import use_single_thread
 from fedsgd.training.base import NotCapturableError, explain_restart
+from fedsgd.training.device import HOST, EngineDevice, as_tensor
 from fedsgd.training.evaluation_result import EVALUATION_SLICE_SIZE, EvaluationResult
 from fedsgd.training.module_state import ModuleState
 from fedsgd.training.slice_evaluation import EvaluationAccumulator, check_loss
@@ -52,18 +49,15 @@ class TensorFormat:
 
     def load(self, flat: Tensor, values: F32) -> None:
         """Overwrite flat [P] with values [P] in wire order."""
-        array: F32 = flat.numpy()
-        np.copyto(array, values)
+        flat.copy_(as_tensor(values))
         for _, segment, shape in self.layout.list_slices():
             if self._is_permuted(shape):
-                out, channels, height, width = shape
-                tensor = values[segment].reshape(shape)
-                array[segment].reshape(out, height, width, channels)[...] = tensor.transpose(0, 2, 3, 1)
+                self._view(flat[segment], shape).copy_(as_tensor(values[segment]).view(shape))
 
     def to_wire_order(self, flat: Tensor) -> F32:
-        """Return a copy of flat [P] in wire order."""
-        array: F32 = flat.numpy()
-        values = array.copy()
+        """Return a copy of flat [P] in wire order, in the host's memory."""
+        array: F32 = flat.cpu().numpy()
+        values = array.copy() if self.channels_last or flat.device.type == "cpu" else array
         for _, segment, shape in self.layout.list_slices():
             if self._is_permuted(shape):
                 out, channels, height, width = shape
@@ -73,10 +67,14 @@ class TensorFormat:
 
 
 class FlatModule:
-    """Module of a task whose parameters can be views of any flat vector [P]."""
+    """Module of a task whose parameters can be views of any flat vector [P].
 
-    def __init__(self, task: LearningTask) -> None:
-        self.task = task
+    On a GPU, the module is a copy of the task's there.
+    """
+
+    def __init__(self, task: LearningTask, device: EngineDevice = HOST) -> None:
+        self.device = device
+        self.task = task = device.place_task(task)
         by_name = named_parameters(task.parts)
         self.parameters = [by_name[name] for name in task.layout.names]
         self.state = ModuleState(task)
@@ -94,7 +92,7 @@ class FlatModule:
         `memory` [P] is overwritten with the copy; without it, new memory is allocated.
         """
         tensor_format = tensor_format or TensorFormat(self.task.layout)
-        flat = torch.empty(len(weights)) if memory is None else memory
+        flat = torch.empty(len(weights), device=self.device.torch_device) if memory is None else memory
         tensor_format.load(flat, weights)
         self.bind_parameters(tensor_format.view_tensors(flat))
 
@@ -133,11 +131,11 @@ class FlatModule:
         self.load_weights(weights, tensor_format, memory)
         self.task.module.eval()
         results = EvaluationAccumulator(self.task, len(examples))
-        with use_single_thread(), torch.no_grad(), isolate_generators(0):
+        with self.device.scope(), torch.no_grad(), isolate_generators(0):
             for start in range(0, len(examples), EVALUATION_SLICE_SIZE):
                 reseed_generators(0)
                 with self.isolated_buffers(buffers, include_large=start == 0):
-                    x, target = batch_tensors(examples.slice(start, start + EVALUATION_SLICE_SIZE))
+                    x, target = batch_tensors(examples.slice(start, start + EVALUATION_SLICE_SIZE), self.device)
                     results.add(self.task.module(x), target)
             reseed_generators(0)
             with self.isolated_buffers(buffers, include_large=False):
@@ -158,7 +156,7 @@ class FlatModule:
             self.state.restore(include_large=False)
 
 
-def copy_for_capture(task: LearningTask) -> FlatModule:
+def copy_for_capture(task: LearningTask, device: EngineDevice) -> FlatModule:
     """Return the module of a copy of the task (see `LearningTask.copy`), since an attempt to capture a step runs the module.
 
     NotCapturableError if training changes buffers or Python state, since the check of a step compares gradients only.
@@ -167,7 +165,7 @@ def copy_for_capture(task: LearningTask) -> FlatModule:
         raise NotCapturableError(f"training changes the buffer {task.buffers.names[0]}")
     if task.reset_attribute is not None:
         raise NotCapturableError(explain_restart(task.reset_attribute))
-    return FlatModule(task.copy())
+    return FlatModule(task.copy(), device)
 
 
 def read_state_dicts(
@@ -184,7 +182,7 @@ def read_state_dicts(
 
 
 def _copy_tensors(state_dict: Mapping[str, object]) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in state_dict.items() if isinstance(value, Tensor)}
+    return {name: value.detach().clone().cpu() for name, value in state_dict.items() if isinstance(value, Tensor)}
 
 
 def check_attributes(flat_module: FlatModule) -> None:
@@ -201,16 +199,10 @@ def find_unused_slices(layout: ParameterLayout, gradients: Sequence[Tensor | Non
 
 
 @timed("gather")
-def batch_tensors(examples: Examples) -> tuple[Tensor, Tensor]:
+def batch_tensors(examples: Examples, device: EngineDevice = HOST) -> tuple[Tensor, Tensor]:
     """Return x and y of examples as copies, so that in-place operations of a module do not change the dataset."""
+    x, y = device.get_examples(examples.x), device.get_examples(examples.y)
     if examples.rows is None:
-        return as_tensor(examples.x).clone(), as_tensor(examples.y).clone()
-    rows = torch.from_numpy(examples.rows)
-    return as_tensor(examples.x).index_select(0, rows), as_tensor(examples.y).index_select(0, rows)
-
-
-def as_tensor(array: NDArray[np.generic]) -> Tensor:
-    """Return a tensor in the array's memory. The array may be read-only, since callers do not write to the tensor."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(array)
+        return x.clone(), y.clone()
+    rows = device.to_device(examples.rows)
+    return x.index_select(0, rows), y.index_select(0, rows)

@@ -42,7 +42,8 @@ def _convert_values(name: str, values: object, n: int) -> F64:
     if not isinstance(values, Tensor) or tuple(values.shape) != (n,):
         expected = f"a tensor with one number per example, of shape [{n}], or a pair of such numbers and their weights"
         raise ModelError(f"metric {name} is {_describe_value(values)}, expected {expected}")
-    return values.detach().double().numpy()
+    array: F64 = values.detach().double().cpu().numpy()
+    return array
 
 
 def is_number(value: object) -> bool:
@@ -162,7 +163,11 @@ class EvaluationAccumulator:
         elif self.reduction in ("counted", "sum") and None not in self._loss_weights:
             weights = [weight for weight in self._loss_weights if weight is not None]
         is_sum = self.reduction == "sum" or self.task.loss_reduction.is_additive
-        outputs = (stored.outputs, stored.targets) if stored is not None and self.task.stores_outputs else None
+        outputs = (
+            (map_tree(move_to_host, stored.outputs), stored.targets.cpu())
+            if stored is not None and self.task.stores_outputs
+            else None
+        )
         return EvaluationResult(self.n_examples, self._losses, self._scores, self._score_weights, weights, is_sum, outputs)
 
 
@@ -175,7 +180,7 @@ def allocate_outputs(tree: Any, slice_size: int, n_examples: int) -> Any:
     def allocate_leaf(leaf: object) -> Tensor:
         if not isinstance(leaf, Tensor) or not leaf.dim() or len(leaf) != slice_size:
             raise ModelError(f"the module's output has a part {format_shape(leaf)}, expected tensors of shape [B, ...]")
-        return torch.empty((n_examples, *leaf.shape[1:]), dtype=leaf.dtype)
+        return leaf.new_empty((n_examples, *leaf.shape[1:]))
 
     return map_tree(allocate_leaf, tree)
 
@@ -201,6 +206,11 @@ def copy_tensors(tree: Any) -> Any:
 def make_contiguous(leaf: Any) -> Any:
     """Return a tensor with its elements in order in memory, or another object unchanged."""
     return leaf.contiguous() if isinstance(leaf, Tensor) else leaf
+
+
+def move_to_host(leaf: Any) -> Any:
+    """Return a tensor in the host's memory, or another object unchanged."""
+    return leaf.cpu() if isinstance(leaf, Tensor) else leaf
 
 
 def list_leaves(tree: Any) -> list[Any]:

@@ -18,7 +18,6 @@ from fedsgd.data import Examples
 from fedsgd.models.task import LearningTask
 from fedsgd.numerics.arrays import F32
 from fedsgd.numerics.parameter_layout import ParameterLayout
-from fedsgd.system.torch_threads import use_single_thread
 from fedsgd.training.base import (
     LocalTraining,
     NotCapturableError,
@@ -29,11 +28,13 @@ from fedsgd.training.base import (
     initial_training_state,
 )
 from fedsgd.training.captured import BatchBuffer
+from fedsgd.training.device import HOST, EngineDevice
 from fedsgd.training.evaluation_result import EvaluationResult
-from fedsgd.training.flat_module import TensorFormat, as_tensor, batch_tensors, check_attributes, copy_for_capture
+from fedsgd.training.flat_module import TensorFormat, batch_tensors, check_attributes, copy_for_capture
 from fedsgd.training.graph.passes import write_gradients
 from fedsgd.training.graph.program import Program
 from fedsgd.training.graph.recorder import copy_graph
+from fedsgd.training.graph.replay import ReplayedStep
 from fedsgd.training.graph.stacked_step import SMALL_CLIENT_COUNT, record_stacked_step
 from fedsgd.training.graph.step import (
     RELATIVE_TOLERANCE,
@@ -49,10 +50,13 @@ from fedsgd.training.stack_schedule import StackedStepRange, schedule_steps
 class ClientStack:
     """Tensors of a stack of clients, [capacity, *shape] each: parameters w, gradients g, and the optimizer's buffers."""
 
-    def __init__(self, layout: ParameterLayout, local_training: LocalTraining, capacity: int) -> None:
+    def __init__(
+        self, layout: ParameterLayout, local_training: LocalTraining, capacity: int, device: EngineDevice = HOST
+    ) -> None:
         self.layout = layout
         self.capacity = capacity
-        self.w = [torch.zeros(capacity, *shape) for shape in layout.shapes]
+        self._device = device
+        self.w = [torch.zeros(capacity, *shape, device=device.torch_device) for shape in layout.shapes]
         self.g = [torch.zeros_like(w) for w in self.w]
         self._optimizer = local_training.optimizer
         self.optimizer_buffers = [self._optimizer.init(w) for w in self.w]
@@ -86,8 +90,9 @@ class ClientStack:
         }
 
     def _split_rows(self, rows: F32) -> list[Tensor]:
-        """Return rows [k, P] as tensors [k, *shape] in the rows' memory."""
-        return [as_tensor(rows[:, segment]).view(-1, *shape) for _, segment, shape in self.layout.list_slices()]
+        """Return rows [k, P] as tensors [k, *shape]; on the CPU in the rows' memory."""
+        tensor = self._device.to_device(rows)
+        return [tensor[:, segment].view(-1, *shape) for _, segment, shape in self.layout.list_slices()]
 
     def compute_updates(self, k: int) -> F32:
         """Return the updates of the first k clients, w − received weights, [k, P]."""
@@ -95,8 +100,7 @@ class ClientStack:
 
     def flatten(self, tensors: Sequence[Tensor]) -> F32:
         """Return tensors [k, *shape] as rows [k, P]."""
-        rows: F32 = torch.cat([tensor.reshape(len(tensor), -1) for tensor in tensors], dim=1).numpy()
-        return rows
+        return self._device.to_host(torch.cat([tensor.reshape(len(tensor), -1) for tensor in tensors], dim=1))
 
 
 class StackedStep:
@@ -109,8 +113,14 @@ class StackedStep:
     """
 
     def __init__(
-        self, step_buffers: StepBuffers, client_stack: ClientStack, fused_update: FusedUpdate | None, batch: Examples
+        self,
+        step_buffers: StepBuffers,
+        client_stack: ClientStack,
+        fused_update: FusedUpdate | None,
+        batch: Examples,
+        computes_all: bool = False,
     ) -> None:
+        self._capacity = client_stack.capacity if computes_all else None
         graph, gradients, unused_slices = record_stacked_step(step_buffers, batch, client_stack.capacity)
         update_graph = copy_graph(graph, gradients)
         self.used_parameters = [segment not in unused_slices for _, segment, _ in client_stack.layout.list_slices()]
@@ -120,6 +130,22 @@ class StackedStep:
         self.bind_update: Callable[[int, int], Callable[..., None]] | None = None
         if fused_update is not None and fused_update.is_applicable(unused_slices):
             self.bind_update = functools.lru_cache(512)(_build_fused_program(client_stack, fused_update, *update_graph).bind)
+        self._replayed: ReplayedStep | None = None
+        if not step_buffers.device.is_cpu:
+            compute_all = functools.partial(self.bind_gradient(0, client_stack.capacity), client_stack.capacity)
+            self._replayed = ReplayedStep(compute_all, [*client_stack.w, *client_stack.g])
+
+    def compute_gradients(self, start: int, stop: int, x: Tensor, y: Tensor) -> None:
+        """Write the gradients of the clients from `start` to before `stop` to the stack; those of the others may change.
+
+        x and y [k, B, ...] have the batches of these clients, or of all places if the stack is computed as a whole.
+        """
+        if self._replayed is not None:
+            self._replayed(x, y)
+        elif self._capacity is not None:
+            self.bind_gradient(0, self._capacity)(self._capacity, x, y)
+        else:
+            self.bind_gradient(start, stop)(stop - start, x, y)
 
 
 def _build_fused_program(
@@ -147,6 +173,9 @@ class Stacked:
     padded. No result depends on the other clients of the stack. For the arguments, see `Captured`, but "exact" gives other bits
     than the sequential engine, and batch sizes outside `batch_sizes` are recorded before their first step. `stack_size` is the
     maximum number of clients in a stack.
+
+    With `computes_all`, gradients are computed for all places of the stack, also for those without a step, and updates are not
+    fused. On a GPU it is always so, because libraries select kernels, which round differently, by the number of clients.
     """
 
     def __init__(
@@ -157,15 +186,19 @@ class Stacked:
         batch_sizes: Sequence[int],
         update_mode: UpdateMode = "fused",
         stack_size: int = 32,
+        device: EngineDevice = HOST,
+        computes_all: bool = False,
     ) -> None:
         self.local_training = local_training
         self.preferred_batch_of_clients = stack_size
-        self._flat_module = copy_for_capture(task)
+        self._device = device
+        self._computes_all = computes_all or not device.is_cpu
+        self._flat_module = copy_for_capture(task, device)
         self._sample = sample
-        self._fused_update = fusable_update(local_training) if update_mode == "fused" else None
+        self._fused_update = fusable_update(local_training) if update_mode == "fused" and not self._computes_all else None
         self._step_buffers = StepBuffers(self._flat_module, TensorFormat(task.layout), local_training.optimizer)
-        self._client_stack = ClientStack(task.layout, local_training, max(stack_size, SMALL_CLIENT_COUNT + 1))
-        self._x_buffer, self._y_buffer = BatchBuffer(), BatchBuffer()
+        self._client_stack = ClientStack(task.layout, local_training, max(stack_size, SMALL_CLIENT_COUNT + 1), device)
+        self._x_buffer, self._y_buffer = BatchBuffer(device), BatchBuffer(device)
         self._steps: dict[int, StackedStep] = {}
         for size in batch_sizes:
             self._record_step(size)
@@ -187,7 +220,7 @@ class Stacked:
         for n in {len(job.examples) for job in jobs}:
             for size in distinct_batch_sizes(n, self.local_training):
                 self._record_step(size)
-        with use_single_thread(), torch.no_grad():
+        with self._device.scope(), torch.no_grad():
             self._load_clients(jobs)
             only_steps: dict[int, F32] = {}
             for step_range in schedule_steps(jobs, self.local_training):
@@ -197,7 +230,7 @@ class Stacked:
                 if step.bind_update is not None and not step_range.is_only_step:
                     step.bind_update(start, stop)(stop - start, x, y, -step_range.learning_rate)
                     continue
-                step.bind_gradient(start, stop)(stop - start, x, y)
+                step.compute_gradients(start, stop, x, y)
                 rows = self._apply_optimizer(step_range, step.used_parameters)
                 if rows is not None:
                     only_steps.update(zip(range(start, stop), rows, strict=True))
@@ -220,9 +253,18 @@ class Stacked:
             self._client_stack.set_corrections(corrections)
 
     def _gather(self, examples: Examples, step_range: StackedStepRange) -> tuple[Tensor, Tensor]:
-        """Return x and y of a step's batches, [k, B, ...]."""
-        rows = torch.from_numpy(step_range.concatenate_rows())
-        shape = step_range.stop - step_range.start, step_range.batch_size
+        """Return x and y of a step's batches, [k, B, ...]; in a stack that is computed as a whole, of all its places.
+
+        A place without a step has the first batch of the others.
+        """
+        shape, indices = (step_range.stop - step_range.start, step_range.batch_size), step_range.concatenate_rows()
+        if self._computes_all:
+            batches = indices.reshape(shape)
+            shape = self._client_stack.capacity, step_range.batch_size
+            places = np.repeat(batches[:1], shape[0], axis=0)
+            places[step_range.start : step_range.stop] = batches
+            indices = places.reshape(-1)
+        rows = self._device.to_device(indices)
         x, y = self._x_buffer.gather(examples.x, rows), self._y_buffer.gather(examples.y, rows)
         return x.view(*shape, *x.shape[1:]), y.view(*shape, *y.shape[1:])
 
@@ -263,12 +305,16 @@ class Stacked:
         """Record the step of a batch size, unless it is recorded already."""
         if batch_size in self._steps:
             return
-        with use_single_thread(), torch.no_grad(), self._flat_module.isolated_buffers():
+        with self._device.scope(), torch.no_grad(), self._flat_module.isolated_buffers():
             self._flat_module.task.module.train()
             self._step_buffers.load_client(self._flat_module.task.initial_parameters)
             try:
                 step = StackedStep(
-                    self._step_buffers, self._client_stack, self._fused_update, self._sample_batch(batch_size, 0)
+                    self._step_buffers,
+                    self._client_stack,
+                    self._fused_update,
+                    self._sample_batch(batch_size, 0),
+                    self._computes_all,
                 )
                 self._verify_step(step, batch_size)
                 check_attributes(self._flat_module)
@@ -285,7 +331,7 @@ class Stacked:
         """Raise NotCapturableError unless a client in a stack gets the bits of a client alone, close to autograd's results."""
         stack, weights, k = self._client_stack, self._flat_module.task.initial_parameters, self._client_stack.capacity
         models = [weights * np.float32(1 + 0.1 * client / k) for client in range(k)]
-        batches = [batch_tensors(self._sample_batch(batch_size, client)) for client in range(k)]
+        batches = [batch_tensors(self._sample_batch(batch_size, client), self._device) for client in range(k)]
         x, y = (torch.stack([batch[i] for batch in batches]) for i in (0, 1))
         for bind, tensors, rate in ((step.bind_gradient, stack.g, ()), (step.bind_update, stack.w, (-1.0,))):
             if bind is None:
@@ -293,9 +339,13 @@ class Stacked:
             stack.load_models(models)
             bind(0, k)(k, x, y, *rate)
             results = [tensor.clone() for tensor in tensors]
-            for i in range(k):  # client i alone, in the first row of the stack
-                stack.load_models(models[i : i + 1])
-                bind(0, 1)(1, x[i : i + 1].clone(), y[i : i + 1].clone(), *rate)
+            for i in range(k):  # client i alone, in the first row of the stack, or next to others than before
+                if self._computes_all:
+                    stack.load_models([*models[i:], *models[:i]])
+                    bind(0, k)(k, x.roll(-i, 0), y.roll(-i, 0))
+                else:
+                    stack.load_models(models[i : i + 1])
+                    bind(0, 1)(1, x[i : i + 1].clone(), y[i : i + 1].clone(), *rate)
                 if not all(torch.equal(result[i], tensor[0]) for result, tensor in zip(results, tensors, strict=True)):
                     raise NotCapturableError("a client's result depends on the other clients in its stack")
             rows = stack.flatten(results) if not rate else np.stack(models) - stack.flatten(results)
@@ -304,7 +354,7 @@ class Stacked:
                 gradients = [self._flat_module.compute_flat_gradient(*batch)[0] for _ in range(2)]
                 if not torch.equal(*gradients):
                     raise NotCapturableError("a step depends on the steps before it")
-                gradient = gradients[0].numpy()
+                gradient = self._device.to_host(gradients[0])
                 error, norm = float(np.linalg.norm(row - gradient)), float(np.linalg.norm(gradient))
                 if not error <= RELATIVE_TOLERANCE * (norm + (float(np.linalg.norm(model)) if rate else 0)):
                     raise NotCapturableError(

@@ -95,7 +95,7 @@ def _record_clients(
     client_graph: Graph, gradients: Sequence[Node], step_buffers: StepBuffers, batch: Examples, k: int
 ) -> tuple[Graph, list[Node]]:
     """Record the step of k clients, by vmap over the operations of one client."""
-    x, y = batch_tensors(batch)
+    x, y = batch_tensors(batch, step_buffers.device)
     client_inputs = {f"w{i}": leaf.detach() for i, leaf in enumerate(step_buffers.leaves)} | {"x": x, "y": y}
     stacked_inputs = {name: tensor.expand(k, *tensor.shape).clone() for name, tensor in client_inputs.items()}
 

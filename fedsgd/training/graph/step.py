@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,10 +15,12 @@ from fedsgd.numerics.arrays import F32
 from fedsgd.optim import SGD, Momentum, Optimizer, PyTorchMomentum
 from fedsgd.system.global_generators import isolate_generators, read_generator_states
 from fedsgd.training.base import LocalTraining, NotCapturableError
+from fedsgd.training.device import as_tensor
 from fedsgd.training.flat_module import FlatModule, TensorFormat, batch_tensors, find_unused_slices
 from fedsgd.training.graph.passes import fuse_update, is_random, simplify, write_gradients
 from fedsgd.training.graph.program import compile_graph
 from fedsgd.training.graph.recorder import copy_graph, record
+from fedsgd.training.graph.replay import ReplayedStep
 
 RELATIVE_TOLERANCE = 1e-3
 """Maximum norm of a gradient's error, relative to the norm of autograd's gradient, for a step with another order of sums.
@@ -65,6 +67,7 @@ class StepBuffers:
 
     Attributes:
         tensor_format: order of the parameters in all vectors [P].
+        device: device of all tensors.
         leaves: views of w that require gradients, one for each tensor of the layout.
         module_buffers: copies of the buffers of module and loss by name.
     """
@@ -72,7 +75,8 @@ class StepBuffers:
     def __init__(self, flat_module: FlatModule, tensor_format: TensorFormat, optimizer: Optimizer) -> None:
         self.flat_module = flat_module
         self.tensor_format = tensor_format
-        self.w = torch.zeros(tensor_format.layout.size)
+        self.device = flat_module.device
+        self.w = torch.zeros(tensor_format.layout.size, device=self.device.torch_device)
         self.g = torch.zeros_like(self.w)
         self._optimizer = optimizer
         self.optimizer_buffers = optimizer.init(self.w)
@@ -107,6 +111,11 @@ class StepBuffers:
         flat = torch.empty_like(self.w)
         self.tensor_format.load(flat, values)
         return flat
+
+    @property
+    def written_tensors(self) -> list[Tensor]:
+        """All tensors that a step may change."""
+        return [self.w, self.g, *self.optimizer_buffers.values(), *self.module_buffers.values()]
 
     def compute_gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradient of one batch's loss at w for each parameter, None for parameters that the loss does not reach."""
@@ -150,6 +159,11 @@ class CapturedStep:
     is_random: bool = False
     unused_slices: tuple[slice, ...] = ()
 
+    def replay(self, written_tensors: Sequence[Tensor]) -> CapturedStep:
+        """Return the step with its functions replayed from recordings of a GPU; see `ReplayedStep`."""
+        update = None if self.apply_update is None else ReplayedStep(self.apply_update, written_tensors)
+        return replace(self, compute_gradient=ReplayedStep(self.compute_gradient, written_tensors), apply_update=update)
+
 
 def capture_step(
     step_buffers: StepBuffers, fused_update: FusedUpdate | None, first_batch: Examples, second_batch: Examples
@@ -172,8 +186,10 @@ def capture_step(
                 else _build_fused_update(step_buffers, fused_update, *update_graph)
             )
             step = CapturedStep(_compile_step(graph), update, draws_numbers, tuple(unused_slices))
+            if not step_buffers.device.is_cpu:
+                step = step.replay(step_buffers.written_tensors)
             for batch in (first_batch, second_batch):
-                _verify_step(step_buffers, step, *batch_tensors(batch))
+                _verify_step(step_buffers, step, *batch_tensors(batch, step_buffers.device))
     except NotCapturableError:
         raise
     except Exception as error:  # of a module that cannot be recorded
@@ -183,7 +199,7 @@ def capture_step(
 
 def record_gradients(step_buffers: StepBuffers, batch: Examples) -> tuple[Graph, list[Node], list[slice]]:
     """Record the gradients of one batch, and return graph, nodes of the gradients and slices of unused parameters."""
-    x, y = batch_tensors(batch)
+    x, y = batch_tensors(batch, step_buffers.device)
     fixed_tensors = {f"w{i}": leaf for i, leaf in enumerate(step_buffers.leaves)} | {
         f"b{i}": b for i, b in enumerate(step_buffers.module_buffers.values())
     }
@@ -265,7 +281,7 @@ def _verify_step(step_buffers: StepBuffers, step: CapturedStep, x: Tensor, y: Te
     """
     flat_module, tensor_format = step_buffers.flat_module, step_buffers.tensor_format
     received_weights = tensor_format.to_wire_order(step_buffers.w)
-    weights = torch.empty_like(step_buffers.w).copy_(torch.from_numpy(received_weights))  # aligned as in the sequential engine
+    weights = torch.empty_like(step_buffers.w).copy_(as_tensor(received_weights))  # aligned as in the sequential engine
     with isolate_generators(0), flat_module.isolated_buffers():
         flat_module.bind_parameters(TensorFormat(tensor_format.layout).view_tensors(weights))
         expected_gradients = [flat_module.compute_flat_gradient(x.clone(), y.clone())[0]]
@@ -310,4 +326,4 @@ def _compare_gradient(step_buffers: StepBuffers, expected: Tensor) -> None:
 def _in_wire_order(step_buffers: StepBuffers, flat: Tensor) -> Tensor:
     """Return a vector [P] in the order of the wire: the vector itself if its order is that of the wire."""
     tensor_format = step_buffers.tensor_format
-    return torch.from_numpy(tensor_format.to_wire_order(flat)) if tensor_format.channels_last else flat
+    return step_buffers.device.to_device(tensor_format.to_wire_order(flat)) if tensor_format.channels_last else flat

@@ -1,0 +1,120 @@
+"""Devices on which engines compute: names, their check on this machine, and torch's settings for equal results on a GPU.
+
+Importing this module does not import torch; its functions do.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+from fedsgd.errors import ScenarioError
+
+CPU, CUDA, AUTO = "cpu", "cuda", "auto"
+CUBLAS_VARIABLE, CUBLAS_VALUE = "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+"""Environment variable of cuBLAS, and a value of it with which matrix products are deterministic."""
+_NAME = re.compile(r"cpu|auto|cuda(:(0|[1-9][0-9]?))?")
+_NO_DETERMINISTIC_FORM = re.compile(r"(\S+) does not have a deterministic implementation")
+
+
+def is_device_name(name: str) -> bool:
+    """Return whether a text is "cpu", "cuda", "auto", or "cuda:" and the number of a GPU."""
+    return _NAME.fullmatch(name) is not None
+
+
+def resolve_device(name: str, deterministic: bool = True) -> str:
+    """Return "cpu" or "cuda:" with the number of a GPU of this machine, for a name of `is_device_name`.
+
+    "auto" is the first GPU, or the CPU if there is none. ScenarioError if there is no such device. With `deterministic`, the
+    environment of the process is prepared for deterministic matrix products, which must happen before CUDA starts.
+    """
+    if name == CPU:
+        return CPU
+    import torch
+
+    n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == AUTO and not n_gpus:
+        return CPU
+    number = int(name.partition(":")[2] or 0)
+    if number >= n_gpus:
+        raise ScenarioError(f'engine.device: got "{name}", but {_describe_gpus(n_gpus)}; set "cpu", or "auto" for either')
+    if deterministic and CUBLAS_VARIABLE not in os.environ:
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            cause = f"CUDA started before the run, without {CUBLAS_VARIABLE}={CUBLAS_VALUE} in the environment"
+            remedy = "set it before Python starts, or set engine.deterministic = false"
+            raise ScenarioError(f"engine.deterministic: {cause}: {remedy}")
+        os.environ[CUBLAS_VARIABLE] = CUBLAS_VALUE
+    return f"{CUDA}:{number}"
+
+
+def _describe_gpus(n_gpus: int) -> str:
+    """Return the reason why a GPU cannot be used."""
+    import torch
+
+    if torch.version.cuda is None:
+        return f"this torch ({torch.__version__}) is a build for CPUs"
+    if not n_gpus:
+        return f"torch {torch.__version__} finds no GPU on this machine"
+    return f"this machine has {'one GPU, cuda:0' if n_gpus == 1 else f'{n_gpus} GPUs, cuda:0 to cuda:{n_gpus - 1}'}"
+
+
+def describe_device(name: str) -> str:
+    """Return the name of a device for messages and summaries: that of the GPU's model in addition, such as "NVIDIA H200"."""
+    if name == CPU:
+        return CPU
+    import torch
+
+    return f"{name}, {torch.cuda.get_device_name(name)}"
+
+
+def find_nondeterministic_operation(error: BaseException) -> str | None:
+    """Return the operation of torch's error about a missing deterministic form; None for another error."""
+    match = _NO_DETERMINISTIC_FORM.search(str(error)) if isinstance(error, RuntimeError) else None
+    return match[1] if match else None
+
+
+@contextmanager
+def apply_cuda_settings(deterministic: bool) -> Iterator[None]:
+    """Set torch for computations on a GPU during the body: full float32 precision, no kernels chosen by timing.
+
+    With `deterministic`, an operation without a deterministic form raises torch's RuntimeError.
+    """
+    import torch
+
+    with ExitStack() as scopes:
+        for get, set_to, value in _list_settings(deterministic):
+            previous_value = get()
+            if previous_value != value:
+                scopes.callback(set_to, previous_value)
+                set_to(value)
+        if deterministic:  # uninitialized memory is never read, and filling it takes time
+            scopes.callback(setattr, torch.utils.deterministic, "fill_uninitialized_memory", _reads_filled_memory())
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        yield
+
+
+def _reads_filled_memory() -> bool:
+    import torch
+
+    value: bool = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    return value
+
+
+def _list_settings(deterministic: bool) -> list[tuple[Callable[[], Any], Callable[[Any], Any], Any]]:
+    """Return getter, setter and value of each setting."""
+    import torch
+
+    cudnn, precision_owners = torch.backends.cudnn, (torch.backends.cuda.matmul, "conv", "rnn")
+    attributes: list[tuple[Any, str, Any]] = [(cudnn, "benchmark", False), (cudnn, "deterministic", deterministic)]
+    for owner in precision_owners:
+        target = getattr(cudnn, owner, None) if isinstance(owner, str) else owner
+        if hasattr(target, "fp32_precision"):  # torch 2.9 and later
+            attributes.append((target, "fp32_precision", "ieee"))
+    if len(attributes) == 2:
+        attributes += [(torch.backends.cuda.matmul, "allow_tf32", False), (cudnn, "allow_tf32", False)]
+    mode = torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode, 2 if deterministic else 0
+    return [mode, *((partial(getattr, o, n), partial(setattr, o, n), v) for o, n, v in attributes)]

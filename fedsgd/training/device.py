@@ -1,0 +1,104 @@
+"""Device that an engine computes on: its memory, its generator and its settings, and the copies of examples in its memory."""
+
+from __future__ import annotations
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedsgd.errors import ModelError
+from fedsgd.models.task import LearningTask
+from fedsgd.system.compute_device import CPU, apply_cuda_settings
+from fedsgd.system.torch_threads import use_single_thread
+
+
+def as_tensor(array: NDArray[np.generic]) -> Tensor:
+    """Return a tensor in the array's memory. The array may be read-only, since callers do not write to the tensor."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)
+
+
+class EngineDevice:
+    """Device of an engine. All of an engine's vectors and batches are there; jobs and results are arrays of the host.
+
+    Args:
+        name: "cpu", or a name of `resolve_device` such as "cuda:0".
+        deterministic: refuse operations that have no deterministic form on a GPU.
+        capacity: bytes of the device's memory for examples; None for no limit.
+    """
+
+    def __init__(self, name: str = CPU, deterministic: bool = True, capacity: int | None = None) -> None:
+        self.name = name
+        self.torch_device = torch.device(name)
+        self._deterministic = deterministic
+        self._capacity = capacity
+        self._arrays: OrderedDict[tuple[Any, ...], tuple[NDArray[Any], Tensor]] = OrderedDict()
+
+    @property
+    def is_cpu(self) -> bool:
+        """True if tensors of the device share the memory of arrays."""
+        return self.torch_device.type == CPU
+
+    def to_device(self, array: NDArray[Any]) -> Tensor:
+        """Return an array as a tensor of the device; on the CPU it has the memory of the array, which callers do not change."""
+        return as_tensor(array).to(self.torch_device)
+
+    def to_host(self, tensor: Tensor) -> NDArray[Any]:
+        """Return a tensor as an array; on the CPU it has the memory of the tensor."""
+        array: NDArray[Any] = tensor.detach().cpu().numpy()
+        return array
+
+    def get_examples(self, array: NDArray[Any]) -> Tensor:
+        """Return an array of examples as a tensor that stays on the device for later calls, as long as there is room.
+
+        The arrays that were used last stay. An array is recognized by its memory, so callers do not change its numbers.
+        """
+        if self.is_cpu:
+            return as_tensor(array)
+        key = array.__array_interface__["data"], array.shape, array.strides, array.dtype
+        entry = self._arrays.pop(key, None)
+        tensor = self._copy_examples(array) if entry is None else entry[1]
+        self._arrays[key] = array, tensor  # the array too, so that no other array gets its memory
+        used = sum(t.nbytes for _, t in self._arrays.values())
+        while self._capacity is not None and used > self._capacity and len(self._arrays) > 1:
+            _, (_, oldest) = self._arrays.popitem(last=False)
+            used -= oldest.nbytes
+        return tensor
+
+    def _copy_examples(self, array: NDArray[Any]) -> Tensor:
+        """Copy an array to the device; of rows that overlap, such as windows of a text, each number once."""
+        tensor = as_tensor(array)
+        extent = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        if not 0 < extent < tensor.numel():
+            return tensor.to(self.torch_device)
+        numbers = tensor.as_strided((extent,), (1,)).to(self.torch_device)
+        return numbers.as_strided(tensor.shape, tensor.stride())
+
+    def place_task(self, task: LearningTask) -> LearningTask:
+        """Return a task whose module and loss are on the device: on the CPU the task itself, else a copy."""
+        if self.is_cpu:
+            return task
+        copy = task.copy()
+        if copy is task:
+            raise ModelError(f'copy.deepcopy of the module fails, which {self.name} needs; set engine.device = "cpu"')
+        for _, part in copy.parts:
+            part.to(self.torch_device)
+        return copy
+
+    @contextmanager
+    def scope(self) -> Iterator[None]:
+        """Run the body with one torch thread and, on a GPU, in full precision with deterministic operations only."""
+        with use_single_thread(), nullcontext() if self.is_cpu else apply_cuda_settings(self._deterministic):
+            yield
+
+
+HOST = EngineDevice()
+"""The CPU. It stores no examples, so that one object serves all engines."""
