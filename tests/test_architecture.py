@@ -36,6 +36,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
         "optim",
         "runtime.ranks",
         "storage.run_directory",
+        "system.compute_device",
         "system.torch_determinism",
         "system.torch_threads",
         "testing",

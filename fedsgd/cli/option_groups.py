@@ -69,6 +69,13 @@ workers_option: Callable[[Callable[..., None]], Callable[..., None]] = click.opt
     metavar="K",
     help="Train and evaluate in K processes, each with one thread. Results do not depend on K.",
 )
+engine_device_option: Callable[[Callable[..., None]], Callable[..., None]] = click.option(
+    "--device",
+    "engine_device",
+    metavar="cpu|cuda|cuda:N|auto",
+    help="Device that trains and evaluates: the CPU, a GPU, or the first GPU if there is one.  [default: engine.device]",
+)
+"""Option of a command that runs scenarios; its value is in `ScenarioOptions`."""
 jobs_option: Callable[[Callable[..., None]], Callable[..., None]] = click.option(
     "--jobs",
     type=click.IntRange(1, MAX_PROCESSES),

@@ -73,6 +73,7 @@ class ScenarioOptions:
     as_json: bool
     quiet: bool
     checkpoint_every: str | None = None
+    engine_device: str | None = None
 
     def load(self, target: Target | None = None) -> Scenario:
         """Return the scenario with its overrides. Modules in the folder of its file can be imported, after all others.
@@ -84,14 +85,11 @@ class ScenarioOptions:
 
         click.get_current_context().with_resource(search_scenario_folder(self.scenario))
         overrides = dict(parse_setting(text) for text in self.settings)
-        if self.seed is not None:
-            overrides["seed"] = self.seed
-        if self.checkpoint_every is not None:
-            text = self.checkpoint_every
-            overrides["checkpoint.every"] = int(text) if text.isdecimal() else text
-        if target is not None:
-            overrides["report.target"] = target
-        return load(self.scenario, overrides)
+        every: str | int | None = self.checkpoint_every
+        if isinstance(every, str) and every.isdecimal():
+            every = int(every)
+        options = {"seed": self.seed, "engine.device": self.engine_device, "checkpoint.every": every, "report.target": target}
+        return load(self.scenario, overrides | {key: value for key, value in options.items() if value is not None})
 
 
 def plugin_option(command: Callable[..., Any]) -> Callable[..., Any]:

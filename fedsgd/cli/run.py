@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fedsgd.cli.app import main
-from fedsgd.cli.option_groups import checkpoint_option, workers_option
+from fedsgd.cli.option_groups import checkpoint_option, engine_device_option, workers_option
 from fedsgd.cli.options import (
     ScenarioOptions,
     UserPath,
@@ -43,6 +43,7 @@ EXAMPLES = """Examples:
 
 @main.command("run", epilog=EXAMPLES, short_help="Run a scenario, a TOML file.")
 @scenario_options
+@engine_device_option
 @checkpoint_option
 @click.option("--out", type=UserPath(), help="Run folder.  [default: runs/NAME-N, the next free N]")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier run in the folder.")

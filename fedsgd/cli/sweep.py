@@ -12,7 +12,7 @@ import click
 
 from fedsgd.cli.app import EXIT_FAILURE, main
 from fedsgd.cli.completers import complete_scenario, complete_setting
-from fedsgd.cli.option_groups import checkpoint_option, columns_option, jobs_option, stop_after_option
+from fedsgd.cli.option_groups import checkpoint_option, columns_option, engine_device_option, jobs_option, stop_after_option
 from fedsgd.cli.options import ScenarioOptions, UserPath, scenario_options
 from fedsgd.cli.ranks import refuse_ranks
 from fedsgd.cli.run_folders import mention_shared_cores
@@ -41,6 +41,7 @@ Example of a methods file:
 
 @main.command("sweep", epilog=EPILOG, short_help="Run a scenario with many methods, values and seeds.")
 @scenario_options
+@engine_device_option
 @checkpoint_option
 @click.option(
     "--methods",

@@ -36,10 +36,12 @@ from fedsgd.scenario.parsing import errors_in_section
 from fedsgd.scenario.scenario import PythonObjects, Scenario
 from fedsgd.scenario.target import Target
 from fedsgd.storage.run_directory import ROUND_COLUMNS
+from fedsgd.system.compute_device import CPU, resolve_device
 from fedsgd.system.global_generators import isolate_generators
 from fedsgd.system.torch_determinism import isolate_global_state
 from fedsgd.system.user_files import expand_user_path, find_temporary_folder
 from fedsgd.training import EvaluationSets, TrainingEngine
+from fedsgd.training.device_memory import plan_memory
 from fedsgd.training.evaluation_trial import resolve_evaluation
 from fedsgd.training.selection import EngineChoice, make_engine, rank_batch_sizes, select_engine
 from fedsgd.training.slice_evaluation import SetMetrics
@@ -96,19 +98,21 @@ def build_experiment(
     loss: Loss | None = None,
     metrics: Mapping[str, Metric] | None = None,
     *,
-    share_data: bool = False,
+    workers: int = 1,
 ) -> Experiment:
     """Build a scenario's experiment, with Python objects as for `fedsgd.run`.
 
-    `share_data` places the data in memory that other processes can read, as `WorkerPoolExecution` needs.
+    With several `workers`, the data are in memory that other processes can read, as `WorkerPoolExecution` needs, and each
+    process plans with its share of a GPU's memory.
     """
     # the user's classes may draw from the global generators
     with isolate_global_state(), isolate_generators(derive_torch_seed(scenario.seed, "build")):
         check_python_arguments(module, loss, metrics)
-        return _build(scenario, data, PythonObjects(dataset, module, loss, metrics), share_data)
+        return _build(scenario, data, PythonObjects(dataset, module, loss, metrics), workers)
 
 
-def _build(scenario: Scenario, data: str | Path | None, objects: PythonObjects, share_data: bool) -> Experiment:
+def _build(scenario: Scenario, data: str | Path | None, objects: PythonObjects, workers: int) -> Experiment:
+    share_data = workers > 1
     objects.check(scenario, require_importable=share_data)
     references = objects.make_references(scenario)  # before the user's functions run and perhaps change the objects
     dataset, train, held_out = load_client_data(scenario, data, objects.dataset)
@@ -125,8 +129,9 @@ def _build(scenario: Scenario, data: str | Path | None, objects: PythonObjects, 
     sets = select_evaluation_sets(scenario, task, dataset, train, held_out, validation)
     task = _dry_run_model(scenario, task, dataset, sets)
     check_training_steps(task, plan.local_training, train, dataset.train, scenario.seed)
-    engine, choice, engine_factory = _build_engine(scenario, task, plan, dataset, train)
-    scenario = replace(scenario, **references, engine=replace(scenario.engine, name=choice.name, stack=choice.stack))
+    engine, choice, engine_factory = _build_engine(scenario, task, plan, dataset, train, workers)
+    resolved_engine = replace(scenario.engine, name=choice.name, stack=choice.stack, device=choice.device)
+    scenario = replace(scenario, **references, engine=resolved_engine)
     evaluation = _plan_evaluation(scenario, task, dataset, train, held_out, validation)
     server = initial_server_state(plan, task.initial_parameters[: plan.layout.size])
     participation = _participation(scenario, train, plan.cohort_size, data_folder)
@@ -153,13 +158,17 @@ def _build(scenario: Scenario, data: str | Path | None, objects: PythonObjects, 
 
 
 def _build_engine(
-    scenario: Scenario, task: LearningTask, plan: FederationPlan, dataset: Dataset, train: ClientData
+    scenario: Scenario, task: LearningTask, plan: FederationPlan, dataset: Dataset, train: ClientData, workers: int
 ) -> tuple[TrainingEngine, EngineChoice, EngineFactory]:
     """Return (engine, its name and the reason for it, function that makes an equal engine)."""
     example_counts, client_counts = train.distinct_sizes()
     config, sizes = scenario.engine, rank_batch_sizes(example_counts, plan.local_training, client_counts)
-    requested_choice = EngineChoice(config.name, config.update, config.stack)
-    engine, choice = select_engine(requested_choice, task, plan.local_training, dataset.train, sizes, plan.cohort_size)
+    device = resolve_device(config.device, config.deterministic)
+    request = EngineChoice(config.name, config.update, config.stack, device=device, deterministic=config.deterministic)
+    memory = None
+    if device != CPU and sizes:
+        memory = plan_memory(device, task, plan.local_training, (dataset.train, dataset.test), max(sizes), workers)
+    engine, choice = select_engine(request, task, plan.local_training, dataset.train, sizes, plan.cohort_size, memory)
     return engine, choice, partial(make_engine, choice, sizes)
 
 

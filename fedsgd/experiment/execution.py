@@ -108,7 +108,7 @@ class WorkerPoolExecution(Execution):
     """Execution in which worker processes train the clients and share the evaluation.
 
     Args:
-        experiment: description of the run, built with `share_data`.
+        experiment: description of the run, built for several workers.
         n_workers: number of worker processes.
         profile: True to measure the workers' seconds by phase.
     """
@@ -121,7 +121,7 @@ class WorkerPoolExecution(Execution):
     def _open(self, resources: ExitStack) -> tuple[Runtime, Evaluator]:
         experiment, evaluation = self.experiment, self.experiment.evaluation
         if experiment.shared_data is None:
-            raise ValueError("the data are in this process alone; build the experiment with share_data=True")
+            raise ValueError("the data are in this process alone; build the experiment with workers=2")
         store = resources.enter_context(closing(self.state_budget.open_shared_store()))
         outbox, models = SharedOutbox(), SlotModelCache(experiment.scenario.rounds)
         config = WorkerConfig(
@@ -149,7 +149,7 @@ def make_execution(experiment: Experiment, workers: int = 1, profile: bool = Fal
     """Return the execution in this process, or with worker processes.
 
     Args:
-        experiment: description of the run; several workers need one that was built with `share_data`.
+        experiment: description of the run; several workers need one that was built for several.
         workers: number of processes that train clients; 1 is this process alone.
         profile: True to measure the workers' seconds by phase.
     """

@@ -284,7 +284,7 @@ def build(
         located_errors, scenario = open_scenario(scenario)
         folder = folder or os.environ.get("FEDSGD_DATA") or None
         with located_errors:
-            experiment = build_experiment(scenario, folder, **objects.as_arguments(), share_data=workers > 1)
+            experiment = build_experiment(scenario, folder, **objects.as_arguments(), workers=workers)
         with use_caller_state():
             if experiment.task.reset_attribute is not None:
                 warn_once(explain_restart(experiment.task.reset_attribute), ModelWarning, stacklevel=2)

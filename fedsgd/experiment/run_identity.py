@@ -14,6 +14,7 @@ from fedsgd.config.python_objects import fingerprint
 from fedsgd.config.user_classes import digest_user_code
 from fedsgd.experiment.builder import Experiment
 from fedsgd.scenario.parsing import flatten_settings
+from fedsgd.system.compute_device import CPU, describe_device
 from fedsgd.wire import WIRE_VERSION
 
 RESULT_NEUTRAL_KEYS = ("rounds", "checkpoint")
@@ -46,8 +47,9 @@ def describe_identity(experiment: Experiment) -> dict[str, Any]:
     Args:
         experiment: the run.
     """
-    versions = collect_versions()
+    versions, device = collect_versions(), experiment.engine_choice.device
     return {
+        **({} if device == CPU else {"engine.device": describe_device(device)}),
         **{f"versions.{name}": versions[name] for name in ("fedsgd", "torch")},
         "versions.wire format": WIRE_VERSION,
         "data.sha256": fingerprint_data(experiment),

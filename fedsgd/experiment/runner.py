@@ -146,7 +146,7 @@ def execute_run(
     tracker_records = [] if point is None else point.trackers
     with TrackerGroup(callbacks.trackers, tracker_records) as tracker_group, ExitStack() as files:
         with located_errors:
-            experiment = build_experiment(scenario, data, **python_objects, share_data=config.workers > 1)
+            experiment = build_experiment(scenario, data, **python_objects, workers=config.workers)
         experiment = experiment if point is None else _check_resumed_experiment(experiment, point)
         user_code = digest_user_code(experiment.scenario, as_loaded=True)
         _notify_start(experiment, callbacks)

@@ -100,8 +100,10 @@ from fedsgd.numerics.arrays import F32, F64
 from fedsgd.scenario.target import Criterion, Target
 from fedsgd.storage.parquet import TableWriter
 from fedsgd.storage.run_directory import CLIENT_COLUMNS, ROUND_COLUMNS
+from fedsgd.system.compute_device import CPU, describe_device
 from fedsgd.system.machine import measure_peak_memory, memcpy_seconds
 from fedsgd.training.flops import count_training_flops
+from fedsgd.training.selection import EngineChoice
 
 
 def build_summary(federation: Federation, history: Sequence[RoundRecord], parameters: F32, seconds: float) -> dict[str, Any]:
@@ -121,7 +123,7 @@ def build_summary(federation: Federation, history: Sequence[RoundRecord], parame
         "clients": experiment.plan.n_clients,
         "cohort": experiment.plan.cohort_size,
         "hostile": _summarize_hostile_clients(experiment.plan),
-        "engine": asdict(experiment.engine_choice),
+        "engine": _summarize_engine(experiment.engine_choice),
         **_summarize_evaluations(history, evaluate_initial_model(experiment)),
         "set_metrics": [*experiment.task.set_metrics],
         "target_accuracy": None if target is None else target.accuracy,
@@ -151,6 +153,12 @@ def build_summary(federation: Federation, history: Sequence[RoundRecord], parame
         "versions": collect_versions(),
     }
     return json_safe(summary)
+
+
+def _summarize_engine(choice: EngineChoice) -> dict[str, Any]:
+    """Return the engine of a run; on a GPU with the model of the GPU."""
+    model = {} if choice.device == CPU else {"device_model": describe_device(choice.device)}
+    return {**asdict(choice), **model}
 
 
 def _summarize_hostile_clients(plan: FederationPlan) -> dict[str, Any] | None:

@@ -34,6 +34,7 @@ from fedsgd.sampling.client_durations import LogNormalDurations
 from fedsgd.sampling.uniform import Uniform
 from fedsgd.scenario.parsing import SettingsSection
 from fedsgd.scenario.target import Target, parse_target
+from fedsgd.system.compute_device import CPU, is_device_name
 from fedsgd.training import EngineName, LastBatch, UpdateMode
 
 
@@ -124,15 +125,24 @@ class EngineConfig(SettingsSection):
         name: "sequential" (plain autograd, the reference), "captured" (recorded steps), "stacked" (recorded steps of several
             clients at once), or "auto", which selects by model and cohort. A run's scenario.toml has the selected engine.
         update: "exact" gives the bits of the reference, except in stacks; "fused" is faster, and rounds differently.
-        stack: clients in a stack; None for a number that fits the model.
+        stack: clients in a stack; None for a number that fits the model, and the memory of a GPU.
+        device: "cpu", "cuda" (the first GPU), "cuda:1" (a GPU by number), or "auto": the first GPU, the CPU without one. The
+            scenario.toml of a run has the selected device. Results on a GPU differ from those on a CPU by rounding.
+        deterministic: on a GPU, refuse operations that have no deterministic form; then equal runs on equal GPUs have equal
+            results. False allows them, and summary.json says so. No effect on a CPU.
     """
 
     name: EngineName = "auto"
     update: UpdateMode = "fused"
     stack: PositiveInt | None = None
+    device: str = CPU
+    deterministic: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not is_device_name(self.device):
+            expected = suggest_name(self.device, ("auto", "cpu", "cuda", "cuda:0"))
+            raise FieldError("engine", "device", f'got "{self.device}"{expected}')
         if self.stack is not None and self.name in ("sequential", "captured"):
             raise FieldError("engine", "stack", f'got {self.stack} with {self.name}, expected it with "stacked" or "auto" only')
 

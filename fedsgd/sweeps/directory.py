@@ -124,9 +124,13 @@ def find_difference(path: Path, scenario: Scenario) -> str:
         stored_scenario = load(path)
     except ScenarioError as error:
         return str(error)
-    if scenario.engine.name == "auto":  # the stored scenario has the selected engine
-        engine = {**dump_table(scenario.engine), "update": stored_scenario.engine.update}
-        stored_scenario = stored_scenario.with_settings({"engine": engine})
+    planned, stored = scenario.engine, stored_scenario.engine
+    engine = dump_table(stored)
+    if planned.name == "auto":  # the stored scenario has the selected engine and device
+        engine = {**dump_table(planned), "update": stored.update, "device": stored.device}
+    if planned.device in ("auto", stored.device.removesuffix(":0")):
+        engine["device"] = planned.device
+    stored_scenario = stored_scenario.with_settings({"engine": engine})
     stored_settings = dict(flatten_settings(dump_table(stored_scenario)))
     planned_settings = dict(flatten_settings(dump_table(scenario)))
     for key in dict.fromkeys([*planned_settings, *stored_settings]):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -73,7 +73,7 @@ def describe_device(name: str) -> str:
 
 def find_nondeterministic_operation(error: BaseException) -> str | None:
     """Return the operation of torch's error about a missing deterministic form; None for another error."""
-    match = _NO_DETERMINISTIC_FORM.search(str(error)) if isinstance(error, RuntimeError) else None
+    match = _NO_DETERMINISTIC_FORM.search(str(error))
     return match[1] if match else None
 
 
@@ -91,10 +91,35 @@ def apply_cuda_settings(deterministic: bool) -> Iterator[None]:
             if previous_value != value:
                 scopes.callback(set_to, previous_value)
                 set_to(value)
+        cudnn = torch.backends.cudnn
+        parts = [getattr(cudnn, name) for name in ("conv", "rnn") if hasattr(cudnn, name)]
+        scopes.enter_context(_use_full_precision(cudnn, parts))
+        scopes.enter_context(_use_full_precision(torch.backends.cuda.matmul, [torch.backends.cuda.matmul]))
         if deterministic:  # uninitialized memory is never read, and filling it takes time
             scopes.callback(setattr, torch.utils.deterministic, "fill_uninitialized_memory", _reads_filled_memory())
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         yield
+
+
+@contextmanager
+def _use_full_precision(library: Any, parts: Sequence[Any]) -> Iterator[None]:
+    """Let a library of torch.backends use float32 in place of TF32 during the body.
+
+    Torch has an older and a newer interface. The older one refuses to be read if the caller has used the newer one.
+    """
+    precisions = [(part, part.fp32_precision) for part in parts if hasattr(part, "fp32_precision")]
+    try:
+        allowed = library.allow_tf32
+    except RuntimeError:
+        allowed = None
+    library.allow_tf32 = False
+    try:
+        yield
+    finally:
+        if allowed is not None:
+            library.allow_tf32 = allowed
+        for part, precision in precisions:
+            part.fp32_precision = precision
 
 
 def _reads_filled_memory() -> bool:
@@ -108,13 +133,7 @@ def _list_settings(deterministic: bool) -> list[tuple[Callable[[], Any], Callabl
     """Return getter, setter and value of each setting."""
     import torch
 
-    cudnn, precision_owners = torch.backends.cudnn, (torch.backends.cuda.matmul, "conv", "rnn")
+    cudnn = torch.backends.cudnn
     attributes: list[tuple[Any, str, Any]] = [(cudnn, "benchmark", False), (cudnn, "deterministic", deterministic)]
-    for owner in precision_owners:
-        target = getattr(cudnn, owner, None) if isinstance(owner, str) else owner
-        if hasattr(target, "fp32_precision"):  # torch 2.9 and later
-            attributes.append((target, "fp32_precision", "ieee"))
-    if len(attributes) == 2:
-        attributes += [(torch.backends.cuda.matmul, "allow_tf32", False), (cudnn, "allow_tf32", False)]
     mode = torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode, 2 if deterministic else 0
     return [mode, *((partial(getattr, o, n), partial(setattr, o, n), v) for o, n, v in attributes)]

@@ -71,7 +71,7 @@ class Captured:
         """Return buffers in the tensor format in which the module can be captured, and the step of the first batch size."""
         layout, optimizer = self._flat_module.task.layout, self.local_training.optimizer
         for channels_last in (True, False) if has_images else (False,):
-            buffers = StepBuffers(self._flat_module, TensorFormat(layout, channels_last), optimizer)
+            buffers = StepBuffers(self._flat_module, TensorFormat(layout, channels_last, self._device), optimizer)
             try:
                 steps: dict[int, CapturedStep | None] = {batch_size: self._capture_step(buffers, batch_size)}
                 if channels_last:  # metrics may not support outputs with channels last

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -24,6 +24,13 @@ def as_tensor(array: NDArray[np.generic]) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(array)
+
+
+def find_extent(tensor: Tensor) -> int:
+    """Return the numbers from the first to the last one of a tensor in memory; fewer than `numel` if rows overlap."""
+    if not tensor.numel():
+        return 0
+    return 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 class EngineDevice:
@@ -46,6 +53,35 @@ class EngineDevice:
     def is_cpu(self) -> bool:
         """True if tensors of the device share the memory of arrays."""
         return self.torch_device.type == CPU
+
+    @property
+    def replays_steps(self) -> bool:
+        """True on a GPU: a step's kernels are started together, and a stack computes all of its places in each step.
+
+        Tests set it for the CPU, so that they run what a GPU runs.
+        """
+        return not self.is_cpu
+
+    def record(self, run: Callable[[], object]) -> Callable[[], object]:
+        """Record the kernels that a function starts, and return a function that starts them all; on the CPU the same one."""
+        if self.is_cpu:
+            return run
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            run()
+        return graph.replay
+
+    @contextmanager
+    def use_own_stream(self) -> Iterator[None]:
+        """Run the body on a stream of its own, as CUDA requires of runs before a recording."""
+        if self.is_cpu:
+            yield
+            return
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            yield
+        torch.cuda.current_stream().wait_stream(stream)
 
     def to_device(self, array: NDArray[Any]) -> Tensor:
         """Return an array as a tensor of the device; on the CPU it has the memory of the array, which callers do not change."""
@@ -76,8 +112,8 @@ class EngineDevice:
     def _copy_examples(self, array: NDArray[Any]) -> Tensor:
         """Copy an array to the device; of rows that overlap, such as windows of a text, each number once."""
         tensor = as_tensor(array)
-        extent = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
-        if not 0 < extent < tensor.numel():
+        extent = find_extent(tensor)
+        if extent >= tensor.numel():
             return tensor.to(self.torch_device)
         numbers = tensor.as_strided((extent,), (1,)).to(self.torch_device)
         return numbers.as_strided(tensor.shape, tensor.stride())

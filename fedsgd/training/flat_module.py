@@ -28,11 +28,12 @@ class TensorFormat:
     """Order of the numbers of each tensor in a flat vector [P]. Elementwise rules work in any order.
 
     With `channels_last`, tensors of four axes (weights of convolutions) are stored with their channels last, the fastest order
-    for convolutions and pooling on a CPU. All other tensors have the order of the wire.
+    for convolutions and pooling on a CPU. All other tensors have the order of the wire. The vectors are on `device`.
     """
 
     layout: ParameterLayout
     channels_last: bool = False
+    device: EngineDevice = HOST
 
     def view_tensors(self, flat: Tensor) -> list[Tensor]:
         """Return each tensor of a vector [P] as a view, in its shape in the module."""
@@ -56,8 +57,8 @@ class TensorFormat:
 
     def to_wire_order(self, flat: Tensor) -> F32:
         """Return a copy of flat [P] in wire order, in the host's memory."""
-        array: F32 = flat.cpu().numpy()
-        values = array.copy() if self.channels_last or flat.device.type == "cpu" else array
+        array: F32 = self.device.to_host(flat)
+        values = array.copy() if self.channels_last or self.device.is_cpu else array
         for _, segment, shape in self.layout.list_slices():
             if self._is_permuted(shape):
                 out, channels, height, width = shape

@@ -16,16 +16,20 @@ from fedsgd.data import Examples
 from fedsgd.errors import ModelError
 from fedsgd.models.task import LearningTask
 from fedsgd.numerics.arrays import I64
+from fedsgd.system.compute_device import CPU, describe_device, find_nondeterministic_operation, resolve_device
 from fedsgd.training.base import (
     EngineName,
     LocalTraining,
     NotCapturableError,
     TrainingEngine,
+    TrainingJob,
     UpdateMode,
     distinct_batch_sizes,
     explain_restart,
 )
 from fedsgd.training.captured import Captured
+from fedsgd.training.device import EngineDevice
+from fedsgd.training.device_memory import DeviceMemory
 from fedsgd.training.sequential import Sequential
 from fedsgd.training.stacked import Stacked
 
@@ -42,6 +46,10 @@ DEFAULT_STACK_SIZE = 32
 """Number of clients in a stack if the request has no number."""
 PARAMETERS_PER_STACK = 2**19
 """Intended parameters of all clients in a stack of "auto". The stack has 16 to 50 clients, or all of a smaller cohort."""
+PARAMETERS_PER_GPU_STACK = 24_000_000
+"""Intended parameters of all clients in a stack on a GPU: 120 clients of the 2NN. The stack has at most a cohort's clients."""
+MIN_GPU_STACK = 2
+"""Minimum number of clients that "auto" stacks on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -53,17 +61,23 @@ class EngineChoice:
         update: "exact": the bits of the sequential engine, except in stacks; "fused": faster, with other rounding.
         stack: number of clients that the stacked engine trains at once; None: a default number, or another engine.
         reason: reason for the engine, for messages.
+        device: device of the engine: "cpu", or a GPU such as "cuda:0".
+        deterministic: on a GPU, refuse operations that have no deterministic form.
     """
 
     name: EngineName = "auto"
     update: UpdateMode = "fused"
     stack: int | None = None
     reason: str = "requested"
+    device: str = CPU
+    deterministic: bool = True
 
     def __str__(self) -> str:
         update = "" if self.name == "sequential" else f", {self.update} update"
         stack = "" if self.stack is None else f", {self.stack} clients at a time"
-        return f"{self.name}{update}{stack}: {self.reason}"
+        device = "" if self.device == CPU else f", on {describe_device(self.device)}"
+        determinism = "" if self.deterministic or self.device == CPU else ", with operations that are not deterministic"
+        return f"{self.name}{update}{stack}{device}{determinism}: {self.reason}"
 
 
 def make_engine(
@@ -73,6 +87,7 @@ def make_engine(
     try:
         return _create(choice, task, local_training, sample, batch_sizes)
     except NotCapturableError as error:
+        _refuse_nondeterministic_operation(error)
         raise ModelError(
             f"the {choice.name} engine cannot train the model: {error}; the sequential engine trains any model"
         ) from error
@@ -85,13 +100,18 @@ def select_engine(
     sample: Examples,
     batch_sizes: Sequence[int],
     cohort_size: int,
+    memory: DeviceMemory | None = None,
 ) -> tuple[TrainingEngine, EngineChoice]:
     """Return an engine and its description; raise ModelError if the requested engine cannot train the task.
 
-    "auto" selects the first engine that can train the task: stacked (only a small model of linear layers and embeddings, and a
-    large cohort), captured, sequential. Steps are recorded and checked with examples of `sample`, for `batch_sizes`, the most
-    frequent size first. Without batch sizes, the engine is sequential.
+    "auto" selects the first engine that can train the task: stacked (on the CPU only a small model of linear layers and
+    embeddings, and a large cohort), captured, sequential. Steps are recorded and checked with examples of `sample`, for
+    `batch_sizes`, the most frequent size first. Without batch sizes, the engine is sequential. On a GPU, `memory` limits the
+    stack; ScenarioError if the run does not fit.
     """
+    if memory is not None:
+        stack = memory.choose_stack(request.stack, min(cohort_size, max(1, PARAMETERS_PER_GPU_STACK // task.layout.size)))
+        request = replace(request, stack=stack if request.name in ("auto", "stacked") else None)
     if request.name != "auto":
         reason = (
             request.reason if task.reset_attribute is None else f"{request.reason}; {explain_restart(task.reset_attribute)}"
@@ -100,10 +120,15 @@ def select_engine(
     if not batch_sizes:
         choice = replace(request, name="sequential", stack=None, reason="no client has any examples")
         return _create(choice, task, local_training, sample, batch_sizes), choice
-    objection = _find_reason_not_to_stack(task, batch_sizes, cohort_size)
+    if memory is None:
+        objection = _find_reason_not_to_stack(task, batch_sizes, cohort_size)
+        argument = f"{task.layout.size:,} parameters in linear layers, {cohort_size} clients a round"
+    else:
+        objection = f"not stacked, because {request.stack} client fits" if (request.stack or 0) < MIN_GPU_STACK else ""
+        argument = f"{cohort_size} clients a round, {memory}"
     candidates: list[tuple[EngineName, str]] = [("captured", objection)]
     if not objection:
-        candidates.insert(0, ("stacked", f"{task.layout.size:,} parameters in linear layers, {cohort_size} clients a round"))
+        candidates.insert(0, ("stacked", argument))
     stack = request.stack or min(50, max(16, PARAMETERS_PER_STACK // task.layout.size), cohort_size)
     reason = ""
     for name, rule in candidates:
@@ -119,13 +144,37 @@ def select_engine(
 def _create(
     choice: EngineChoice, task: LearningTask, local_training: LocalTraining, sample: Examples, batch_sizes: Sequence[int]
 ) -> TrainingEngine:
+    device = EngineDevice(resolve_device(choice.device, choice.deterministic), choice.deterministic)
     if choice.name == "captured" and batch_sizes:
-        return Captured(task, local_training, sample, batch_sizes, choice.update)
+        return Captured(task, local_training, sample, batch_sizes, choice.update, device)
     if choice.name == "stacked" and len(batch_sizes) == MAX_RECORDED_BATCH_SIZES:
         raise NotCapturableError(f"the clients' batches have {MAX_RECORDED_BATCH_SIZES} sizes or more, too many for a stack")
     if choice.name == "stacked" and batch_sizes:
-        return Stacked(task, local_training, sample, batch_sizes, choice.update, choice.stack or DEFAULT_STACK_SIZE)
-    return Sequential(task, local_training)
+        return Stacked(task, local_training, sample, batch_sizes, choice.update, choice.stack or DEFAULT_STACK_SIZE, device)
+    engine = Sequential(task, local_training, device)
+    if not device.is_cpu and batch_sizes:
+        _try_step(engine, task, sample.slice(0, batch_sizes[0]))
+    return engine
+
+
+def _try_step(engine: TrainingEngine, task: LearningTask, examples: Examples) -> None:
+    """Train and evaluate on a few examples; raise ModelError for an operation that has no deterministic form on a GPU."""
+    try:
+        list(engine.train([TrainingJob(0, 1, 0, task.initial_parameters, examples, buffers=task.initial_buffers)]))
+        engine.evaluate(task.initial_parameters, examples, task.initial_buffers)
+    except RuntimeError as error:
+        _refuse_nondeterministic_operation(error)
+        raise
+
+
+def _refuse_nondeterministic_operation(error: Exception) -> None:
+    """Raise ModelError if torch refused an operation on a GPU that has no deterministic form."""
+    operation = find_nondeterministic_operation(error)
+    if operation is not None:
+        raise ModelError(
+            f"engine.deterministic: {operation} has no deterministic form on a GPU; use another layer or loss, or set "
+            "engine.deterministic = false, which the summary then says"
+        ) from error
 
 
 def _find_reason_not_to_stack(task: LearningTask, batch_sizes: Sequence[int], cohort_size: int) -> str:

@@ -27,7 +27,7 @@ class Sequential:
         self.local_training = local_training
         self._device = device
         self._flat_module = FlatModule(task, device)
-        self._tensor_format = TensorFormat(task.layout)
+        self._tensor_format = TensorFormat(task.layout, device=device)
 
     def train(self, jobs: Sequence[TrainingJob]) -> Iterator[TrainingResult]:
         """Yield the results in the order of `jobs`."""

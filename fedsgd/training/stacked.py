@@ -118,9 +118,7 @@ class StackedStep:
         client_stack: ClientStack,
         fused_update: FusedUpdate | None,
         batch: Examples,
-        computes_all: bool = False,
     ) -> None:
-        self._capacity = client_stack.capacity if computes_all else None
         graph, gradients, unused_slices = record_stacked_step(step_buffers, batch, client_stack.capacity)
         update_graph = copy_graph(graph, gradients)
         self.used_parameters = [segment not in unused_slices for _, segment, _ in client_stack.layout.list_slices()]
@@ -131,19 +129,17 @@ class StackedStep:
         if fused_update is not None and fused_update.is_applicable(unused_slices):
             self.bind_update = functools.lru_cache(512)(_build_fused_program(client_stack, fused_update, *update_graph).bind)
         self._replayed: ReplayedStep | None = None
-        if not step_buffers.device.is_cpu:
+        if step_buffers.device.replays_steps:
             compute_all = functools.partial(self.bind_gradient(0, client_stack.capacity), client_stack.capacity)
-            self._replayed = ReplayedStep(compute_all, [*client_stack.w, *client_stack.g])
+            self._replayed = ReplayedStep(compute_all, [*client_stack.w, *client_stack.g], step_buffers.device)
 
     def compute_gradients(self, start: int, stop: int, x: Tensor, y: Tensor) -> None:
         """Write the gradients of the clients from `start` to before `stop` to the stack; those of the others may change.
 
-        x and y [k, B, ...] have the batches of these clients, or of all places if the stack is computed as a whole.
+        x and y [k, B, ...] have the batches of these clients or, on a GPU, of all places.
         """
         if self._replayed is not None:
             self._replayed(x, y)
-        elif self._capacity is not None:
-            self.bind_gradient(0, self._capacity)(self._capacity, x, y)
         else:
             self.bind_gradient(start, stop)(stop - start, x, y)
 
@@ -174,8 +170,8 @@ class Stacked:
     than the sequential engine, and batch sizes outside `batch_sizes` are recorded before their first step. `stack_size` is the
     maximum number of clients in a stack.
 
-    With `computes_all`, gradients are computed for all places of the stack, also for those without a step, and updates are not
-    fused. On a GPU it is always so, because libraries select kernels, which round differently, by the number of clients.
+    On a GPU, gradients are computed for all places of the stack, also for those without a step, and updates are not fused:
+    libraries select kernels by the number of clients, and the kernels round differently.
     """
 
     def __init__(
@@ -187,16 +183,15 @@ class Stacked:
         update_mode: UpdateMode = "fused",
         stack_size: int = 32,
         device: EngineDevice = HOST,
-        computes_all: bool = False,
     ) -> None:
         self.local_training = local_training
         self.preferred_batch_of_clients = stack_size
         self._device = device
-        self._computes_all = computes_all or not device.is_cpu
+        self._computes_all = device.replays_steps
         self._flat_module = copy_for_capture(task, device)
         self._sample = sample
         self._fused_update = fusable_update(local_training) if update_mode == "fused" and not self._computes_all else None
-        self._step_buffers = StepBuffers(self._flat_module, TensorFormat(task.layout), local_training.optimizer)
+        self._step_buffers = StepBuffers(self._flat_module, TensorFormat(task.layout, device=device), local_training.optimizer)
         self._client_stack = ClientStack(task.layout, local_training, max(stack_size, SMALL_CLIENT_COUNT + 1), device)
         self._x_buffer, self._y_buffer = BatchBuffer(device), BatchBuffer(device)
         self._steps: dict[int, StackedStep] = {}
@@ -310,11 +305,7 @@ class Stacked:
             self._step_buffers.load_client(self._flat_module.task.initial_parameters)
             try:
                 step = StackedStep(
-                    self._step_buffers,
-                    self._client_stack,
-                    self._fused_update,
-                    self._sample_batch(batch_size, 0),
-                    self._computes_all,
+                    self._step_buffers, self._client_stack, self._fused_update, self._sample_batch(batch_size, 0)
                 )
                 self._verify_step(step, batch_size)
                 check_attributes(self._flat_module)

@@ -14,8 +14,16 @@ from fedsgd.system.torch_threads import use_single_thread
 from fedsgd.training import LocalTraining, TrainingEngine, TrainingJob, TrainingResult
 from fedsgd.training.base import batches
 from fedsgd.training.captured import Captured
+from fedsgd.training.device import EngineDevice
 from fedsgd.training.sequential import Sequential
 from fedsgd.training.stacked import Stacked
+
+
+class ReplayingCpu(EngineDevice):
+    """CPU on which engines run what they run on a GPU: replayed steps, and stacks that are computed as a whole."""
+
+    replays_steps = True  # type: ignore[assignment]
+
 
 EngineMaker = Callable[[LearningTask, LocalTraining, Dataset], TrainingEngine]
 
@@ -41,6 +49,12 @@ ENGINES: dict[str, EngineMaker] = {
     ),
     "stacked, fused": lambda task, local_training, data: Stacked(
         task, local_training, data.train, _list_batch_sizes(local_training, data)[:1], "fused", 3
+    ),
+    "captured, replayed": lambda task, local_training, data: Captured(
+        task, local_training, data.train, _list_batch_sizes(local_training, data)[:3], "fused", ReplayingCpu()
+    ),
+    "stacked, replayed": lambda task, local_training, data: Stacked(
+        task, local_training, data.train, _list_batch_sizes(local_training, data)[:1], "fused", 3, ReplayingCpu()
     ),
 }
 EXACT = ("sequential", "captured, exact")

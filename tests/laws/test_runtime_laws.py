@@ -24,7 +24,7 @@ RUNTIMES = {"in process": 1, "two workers": 2}
 def open_execution(request: Any) -> Iterator[Callable[[Scenario], Execution]]:
     """Return a function that opens executions which last as long as the test."""
     with ExitStack() as stack:
-        yield lambda scenario: stack.enter_context(make_execution(build_experiment(scenario, share_data=True), request.param))
+        yield lambda scenario: stack.enter_context(make_execution(build_experiment(scenario, workers=2), request.param))
 
 
 @pytest.mark.slow

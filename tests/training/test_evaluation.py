@@ -600,9 +600,7 @@ def test_metrics_with_one_and_two_workers_are_equal(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("fedsgd.runtime.workers.pool.MIN_DISTRIBUTED_EVALUATION", 0)
     data, settings = ignore_labels(make_dataset(make_labels(3), 3), 0), {"evaluation.metrics": "perplexity"}
     for loss in (nn.CrossEntropyLoss(weight=WEIGHT, ignore_index=0), root_loss):
-        experiment = build(
-            data, nn.Linear(4, 3), loss, settings, share_data=True, metrics={"accuracy": Accuracy(ignored_label=0)}
-        )
+        experiment = build(data, nn.Linear(4, 3), loss, settings, workers=2, metrics={"accuracy": Accuracy(ignored_label=0)})
         metrics = evaluate(experiment)
         with make_execution(experiment, 2) as distributed:
             assert isinstance(distributed.runtime, WorkerPool)

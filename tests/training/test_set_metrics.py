@@ -433,7 +433,7 @@ def test_accuracy_that_is_one_number_has_targets_but_no_figures_by_client() -> N
 def test_metrics_with_one_and_two_workers_are_equal_and_need_no_import_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedsgd.runtime.workers.pool.MIN_DISTRIBUTED_EVALUATION", 0)
     data = make_dataset(make_labels(3), 3)
-    experiment = build(data, nn.Linear(4, 3), None, BUILT_IN, share_data=True, metrics={"own": lambda o, t: spread(o, t)})
+    experiment = build(data, nn.Linear(4, 3), None, BUILT_IN, workers=2, metrics={"own": lambda o, t: spread(o, t)})
     with make_execution(experiment, 2) as distributed:
         assert distributed.evaluator(experiment.task.initial_parameters)[0] == evaluate(experiment)
 

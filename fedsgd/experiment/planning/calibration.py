@@ -100,7 +100,7 @@ def calibrate(experiment: Experiment, workers: int, folder: Path, start_time: fl
     """Run the first rounds of an experiment, write the files of a run, and measure both.
 
     Args:
-        experiment: description of the run; several workers need one that was built with `share_data`.
+        experiment: description of the run; several workers need one that was built for several.
         workers: number of processes that train clients.
         folder: empty folder for the files.
         start_time: time at which the process was started, seconds since the epoch.

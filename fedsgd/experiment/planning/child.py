@@ -49,6 +49,6 @@ def _plan(request: dict[str, Any], folder: Path) -> RunPlan:
     with refuse_plugins() if request["refuse_plugins"] else nullcontext(), isolate_global_state():
         scenario = parse_scenario(tomllib.loads(request["scenario"]))
         data = request["data"] or os.environ.get("FEDSGD_DATA") or None
-        experiment = build_experiment(scenario, data, share_data=workers > 1)
+        experiment = build_experiment(scenario, data, workers=workers)
         calibration = calibrate(experiment, workers, run_folder, request["time"])
         return estimate_run(experiment, workers, calibration, draw_cohorts(experiment, calibration.n_rounds))

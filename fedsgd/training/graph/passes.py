@@ -155,7 +155,8 @@ def _evaluate_constant(node: Node, mutated_storages: set[Node]) -> Tensor | None
         return None
     spec: TensorSpec = node.meta["spec"]
     if node.target in FILL_OPERATORS:
-        return torch.empty_strided(spec.shape, spec.stride, dtype=spec.dtype).fill_(FILL_OPERATORS[node.target])
+        constant = torch.empty_strided(spec.shape, spec.stride, dtype=spec.dtype, device=spec.device)
+        return constant.fill_(FILL_OPERATORS[node.target])
     inputs = node.all_input_nodes
     if any("value" not in i.meta or i.meta["varies"] or storage_owner(i) in mutated_storages for i in inputs):
         return None

@@ -29,16 +29,17 @@ DATA_READING_FUNCTIONS = (Tensor.numpy, Tensor.tolist, Tensor.__array__)
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Shape, stride and dtype of a tensor."""
+    """Shape, stride, dtype and device of a tensor."""
 
     shape: tuple[int, ...]
     stride: tuple[int, ...]
     dtype: torch.dtype
+    device: torch.device
 
     @staticmethod
     def from_tensor(tensor: Tensor) -> TensorSpec:
         """Return a tensor's spec."""
-        return TensorSpec(tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype)
+        return TensorSpec(tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype, tensor.device)
 
 
 class Recorder(TorchDispatchMode):
@@ -49,8 +50,9 @@ class Recorder(TorchDispatchMode):
         """Return False: for True, torch would import its compiler in order to disable the compiler."""
         return False
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device | None = None) -> None:
         super().__init__()
+        self._device = device
         self.graph = Graph()
         self._nodes: dict[int, Node] = {}
         self._nodes_by_storage: dict[tuple[int, TensorSpec], Node] = {}
@@ -70,7 +72,10 @@ class Recorder(TorchDispatchMode):
         if node is not None:
             return node
         with self.graph.inserting_before(next(iter(self.graph.nodes))):
-            return self.add_input("constant", tensor, is_fixed=True, is_mutable=False)
+            node = self.add_input("constant", tensor, is_fixed=True, is_mutable=False)
+        if self._device is not None:  # a number of Python, which torch stores on the CPU: a replay on a GPU cannot copy it
+            node.meta["value"] = node.meta["value"].to(self._device)
+        return node
 
     def _register(self, tensor: Tensor, node: Node) -> None:
         self._nodes[id(tensor)] = self._nodes_by_storage[_storage_key(tensor)] = node
@@ -148,7 +153,7 @@ def record(
     step: Callable[[], Sequence[Tensor]], fixed_tensors: Mapping[str, Tensor], step_inputs: Mapping[str, Tensor]
 ) -> tuple[Graph, list[Node]]:
     """Record a step, and return the graph, without an output node, and the nodes of the step's results."""
-    recorder = Recorder()
+    recorder = Recorder(next((tensor.device for tensor in step_inputs.values()), None))
     for name, tensor in fixed_tensors.items():
         recorder.add_input(name, tensor, is_fixed=True)
     for name, tensor in step_inputs.items():

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fedsgd.training.device import EngineDevice
+
 MAX_RECORDINGS = 32
 """Recordings of a step. Steps with further learning rates start their kernels one by one: recording takes longer."""
 N_WARM_UP_RUNS = 3
 """Runs before a recording, in which libraries allocate their working memory."""
-Runner = Callable[[], object]
-
-
-def record_cuda_graph(run: Runner) -> Runner:
-    """Record the kernels that a function starts on the current GPU, and return a function that starts them all."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    return graph.replay
 
 
 class ReplayedStep:
@@ -29,20 +21,15 @@ class ReplayedStep:
 
     Args:
         step: function that writes its results to tensors that always have the same memory, and returns nothing of use.
-        written_tensors: the tensors that it changes and also reads; the runs before a recording leave their values unchanged.
-        record: function that records what a function without arguments starts; in tests, another one than that of CUDA.
+        written_tensors: the tensors that it may change; the runs before a recording leave their values unchanged.
+        device: device of all tensors.
     """
 
-    def __init__(
-        self,
-        step: Callable[..., object],
-        written_tensors: Sequence[Tensor],
-        record: Callable[[Runner], Runner] = record_cuda_graph,
-    ) -> None:
+    def __init__(self, step: Callable[..., object], written_tensors: Sequence[Tensor], device: EngineDevice) -> None:
         self._step = step
         self._written_tensors = written_tensors
-        self._record = record
-        self._recordings: dict[tuple[Any, ...], tuple[list[Tensor], Runner]] = {}
+        self._device = device
+        self._recordings: dict[tuple[Any, ...], tuple[list[Tensor], Callable[[], object]]] = {}
 
     def __call__(self, *inputs: Tensor | float) -> None:
         key = tuple((value.shape, value.dtype) if isinstance(value, Tensor) else value for value in inputs)
@@ -52,12 +39,13 @@ class ReplayedStep:
                 self._step(*inputs)
                 return
             recording = self._recordings[key] = self._make_recording(inputs)
-        tensors, replay = recording
-        for fixed, value in zip(tensors, (value for value in inputs if isinstance(value, Tensor)), strict=True):
-            fixed.copy_(value)
+        fixed_tensors, replay = recording
+        tensors = [value for value in inputs if isinstance(value, Tensor)]
+        for fixed_tensor, tensor in zip(fixed_tensors, tensors, strict=True):
+            fixed_tensor.copy_(tensor)
         replay()
 
-    def _make_recording(self, inputs: Sequence[Tensor | float]) -> tuple[list[Tensor], Runner]:
+    def _make_recording(self, inputs: Sequence[Tensor | float]) -> tuple[list[Tensor], Callable[[], object]]:
         """Return the memory of the recording's inputs, and the function that runs it."""
         fixed_inputs = [value.clone() if isinstance(value, Tensor) else value for value in inputs]
         copies = [tensor.clone() for tensor in self._written_tensors]
@@ -65,22 +53,9 @@ class ReplayedStep:
         def run() -> object:
             return self._step(*fixed_inputs)
 
-        with torch.random.fork_rng(), _use_own_stream(self._written_tensors):
+        with torch.random.fork_rng(), self._device.use_own_stream():
             for _ in range(N_WARM_UP_RUNS):
                 run()
         for tensor, copy in zip(self._written_tensors, copies, strict=True):
             tensor.copy_(copy)
-        return [value for value in fixed_inputs if isinstance(value, Tensor)], self._record(run)
-
-
-@contextmanager
-def _use_own_stream(tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Run the body on a stream of its own if the tensors are on a GPU, as recordings of CUDA require of earlier runs."""
-    if not any(tensor.is_cuda for tensor in tensors):
-        yield
-        return
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        yield
-    torch.cuda.current_stream().wait_stream(stream)
+        return [value for value in fixed_inputs if isinstance(value, Tensor)], self._device.record(run)

@@ -159,10 +159,11 @@ class CapturedStep:
     is_random: bool = False
     unused_slices: tuple[slice, ...] = ()
 
-    def replay(self, written_tensors: Sequence[Tensor]) -> CapturedStep:
-        """Return the step with its functions replayed from recordings of a GPU; see `ReplayedStep`."""
-        update = None if self.apply_update is None else ReplayedStep(self.apply_update, written_tensors)
-        return replace(self, compute_gradient=ReplayedStep(self.compute_gradient, written_tensors), apply_update=update)
+    def replay(self, step_buffers: StepBuffers) -> CapturedStep:
+        """Return the step with its functions replayed from recordings of a GPU."""
+        tensors, device = step_buffers.written_tensors, step_buffers.device
+        update = None if self.apply_update is None else ReplayedStep(self.apply_update, tensors, device)
+        return replace(self, compute_gradient=ReplayedStep(self.compute_gradient, tensors, device), apply_update=update)
 
 
 def capture_step(
@@ -186,8 +187,8 @@ def capture_step(
                 else _build_fused_update(step_buffers, fused_update, *update_graph)
             )
             step = CapturedStep(_compile_step(graph), update, draws_numbers, tuple(unused_slices))
-            if not step_buffers.device.is_cpu:
-                step = step.replay(step_buffers.written_tensors)
+            if step_buffers.device.replays_steps:
+                step = step.replay(step_buffers)
             for batch in (first_batch, second_batch):
                 _verify_step(step_buffers, step, *batch_tensors(batch, step_buffers.device))
     except NotCapturableError:

@@ -276,7 +276,7 @@ def list_open_files(folder: Path) -> list[str]:
 @linux
 @pytest.mark.parametrize("workers", [1, 2])
 def test_file_is_removed_after_an_exception(scenario: Callable[..., Scenario], workers: int, tmp_path: Path) -> None:
-    experiment = build_experiment(scenario({"state.store": "disk", "state.folder": str(tmp_path)}), share_data=True)
+    experiment = build_experiment(scenario({"state.store": "disk", "state.folder": str(tmp_path)}), workers=2)
 
     def fails() -> None:
         with make_execution(experiment, workers):
@@ -331,7 +331,7 @@ def test_run_sends_the_same_frames_with_every_store(scenario: Callable[..., Scen
     }
     frames = []
     for workers, store in ((1, "memory"), (1, "disk"), (2, "memory"), (2, "disk")):
-        experiment = build_experiment(scenario({**settings, "state.store": store}), share_data=True)
+        experiment = build_experiment(scenario({**settings, "state.store": store}), workers=2)
         with make_execution(experiment, workers) as execution:
             server, sent_frames = experiment.initial_server_state, []
             for cohort in ([0, 1, 2, 3], [0, 2, 4, 6], [7, 3, 2, 0]):

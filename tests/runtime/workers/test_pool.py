@@ -176,7 +176,7 @@ def test_results_do_not_depend_on_the_number_of_workers(scenario: Make, settings
 
 def test_distributed_evaluation_equals_that_of_one_engine(scenario: Make) -> None:
     s = scenario({"evaluation.training": True, "evaluation.validation": 0.4})
-    experiment = build_experiment(s, loss=smooth_loss, metrics={"largest": largest_output}, share_data=True)
+    experiment = build_experiment(s, loss=smooth_loss, metrics={"largest": largest_output}, workers=2)
     weights, test, train = experiment.task.initial_parameters, experiment.dataset.test, experiment.train.all_examples()
     assert experiment.validation is not None
     with make_execution(experiment, 2) as shared:
@@ -209,7 +209,7 @@ def test_abandoned_exchange_does_not_affect_the_next(scenario: Make) -> None:
     reference = build_experiment(scenario())
     messages, _ = broadcast(reference.plan, reference.initial_server_state, range(8))
     expected = exchange_in_process(reference, messages)
-    with make_execution(build_experiment(scenario(), share_data=True), 2) as execution:
+    with make_execution(build_experiment(scenario(), workers=2), 2) as execution:
         outcomes_without_waiting = list(execution.runtime.exchange(messages, 0.0))
         late_failures = [o for o in outcomes_without_waiting if isinstance(o, ClientFailure)]
         assert sorted(o.client for o in outcomes_without_waiting) == list(range(8))
@@ -240,7 +240,7 @@ def test_clients_of_one_stack_are_divided_between_workers(scenario: Make, monkey
     parts: list[list[int]] = []
     train = protocol.encode_train_request
     monkeypatch.setattr(protocol, "encode_train_request", lambda messages: parts.append(sorted(messages)) or train(messages))
-    experiment = build_experiment(scenario({"engine": {"name": "stacked", "stack": 8}}), share_data=True)
+    experiment = build_experiment(scenario({"engine": {"name": "stacked", "stack": 8}}), workers=2)
     messages, _ = broadcast(experiment.plan, experiment.initial_server_state, range(8))
     expected = exchange_in_process(experiment, messages)
     with make_execution(experiment, 2) as shared:
@@ -253,7 +253,7 @@ def test_workers_train_chunks_of_the_preferred_size(scenario: Make) -> None:
     reference = build_experiment(scenario({"engine.name": "sequential"}))
     messages, _ = broadcast(reference.plan, reference.initial_server_state, range(8))
     expected = exchange_in_process(reference, messages)
-    experiment = build_experiment(scenario(), share_data=True)
+    experiment = build_experiment(scenario(), workers=2)
     experiment = replace(
         experiment,
         make_engine=ThreeAtOnce,
@@ -315,7 +315,7 @@ def test_worker_that_ends_ends_the_run(scenario: Make, loss: Any, description: s
 
 
 def test_ended_worker_fails_only_its_own_clients(scenario: Make) -> None:
-    experiment = build_experiment(scenario(), share_data=True)
+    experiment = build_experiment(scenario(), workers=2)
     with make_execution(experiment, 2) as execution:
         messages, _ = broadcast(experiment.plan, experiment.initial_server_state, range(8))
         victim = mp.active_children()[0]
@@ -490,5 +490,5 @@ def test_workers_end_when_their_server_ends(root: Path, tmp_path: Path, end_sign
 def test_one_worker_uses_no_other_process(scenario: Make) -> None:
     experiment = build_experiment(scenario())
     assert isinstance(make_execution(experiment, 1), InProcessExecution)
-    with pytest.raises(ValueError, match="share_data=True"), make_execution(experiment, 2):
+    with pytest.raises(ValueError, match="workers=2"), make_execution(experiment, 2):
         pass
