@@ -152,22 +152,22 @@ def random_data(load: Workload) -> Dataset:
 # ------------------------------------------------------------------------------------------------------------- loops and engines
 
 
-def train_naively(load: Workload, task: LearningTask, jobs: Sequence[TrainingJob]) -> list[np.ndarray]:
-    """Train the clients with the loop of a tutorial and return their parameters."""
+def train_naively(load: Workload, task: LearningTask, jobs: Sequence[TrainingJob], device: str = "cpu") -> list[np.ndarray]:
+    """Train the clients with the loop of a tutorial on a device, and return their parameters."""
     global_model = task.module
     results = []
     for job in jobs:
         x, y = (torch.from_numpy(a) for a in job.examples.arrays())
-        model = copy.deepcopy(global_model)
+        model = copy.deepcopy(global_model).to(device)
         model.train()
         momentum = getattr(load.optimizer, "momentum", 0.0)
         optimizer = torch.optim.SGD(model.parameters(), lr=load.optimizer.lr, momentum=momentum)
         for bx, by in DataLoader(TensorDataset(x, y), batch_size=load.batch or load.n, shuffle=True):
             optimizer.zero_grad()
-            functional.cross_entropy(model(bx), by).backward()
+            functional.cross_entropy(model(bx.to(device)), by.to(device)).backward()
             optimizer.step()
         state = model.state_dict()
-        results.append(torch.cat([state[name].reshape(-1) for name in task.layout.names]).numpy())
+        results.append(torch.cat([state[name].reshape(-1) for name in task.layout.names]).cpu().numpy())
     return results
 
 
@@ -267,14 +267,14 @@ def measure(load: Workload, turns: int) -> list[Figure]:
         actions["by hand"] = lambda: train_by_hand(task, jobs, local_training)
         preparation_seconds["by hand"] = 0.0
         updates = train_by_hand(task, jobs, local_training)
-        distances["by hand"] = max(map(_distance, updates, (oracle[job.client] for job in jobs)))
+        distances["by hand"] = max(map(relative_distance, updates, (oracle[job.client] for job in jobs)))
     for name, choice in engines(load):
         start = time.perf_counter()
         engine = make_engine(choice, sizes, new_task(), local_training, data.train)
         preparation_seconds[name] = time.perf_counter() - start
         assert type(engine).__name__.lower() == choice.name, f"{load.name}: expected {choice.name}, got {engine}"
         results = _train(engine, jobs)
-        distances[name] = max(_distance(results[client], update) for client, update in oracle.items())
+        distances[name] = max(relative_distance(results[client], update) for client, update in oracle.items())
         assert distances[name] <= CLOSE, f"{load.name}, {name}: relative distance {distances[name]:.2g} from the oracle"
         actions[name] = lambda engine=engine: _train(engine, jobs)
     least = _time_in_turn(actions, turns)
@@ -312,7 +312,7 @@ def _train(engine: TrainingEngine, jobs: Sequence[TrainingJob]) -> dict[int, np.
     return updates
 
 
-def _distance(update: np.ndarray, expected: np.ndarray) -> float:
+def relative_distance(update: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(update - expected) / np.linalg.norm(expected))
 
 
@@ -371,7 +371,7 @@ def measure_distances(model: str, clients: int, seeds: int, data: str | None) ->
             )
             updates[f"{engine}, fused"] = _train(experiment.engine, jobs)
         for name, by_client in updates.items():
-            distances.setdefault(name, []).extend(_distance(by_client[client], expected[client]) for client in cohort)
+            distances.setdefault(name, []).extend(relative_distance(by_client[client], expected[client]) for client in cohort)
     return [Distances(model, name, steps, tuple(of_name)) for name, of_name in sorted(distances.items())]
 
 
