@@ -101,6 +101,14 @@ class Compressor(Component, ABC):
             # in place of the property, as in the built-in classes; mypy takes it for a change of the property itself
             cls.codec = PLUGIN_CODEC  # type: ignore[assignment, method-assign]
 
+    @property
+    def accepts_tensors(self) -> bool:
+        """True if `encode` and `send` also take torch tensors of any device; then a state has tensors, too.
+
+        The sections are those of an array with the same numbers.
+        """
+        return False
+
     @abstractmethod
     def decode(self, sections: Sections, ctx: CodecContext) -> Update:
         """Decode the sections of one client. Raise WireError for malformed sections, before they are expanded.

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fedsgd.numerics.arrays import F32, F64, I64, U8
 from fedsgd.numerics.kernels import kernel
 from fedsgd.numerics.reductions import scatter_add
+from fedsgd.numerics.vectors import copy_vector, is_tensor, set_at
 from fedsgd.wire.levels import dequantise
 
 StateArrays = Mapping[str, NDArray[Any]]
@@ -98,6 +99,8 @@ class SparseUpdate(Update):
     def add_to(self, out: NDArray[Any], weight: float) -> None:
         if out.dtype == np.float64:
             scatter_add(out, self.indices, self.values, float(weight))
+        elif is_tensor(out):
+            out[self.indices] = out[self.indices] + out.new_tensor(self.values) * weight  # type: ignore[attr-defined]
         elif out.dtype == self.values.dtype == np.float32:
             _scatter_add_float32(out, self.indices, self.values, np.float32(weight))
         else:
@@ -132,8 +135,8 @@ class EntryPatch:
         """
         if self.indices is None:
             return self.values
-        out = vector.copy()
-        out[self.indices] = self.values
+        out: NDArray[Any] = copy_vector(vector)
+        set_at(out, self.indices, self.values)
         return out
 
 

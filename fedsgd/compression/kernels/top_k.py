@@ -3,17 +3,19 @@
 Without its sign, the bits of a float order as its magnitude does. So all comparisons are of integers, and −0.0 is a zero. A
 sample gives a bound that slightly more than k coordinates reach. One pass collects these candidates, and only they are
 partitioned. The sample decides the duration and never the result: if fewer than k coordinates reach the bound, or far more,
-all coordinates other than zero are partitioned.
+all coordinates other than zero are partitioned. The functions also take torch tensors, see `tensor_forms`.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any, cast
 
 import numpy as np
 
 from fedsgd.numerics.arrays import F32, I64, U32
 from fedsgd.numerics.kernels import jit_helper, kernel
+from fedsgd.numerics.vectors import is_tensor
 from fedsgd.wire.bits import count_trailing_zeros
 
 SAMPLE_SIZE = 4096
@@ -29,6 +31,10 @@ def top_k(x: F32, k: int) -> tuple[I64, F32]:
 
     Of equal magnitudes the lowest positions are selected first. Zeros are never selected, so there may be fewer than k.
     """
+    if is_tensor(x):
+        from fedsgd.compression.kernels import tensor_forms
+
+        return tensor_forms.top_k(cast("Any", x), k)
     positions, words = _top_k(x.view(np.uint32), k)
     return positions, words.view(np.float32)
 
@@ -41,6 +47,10 @@ def chunk_top_k(x: F32, length: int, limits: I64) -> tuple[I64, F32, I64]:
         length: coordinates of a chunk; the last one may be shorter.
         limits: [C] int64, k of each chunk, from 1 to the chunk's length. Zeros are never selected, so there may be fewer.
     """
+    if is_tensor(x):
+        from fedsgd.compression.kernels import tensor_forms
+
+        return tensor_forms.chunk_top_k(cast("Any", x), length, limits)
     positions, words, counts = _chunk_top_k(x.view(np.uint32), length, limits)
     return positions, words.view(np.float32), counts
 
@@ -49,6 +59,10 @@ def select_above(x: F32, threshold: float) -> tuple[I64, F32]:
     """Return the positions, ascending, and the values of all |x| ≥ threshold > 0 of a finite x [P]."""
     with np.errstate(over="ignore", under="ignore"):
         bound = max(1, int(np.float32(threshold).view(np.uint32)))
+    if is_tensor(x):
+        from fedsgd.compression.kernels import tensor_forms
+
+        return tensor_forms.select_above(cast("Any", x), bound)
     positions, words = _collect_candidates(x.view(np.uint32), bound, len(x))
     return positions, words.view(np.float32)
 

@@ -44,6 +44,7 @@ class Threshold(Sparsifier):
 
     name: ClassVar[str] = "threshold"
     codec: ClassVar[int] = 4
+    accepts_tensors = True
 
     threshold: PositiveFloat = 0.001
     values: ValueFormat = "float32"

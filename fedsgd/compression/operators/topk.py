@@ -89,6 +89,7 @@ class TopK(Sparsifier):
 
     name: ClassVar[str] = "top-k"
     codec = _TopKCodec()
+    accepts_tensors = True
 
     density: FractionAboveZero = 0.01
     values: ValueFormat = "float32"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from fedsgd.numerics.arrays import F32, I64
 from fedsgd.numerics.kernels import kernel
 from fedsgd.numerics.parameter_layout import ParameterLayout
 from fedsgd.numerics.reductions import squared_norm
+from fedsgd.numerics.vectors import is_tensor, subtract_at, to_host, zeros_like
 from fedsgd.wire import Sections, ValueFormat
 
 TINY = np.float32(2.0**-126)
@@ -72,6 +73,7 @@ class DGC(CompressionScheme):
 
     name: ClassVar[str] = "dgc"
     codec: ClassVar[int] = 20
+    accepts_tensors = True
     residual_entries: ClassVar[tuple[str, ...]] = ("u", "v")
 
     density: FractionAboveZero = 0.001
@@ -93,13 +95,11 @@ class DGC(CompressionScheme):
         return density_in_round(self.density, self.warm_up, self.warm_up_rounds, round)
 
     def send(self, x: F32, state: StateArrays, ctx: CodecContext) -> EncodedUpdate:
-        u, v = _accumulate(
-            x, *self._read_state(state, len(x)), np.float32(self.momentum), self._compute_clip_factor(x, ctx), self.nesterov
-        )
+        u, v = accumulate(x, *self._read_state(state, x), self.momentum, self._compute_clip_factor(x, ctx), self.nesterov)
         sections, update = encode_sparse(*self._select(v, ctx), self.values, ctx)
         positions = update.indices
         rollback = {"u": EntryPatch(positions, u[positions]), "v": EntryPatch(positions, v[positions])}
-        v[positions] -= update.values
+        subtract_at(v, positions, update.values)
         if self.masking:
             u[positions] = 0
         return EncodedUpdate(sections, {"u": u, "v": v}, rollback)
@@ -126,15 +126,17 @@ class DGC(CompressionScheme):
             rule = "DGC corrects the momentum of one local step of every client in every round (Lin et al. 2018)"
             yield from run.find_momentum_warnings(self.momentum, rule, _find_broken_assumptions(run))
 
-    def _read_state(self, state: StateArrays, size: int) -> tuple[F32, F32]:
+    def _read_state(self, state: StateArrays, x: F32) -> tuple[F32, F32]:
         if state:
             return state["u"], state["v"]
-        return np.zeros(size, dtype=np.float32), np.zeros(size, dtype=np.float32)
+        return zeros_like(x), zeros_like(x)
 
     def _compute_clip_factor(self, x: F32, ctx: CodecContext) -> np.float32:
         """Return the factor of clipping for an update."""
-        norm, limit = float(np.sqrt(squared_norm(x))), self.clip * float(np.sqrt(ctx.cohort))
-        return np.float32(limit / norm if self.clip and norm > limit else 1.0)
+        if not self.clip:
+            return np.float32(1)
+        norm, limit = float(np.sqrt(squared_norm(to_host(x)))), self.clip * float(np.sqrt(ctx.cohort))
+        return np.float32(limit / norm if norm > limit else 1.0)
 
     def _select(self, v: F32, ctx: CodecContext) -> tuple[I64, F32]:
         """Return the positions that are sent, ascending, and the values of v there."""
@@ -164,6 +166,17 @@ def _allocate_coordinates(layout: ParameterLayout, density: float) -> list[tuple
     """Return the slice and k of each tensor that is not empty."""
     sizes = [(part, part.stop - part.start, len(shape)) for _, part, shape in layout.list_slices()]
     return [(part, top_k_size(density, size) if dimensions > 1 else size) for part, size, dimensions in sizes if size]
+
+
+def accumulate(x: F32, u: F32, v: F32, momentum: float, factor: np.float32, nesterov: bool) -> tuple[F32, F32]:
+    """Return the next u and v, [P] each, of arrays or tensors: see `DGC`. The update is multiplied by `factor` first."""
+    if is_tensor(x):
+        from fedsgd.compression.kernels import tensor_forms
+
+        x_tensor, u_tensor, v_tensor = (cast("Any", vector) for vector in (x, u, v))
+        tensors = tensor_forms.accumulate(x_tensor, u_tensor, v_tensor, np.float32(momentum), factor, nesterov, TINY)
+        return cast("tuple[F32, F32]", tensors)
+    return _accumulate(x, u, v, np.float32(momentum), factor, nesterov)
 
 
 # ---------------------------------------------------------------------------------------------------------------- the kernels

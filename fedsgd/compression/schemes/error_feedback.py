@@ -14,6 +14,7 @@ from fedsgd.compression.updates import SparseUpdate, StateArrays, Update, record
 from fedsgd.config.component import FieldError, FractionAboveZero, field_defaults, field_types
 from fedsgd.numerics.arrays import F32
 from fedsgd.numerics.parameter_layout import ParameterLayout
+from fedsgd.numerics.vectors import copy_vector, is_tensor, scale_vector
 from fedsgd.wire import Sections
 
 TINY = np.float32(2.0**-126)
@@ -66,13 +67,17 @@ class ErrorFeedback(OperatorScheme):
     def codec(self) -> int:
         return self.op.codec
 
+    @property
+    def accepts_tensors(self) -> bool:
+        return self.op.accepts_tensors
+
     def send(self, x: F32, state: StateArrays, ctx: CodecContext) -> EncodedUpdate:
         residual = state.get("residual")
         total = x if residual is None else decay_vector(residual, self.decay) + x
         sections, update = self.op.encode(total, ctx)
         patch = record_patch(total, update)
         is_own = residual is not None and len(x) > MAX_COPIED and isinstance(update, SparseUpdate)
-        next_residual = total if is_own and not _refers_to(total, sections, update) else total.copy()
+        next_residual = total if is_own and not _refers_to(total, sections, update) else copy_vector(total)
         update.add_to(next_residual, -1.0)
         return EncodedUpdate(sections, {"residual": next_residual}, {"residual": patch})
 
@@ -89,13 +94,15 @@ def decay_vector(vector: F32, factor: float) -> F32:
     """Return factor · vector [P], with 0 for subnormal numbers; the vector itself for a factor of 1."""
     if factor == 1.0:
         return vector
-    decayed = vector * np.float32(factor)
-    decayed[np.abs(decayed) < TINY] = 0  # arithmetic with subnormal numbers is many times slower
+    decayed: F32 = scale_vector(vector, np.float32(factor))
+    decayed[abs(decayed) < float(TINY)] = 0  # arithmetic with subnormal numbers is many times slower
     return decayed
 
 
 def _refers_to(vector: F32, sections: Sections, update: Update) -> bool:
     """Return whether the sections or the values of an encoded update may be views of the vector."""
+    if is_tensor(vector):  # they are copies on the host
+        return False
     values = [update.values] if isinstance(update, SparseUpdate) else [vector]
     arrays = [*values, *(np.frombuffer(section.data, dtype=np.uint8) for section in sections if section.data)]
     return any(np.may_share_memory(vector, array) for array in arrays)

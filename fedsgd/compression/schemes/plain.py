@@ -23,6 +23,10 @@ class MemorylessScheme(OperatorScheme):
     def codec(self) -> int:
         return self.op.codec
 
+    @property
+    def accepts_tensors(self) -> bool:
+        return self.op.accepts_tensors
+
     def send(self, x: F32, state: StateArrays, ctx: CodecContext) -> EncodedUpdate:
         return EncodedUpdate(self.op.encode(x, ctx)[0], {}, {})
 

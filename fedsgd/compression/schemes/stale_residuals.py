@@ -14,6 +14,7 @@ from fedsgd.compression.updates import StateArrays, Update
 from fedsgd.config.component import Component, FieldError, FractionBelowOne, PositiveInt
 from fedsgd.numerics.arrays import F32
 from fedsgd.numerics.parameter_layout import ParameterLayout
+from fedsgd.numerics.vectors import scale_vector
 from fedsgd.wire import Sections
 
 
@@ -49,6 +50,10 @@ class StaleResidualPolicy(CompressionScheme):
     def codec(self) -> int:
         return self.scheme.codec
 
+    @property
+    def accepts_tensors(self) -> bool:
+        return self.scheme.accepts_tensors
+
     def send(self, x: F32, state: StateArrays, ctx: CodecContext) -> EncodedUpdate:
         update = self.scheme.send(x, self._apply_policy(state, ctx.round), ctx)
         return EncodedUpdate(update.sections, {**update.state, "round": np.array(ctx.round)}, update.rollback)
@@ -62,7 +67,7 @@ class StaleResidualPolicy(CompressionScheme):
         if self.policy == "decay" and missed_rounds:
             remaining_share = np.float32(self.factor**missed_rounds)
             return {
-                name: value * remaining_share if name in self.scheme.residual_entries else value
+                name: scale_vector(value, remaining_share) if name in self.scheme.residual_entries else value
                 for name, value in scheme_state.items()
             }
         return scheme_state

@@ -1,0 +1,54 @@
+"""Operations on a vector that is a numpy array or a torch tensor, for code that computes on either.
+
+This module does not import torch: it calls methods of the tensor. Positions are arrays of the host in both cases.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsgd.numerics.arrays import I64
+
+
+def is_tensor(vector: object) -> bool:
+    """Return whether a vector is a torch tensor, not an array."""
+    return not isinstance(vector, np.ndarray)
+
+
+def to_host(vector: Any) -> NDArray[Any]:
+    """Return a vector as an array; the array itself, or the numbers of a tensor."""
+    array: NDArray[Any] = vector.detach().cpu().numpy() if is_tensor(vector) else vector
+    return array
+
+
+def copy_vector(vector: Any) -> Any:
+    """Return a copy of a vector, of the same kind."""
+    return vector.clone() if is_tensor(vector) else vector.copy()
+
+
+def scale_vector(vector: Any, factor: np.float32) -> Any:
+    """Return factor · vector in float32."""
+    return vector * (float(factor) if is_tensor(vector) else factor)
+
+
+def zeros_like(vector: Any) -> Any:
+    """Return zeros of a vector's size, kind and place."""
+    return vector.new_zeros(len(vector)) if is_tensor(vector) else np.zeros_like(vector)
+
+
+def set_at(vector: Any, positions: I64, values: Any) -> None:
+    """Overwrite the numbers at distinct positions [k] with values [k], or with one number."""
+    vector[positions] = _match(vector, values)
+
+
+def subtract_at(vector: Any, positions: I64, values: Any) -> None:
+    """Subtract values [k] from the numbers at distinct positions [k], in place."""
+    vector[positions] = vector[positions] - _match(vector, values)
+
+
+def _match(vector: Any, values: Any) -> Any:
+    """Return values as a tensor on the device of the vector, if that is a tensor."""
+    return vector.new_tensor(values) if is_tensor(vector) and isinstance(values, np.ndarray) else values
