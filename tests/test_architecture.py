@@ -22,6 +22,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "numba": ("numerics.kernels",),
     "torch": (
         "aggregation.server_step",
+        "compression.kernels.tensor_forms",
         "experiment.builder",
         "experiment.federation",
         "experiment.final_model",

@@ -41,7 +41,7 @@ from fedsgd.system.global_generators import isolate_generators
 from fedsgd.system.torch_determinism import isolate_global_state
 from fedsgd.system.user_files import expand_user_path, find_temporary_folder
 from fedsgd.training import EvaluationSets, TrainingEngine
-from fedsgd.training.device_memory import plan_memory
+from fedsgd.training.device_memory import DeviceMemory, plan_memory
 from fedsgd.training.evaluation_trial import resolve_evaluation
 from fedsgd.training.selection import EngineChoice, make_engine, rank_batch_sizes, select_engine
 from fedsgd.training.slice_evaluation import SetMetrics
@@ -129,14 +129,15 @@ def _build(scenario: Scenario, data: str | Path | None, objects: PythonObjects, 
     sets = select_evaluation_sets(scenario, task, dataset, train, held_out, validation)
     task = _dry_run_model(scenario, task, dataset, sets)
     check_training_steps(task, plan.local_training, train, dataset.train, scenario.seed)
-    engine, choice, engine_factory = _build_engine(scenario, task, plan, dataset, train, workers)
-    resolved_engine = replace(scenario.engine, name=choice.name, stack=choice.stack, device=choice.device)
-    scenario = replace(scenario, **references, engine=resolved_engine)
-    evaluation = _plan_evaluation(scenario, task, dataset, train, held_out, validation)
-    server = initial_server_state(plan, task.initial_parameters[: plan.layout.size])
     participation = _participation(scenario, train, plan.cohort_size, data_folder)
     budget = _state_budget(scenario, plan, participation.n_invited, task.layout.size)
-    budget = replace(budget, evaluation_bytes=task.output_bytes)
+    memory = _plan_device_memory(scenario, task, plan, dataset, train, budget, workers)
+    engine, choice, engine_factory = _build_engine(scenario, task, plan, dataset, train, memory)
+    config = replace(scenario.engine, name=choice.name, stack=choice.stack, device=choice.device)
+    scenario = replace(scenario, **references, engine=config)
+    evaluation = _plan_evaluation(scenario, task, dataset, train, held_out, validation)
+    server = initial_server_state(plan, task.initial_parameters[: plan.layout.size])
+    budget = replace(budget, evaluation_bytes=task.output_bytes, device=memory.device if memory and memory.states else "")
     return Experiment(
         scenario,
         dataset,
@@ -157,17 +158,48 @@ def _build(scenario: Scenario, data: str | Path | None, objects: PythonObjects, 
     )
 
 
+def _plan_device_memory(
+    scenario: Scenario,
+    task: LearningTask,
+    plan: FederationPlan,
+    dataset: Dataset,
+    train: ClientData,
+    budget: StateBudget,
+    workers: int,
+) -> DeviceMemory | None:
+    """Return the memory that the run needs on a GPU; None on the CPU. States stay on a GPU that one process uses."""
+    device = resolve_device(scenario.engine.device, scenario.engine.deterministic)
+    example_counts, client_counts = train.distinct_sizes()
+    sizes = rank_batch_sizes(example_counts, plan.local_training, client_counts)
+    if device == CPU or not sizes:
+        return None
+    may_stay = workers == 1 and budget.location == "memory" and plan.uplink.accepts_tensors and not plan.bfloat16_states
+    state_bytes = budget.n_bytes if may_stay else 0
+    sets = dataset.train, dataset.test
+    return plan_memory(device, task, plan.local_training, sets, max(sizes), processes=workers, state_bytes=state_bytes)
+
+
 def _build_engine(
-    scenario: Scenario, task: LearningTask, plan: FederationPlan, dataset: Dataset, train: ClientData, workers: int
+    scenario: Scenario,
+    task: LearningTask,
+    plan: FederationPlan,
+    dataset: Dataset,
+    train: ClientData,
+    memory: DeviceMemory | None,
 ) -> tuple[TrainingEngine, EngineChoice, EngineFactory]:
     """Return (engine, its name and the reason for it, function that makes an equal engine)."""
     example_counts, client_counts = train.distinct_sizes()
     config, sizes = scenario.engine, rank_batch_sizes(example_counts, plan.local_training, client_counts)
-    device = resolve_device(config.device, config.deterministic)
-    request = EngineChoice(config.name, config.update, config.stack, device=device, deterministic=config.deterministic)
-    memory = None
-    if device != CPU and sizes:
-        memory = plan_memory(device, task, plan.local_training, (dataset.train, dataset.test), max(sizes), workers)
+    device = CPU if memory is None else memory.device
+    keeps_updates = memory is not None and plan.uplink.accepts_tensors
+    request = EngineChoice(
+        config.name,
+        config.update,
+        config.stack,
+        device=device,
+        deterministic=config.deterministic,
+        keeps_updates=keeps_updates,
+    )
     engine, choice = select_engine(request, task, plan.local_training, dataset.train, sizes, plan.cohort_size, memory)
     return engine, choice, partial(make_engine, choice, sizes)
 

@@ -100,7 +100,7 @@ class InProcessExecution(Execution):
     def _open_store(self, resources: ExitStack) -> ClientStore:
         """Open the store of client states at the location of the budget."""
         if self.state_budget.location == "memory":
-            return InMemoryClientStore()
+            return InMemoryClientStore(keeps_tensors=bool(self.state_budget.device))
         return resources.enter_context(closing(self.state_budget.open_shared_store()))
 
 

@@ -37,6 +37,7 @@ class StateBudget:
         folder: folder of states on disk, None for states in memory.
         aggregation_bytes: memory that the server's aggregator needs in addition, at most, bytes.
         evaluation_bytes: memory of the outputs that an evaluation stores for metrics of a whole set, at most, bytes.
+        device: GPU that has the states in memory in place of the host; "" for the host.
     """
 
     clients: int
@@ -48,6 +49,7 @@ class StateBudget:
     folder: Path | None = None
     aggregation_bytes: int = 0
     evaluation_bytes: int = 0
+    device: str = ""
 
     @property
     def n_bytes(self) -> int:
@@ -67,7 +69,7 @@ class StateBudget:
         if self.location == "disk":
             return f"on disk in {self.folder}"
         models = f" with {format_bytes(self.model_bytes)} of models" if self.model_bytes else ""
-        return f"in memory{models} (budget {format_binary_bytes(self.budget)})"
+        return f"in memory{f' of {self.device}' if self.device else ''}{models} (budget {format_binary_bytes(self.budget)})"
 
     def open_shared_store(self) -> SlotStore:
         """Open a new store at the location, for several processes."""

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from fedsgd.compression import ClientId, EntryPatch, StateArrays, apply_rollback
 from fedsgd.numerics.arrays import F32, I32
+from fedsgd.numerics.vectors import is_tensor, to_host
 from fedsgd.optim.base import STEP_COUNT
 from fedsgd.wire.floats import from_bfloat16, to_bfloat16
 
@@ -131,9 +132,14 @@ class ClientStore(Protocol):
 
 
 class InMemoryClientStore(ClientStore):
-    """In-memory `ClientStore`. Its size grows with the number of clients that have taken part."""
+    """In-memory `ClientStore`. Its size grows with the number of clients that have taken part.
 
-    def __init__(self) -> None:
+    Args:
+        keeps_tensors: tensors of a GPU stay there; else arrays of the host take their place.
+    """
+
+    def __init__(self, keeps_tensors: bool = False) -> None:
+        self.keeps_tensors = keeps_tensors
         self._states_by_client: dict[ClientId, ClientState] = {}
 
     def load(self, client: ClientId) -> ClientState:
@@ -294,6 +300,19 @@ def to_float32_state(state: ClientState) -> ClientState:
         state: a state that `to_bfloat16_state` returned.
     """
     return _convert_state(state, _to_f32)
+
+
+def to_host_state(state: ClientState) -> ClientState:
+    """Return the state with arrays in place of all tensors of a device.
+
+    Args:
+        state: a state of a client that an engine on a GPU may have trained.
+    """
+    uncommitted = state.uncommitted_state
+    arrays = [*state.committed_state.values(), *(() if uncommitted is None else uncommitted.state_if_accepted.values())]
+    if not any(is_tensor(array) for array in arrays):
+        return state
+    return _convert_state(state, lambda _name, vector: to_host(vector))
 
 
 ArrayConverter = Callable[[str, NDArray[Any]], NDArray[Any]]

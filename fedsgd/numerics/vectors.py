@@ -24,6 +24,19 @@ def to_host(vector: Any) -> NDArray[Any]:
     return array
 
 
+def is_finite(vector: Any) -> bool:
+    """Return True if no number of a vector is an infinity or a NaN."""
+    return bool(vector.isfinite().all()) if is_tensor(vector) else bool(np.isfinite(vector).all())
+
+
+def like_update(array: Any, update: Any) -> Any:
+    """Return the entry of a state as the kind of an update: float32 vectors as a tensor on its device, or as arrays."""
+    if is_tensor(update):
+        is_vector = isinstance(array, np.ndarray) and array.dtype == np.float32
+        return update.new_tensor(array) if is_vector else array
+    return to_host(array)
+
+
 def copy_vector(vector: Any) -> Any:
     """Return a copy of a vector, of the same kind."""
     return vector.clone() if is_tensor(vector) else vector.copy()

@@ -241,7 +241,8 @@ class TrainingResult:
     Attributes:
         client: client of the job.
         n_examples, n_steps: examples of the client; local steps.
-        update: [P] float32, w_local − w_received. A client with one step s returns s itself, since (w + s) − w is rounded.
+        update: [P] float32, w_local − w_received. A client with one step s returns s itself, since (w + s) − w is rounded. A
+            tensor of the engine's device in place of an array, if the engine keeps updates there.
         optimizer_state: the optimizer's last buffers, each a [P] array of its own, under `keep_optimizer_state`; else empty.
         buffers: [S] float32, values of `LearningTask.buffers` after training; None if the task has no such buffers.
     """

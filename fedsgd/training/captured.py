@@ -64,7 +64,8 @@ class Captured:
         self._batch_sizes = frozenset(batch_sizes)
         self._fused_update = fusable_update(local_training) if update_mode == "fused" else None
         self._x_buffer, self._y_buffer = BatchBuffer(device), BatchBuffer(device)
-        has_images = update_mode == "fused" and device.is_cpu and any(len(shape) == 4 for shape in task.layout.shapes)
+        may_reorder = update_mode == "fused" and device.is_cpu and not device.keeps_updates
+        has_images = may_reorder and any(len(shape) == 4 for shape in task.layout.shapes)
         self._step_buffers, self._steps = self._capture_first_step(batch_sizes[0], has_images)
 
     def _capture_first_step(self, batch_size: int, has_images: bool) -> tuple[StepBuffers, dict[int, CapturedStep | None]]:
@@ -150,11 +151,19 @@ class Captured:
                 buffers.w, start, buffers.g, buffers.optimizer_buffers, time, correction, unused_slices
             )
             if n_steps == 1:
-                return self._build_result(job, buffers.tensor_format.to_wire_order(local_step.compute_difference(buffers.w)))
+                return self._build_result(job, self._finish_update(local_step.compute_difference(buffers.w)))
             local_step.add_to(buffers.w)
+        if self._device.keeps_updates:
+            return self._build_result(job, self._finish_update(buffers.w - self._device.to_device(job.weights)))
         update = buffers.tensor_format.to_wire_order(buffers.w)
         np.subtract(update, job.weights, out=update)
         return self._build_result(job, update)
+
+    def _finish_update(self, update: Tensor) -> F32:
+        """Return an update in the order of the wire, as `EngineDevice.finish_update`."""
+        if self._device.keeps_updates:  # then tensors have the order of the wire
+            return self._device.finish_update(update)
+        return self._step_buffers.tensor_format.to_wire_order(update)
 
     def _build_result(self, job: TrainingJob, update: F32) -> TrainingResult:
         """Return the result of a client, with the optimizer's buffers under `keep_optimizer_state`."""

@@ -6,7 +6,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fedsgd.errors import ModelError
 from fedsgd.models.task import LearningTask
+from fedsgd.numerics.arrays import F32
 from fedsgd.system.compute_device import CPU, apply_cuda_settings
 from fedsgd.system.torch_threads import use_single_thread
 
@@ -40,10 +41,14 @@ class EngineDevice:
         name: "cpu", or a name of `resolve_device` such as "cuda:0".
         deterministic: refuse operations that have no deterministic form on a GPU.
         capacity: bytes of the device's memory for examples; None for no limit.
+        keeps_updates: updates of clients are tensors of the device, for compressors that accept them, not arrays.
     """
 
-    def __init__(self, name: str = CPU, deterministic: bool = True, capacity: int | None = None) -> None:
+    def __init__(
+        self, name: str = CPU, deterministic: bool = True, capacity: int | None = None, keeps_updates: bool = False
+    ) -> None:
         self.name = name
+        self.keeps_updates = keeps_updates
         self.torch_device = torch.device(name)
         self._deterministic = deterministic
         self._capacity = capacity
@@ -91,6 +96,10 @@ class EngineDevice:
         """Return a tensor as an array; on the CPU it has the memory of the tensor."""
         array: NDArray[Any] = tensor.detach().cpu().numpy()
         return array
+
+    def finish_update(self, update: Tensor) -> F32:
+        """Return a client's update as an array, or as the tensor that it is if the device keeps updates."""
+        return cast("F32", update) if self.keeps_updates else self.to_host(update)
 
     def get_examples(self, array: NDArray[Any]) -> Tensor:
         """Return an array of examples as a tensor that stays on the device for later calls, as long as there is room.

@@ -23,6 +23,8 @@ from fedsgd.training.graph.step import StepBuffers, record_gradients
 
 USABLE_SHARE = 0.8
 """Share of the free memory that is planned. Libraries and fragments take the rest."""
+STATE_SHARE = 0.3
+"""Largest share of the free memory for the states of clients; larger ones are on the host."""
 
 
 @dataclass(frozen=True)
@@ -34,17 +36,19 @@ class DeviceMemory:
         free: free memory that one process may use.
         examples: all examples of the run.
         client: model, gradient, optimizer state and intermediate results of one client.
+        states: states of clients that stay on the device between rounds; 0 if they are on the host.
     """
 
     device: str
     free: int
     examples: int
     client: int
+    states: int = 0
 
     @property
     def max_clients(self) -> int:
         """Number of clients that fit at a time, next to the examples."""
-        return max(0, math.floor((USABLE_SHARE * self.free - self.examples) / self.client))
+        return max(0, math.floor((USABLE_SHARE * self.free - self.examples - self.states) / self.client))
 
     def choose_stack(self, requested: int | None, wanted: int) -> int:
         """Return the number of clients in a stack: the requested number, or the wanted one as far as it fits.
@@ -53,7 +57,7 @@ class DeviceMemory:
         """
         if self.max_clients >= (requested or 1):
             return requested or min(wanted, self.max_clients)
-        needed = (self.examples + (requested or 1) * self.client) / USABLE_SHARE
+        needed = (self.examples + self.states + (requested or 1) * self.client) / USABLE_SHARE
         clients = "one client" if requested is None else f"{requested:,} clients at a time"
         remedy = f"set engine.stack = {self.max_clients}" if self.max_clients else 'set engine.device = "cpu"'
         raise ScenarioError(
@@ -62,22 +66,29 @@ class DeviceMemory:
         )
 
     def __str__(self) -> str:
-        return (
-            f"{format_bytes(self.free)} free, {format_bytes(self.examples)} for examples, {format_bytes(self.client)} a client"
-        )
+        states = f"{format_bytes(self.states)} for states, " if self.states else ""
+        examples, client = format_bytes(self.examples), format_bytes(self.client)
+        return f"{format_bytes(self.free)} free, {examples} for examples, {states}{client} a client"
 
 
 def plan_memory(
-    device: str, task: LearningTask, local_training: LocalTraining, sets: Sequence[Examples], batch_size: int, processes: int
+    device: str,
+    task: LearningTask,
+    local_training: LocalTraining,
+    sets: Sequence[Examples],
+    batch_size: int,
+    *,
+    processes: int = 1,
+    state_bytes: int = 0,
 ) -> DeviceMemory:
     """Return the memory that a run needs on a GPU that several processes share, by the largest batch size.
 
-    `sets` has the training examples first.
+    `sets` has the training examples first. `state_bytes` is the size of all states that the device could have.
     """
     examples = sum(measure_examples(array) for part in sets for array in (part.x, part.y))
     client = estimate_client_bytes(task, local_training, sets[0], batch_size)
-    free, _ = torch.cuda.mem_get_info(device)
-    return DeviceMemory(device, int(free) // processes, examples, client)
+    free = int(torch.cuda.mem_get_info(device)[0]) // processes
+    return DeviceMemory(device, free, examples, client, state_bytes if state_bytes <= STATE_SHARE * free else 0)
 
 
 def measure_examples(array: NDArray[Any]) -> int:

@@ -63,6 +63,7 @@ class EngineChoice:
         reason: reason for the engine, for messages.
         device: device of the engine: "cpu", or a GPU such as "cuda:0".
         deterministic: on a GPU, refuse operations that have no deterministic form.
+        keeps_updates: on a GPU, updates are compressed there.
     """
 
     name: EngineName = "auto"
@@ -71,6 +72,7 @@ class EngineChoice:
     reason: str = "requested"
     device: str = CPU
     deterministic: bool = True
+    keeps_updates: bool = False
 
     def __str__(self) -> str:
         update = "" if self.name == "sequential" else f", {self.update} update"
@@ -144,7 +146,8 @@ def select_engine(
 def _create(
     choice: EngineChoice, task: LearningTask, local_training: LocalTraining, sample: Examples, batch_sizes: Sequence[int]
 ) -> TrainingEngine:
-    device = EngineDevice(resolve_device(choice.device, choice.deterministic), choice.deterministic)
+    name = resolve_device(choice.device, choice.deterministic)
+    device = EngineDevice(name, choice.deterministic, keeps_updates=choice.keeps_updates)
     if choice.name == "captured" and batch_sizes:
         return Captured(task, local_training, sample, batch_sizes, choice.update, device)
     if choice.name == "stacked" and len(batch_sizes) == MAX_RECORDED_BATCH_SIZES:

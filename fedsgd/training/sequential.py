@@ -69,7 +69,7 @@ class Sequential:
             final_state = {name: self._device.to_host(value) for name, value in optimizer_buffers.items()}
         self._flat_module.state.check_unchanged()
         buffers = self._flat_module.state.read_buffers()
-        return TrainingResult(job.client, self._device.to_host(update), len(job.examples), n_steps, final_state, buffers)
+        return TrainingResult(job.client, self._device.finish_update(update), len(job.examples), n_steps, final_state, buffers)
 
     def evaluate(self, weights: F32, examples: Examples, buffers: F32 | None = None) -> EvaluationResult:
         """Return the loss and the metrics of a model: see `TrainingEngine.evaluate`."""

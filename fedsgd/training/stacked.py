@@ -85,22 +85,22 @@ class ClientStack:
 
     def optimizer_states(self, k: int) -> dict[str, F32]:
         """Return the optimizer's buffers of the first k clients by name, each [k, P]."""
-        return {
-            name: self.flatten([buffers[name][:k] for buffers in self.optimizer_buffers]) for name in self.optimizer_buffers[0]
-        }
+        names = self.optimizer_buffers[0]
+        rows = {name: self.flatten([buffers[name][:k] for buffers in self.optimizer_buffers]) for name in names}
+        return {name: self._device.to_host(values) for name, values in rows.items()}
 
     def _split_rows(self, rows: F32) -> list[Tensor]:
         """Return rows [k, P] as tensors [k, *shape]; on the CPU in the rows' memory."""
         tensor = self._device.to_device(rows)
         return [tensor[:, segment].view(-1, *shape) for _, segment, shape in self.layout.list_slices()]
 
-    def compute_updates(self, k: int) -> F32:
+    def compute_updates(self, k: int) -> Tensor:
         """Return the updates of the first k clients, w − received weights, [k, P]."""
         return self.flatten([w[:k] - received_w for w, received_w in zip(self.w, self.received_weights, strict=True)])
 
-    def flatten(self, tensors: Sequence[Tensor]) -> F32:
+    def flatten(self, tensors: Sequence[Tensor]) -> Tensor:
         """Return tensors [k, *shape] as rows [k, P]."""
-        return self._device.to_host(torch.cat([tensor.reshape(len(tensor), -1) for tensor in tensors], dim=1))
+        return torch.cat([tensor.reshape(len(tensor), -1) for tensor in tensors], dim=1)
 
 
 class StackedStep:
@@ -217,7 +217,7 @@ class Stacked:
                 self._record_step(size)
         with self._device.scope(), torch.no_grad():
             self._load_clients(jobs)
-            only_steps: dict[int, F32] = {}
+            only_steps: dict[int, Tensor] = {}
             for step_range in schedule_steps(jobs, self.local_training):
                 start, stop = step_range.start, step_range.stop
                 x, y = self._gather(jobs[0].examples, step_range)
@@ -229,11 +229,19 @@ class Stacked:
                 rows = self._apply_optimizer(step_range, step.used_parameters)
                 if rows is not None:
                     only_steps.update(zip(range(start, stop), rows, strict=True))
-            updates = stack.compute_updates(len(jobs))
+            updates = self._split_updates(stack.compute_updates(len(jobs)), only_steps)
             states = stack.optimizer_states(len(jobs)) if self.local_training.keep_optimizer_state else {}
         for i, job in enumerate(jobs):
             state = {name: rows[i].copy() for name, rows in states.items()}
-            yield TrainingResult(job.client, only_steps.get(i, updates[i]), len(job.examples), n_steps[i], state)
+            yield TrainingResult(job.client, updates[i], len(job.examples), n_steps[i], state)
+
+    def _split_updates(self, rows: Tensor, only_steps: Mapping[int, Tensor]) -> list[F32]:
+        """Return the update of each client from rows [k, P], or the only step of a client that makes one."""
+        for client, step in only_steps.items():
+            rows[client] = step
+        if self._device.keeps_updates:
+            return [self._device.finish_update(row) for row in rows]
+        return list(self._device.to_host(rows))
 
     def _load_clients(self, jobs: Sequence[TrainingJob]) -> None:
         """Load models, optimizer states and corrections of the clients of a stack."""
@@ -263,7 +271,7 @@ class Stacked:
         x, y = self._x_buffer.gather(examples.x, rows), self._y_buffer.gather(examples.y, rows)
         return x.view(*shape, *x.shape[1:]), y.view(*shape, *y.shape[1:])
 
-    def _apply_optimizer(self, step_range: StackedStepRange, used_parameters: Sequence[bool]) -> F32 | None:
+    def _apply_optimizer(self, step_range: StackedStepRange, used_parameters: Sequence[bool]) -> Tensor | None:
         """Make the optimizer's step; the only step of a round does not change w, but is returned for each client, [k, P]."""
         stack, optimizer, clients = self._client_stack, self.local_training.optimizer, slice(step_range.start, step_range.stop)
         steps: list[Tensor] = []
@@ -339,7 +347,8 @@ class Stacked:
                     bind(0, 1)(1, x[i : i + 1].clone(), y[i : i + 1].clone(), *rate)
                 if not all(torch.equal(result[i], tensor[0]) for result, tensor in zip(results, tensors, strict=True)):
                     raise NotCapturableError("a client's result depends on the other clients in its stack")
-            rows = stack.flatten(results) if not rate else np.stack(models) - stack.flatten(results)
+            rows = self._device.to_host(stack.flatten(results))
+            rows = np.stack(models) - rows if rate else rows
             for model, batch, row in list(zip(models, batches, rows, strict=True))[:SMALL_CLIENT_COUNT]:
                 self._flat_module.load_weights(model)
                 gradients = [self._flat_module.compute_flat_gradient(*batch)[0] for _ in range(2)]

@@ -14,7 +14,8 @@ from torch import Tensor
 
 import fedsgd
 from fedsgd.data import Dataset
-from fedsgd.errors import ModelError, ScenarioError
+from fedsgd.errors import ModelError, RunError, ScenarioError
+from fedsgd.federation.client_state import InMemoryClientStore
 from fedsgd.models import MODELS, Mlp
 from fedsgd.models.builder import build_task
 from fedsgd.models.task import LearningTask
@@ -363,7 +364,7 @@ def test_memory_of_a_client_has_vectors_and_intermediate_results(images: Dataset
 def test_plan_shares_the_free_memory_between_processes(images: Dataset) -> None:
     task = build_task(Mlp(hidden=(30,)), images, 0)
     with mock.patch.object(torch.cuda, "mem_get_info", return_value=(8_000_000, 0)):
-        memory = plan_memory("cuda:0", task, TRAININGS["plain"], (images.train, images.test), 10, 4)
+        memory = plan_memory("cuda:0", task, TRAININGS["plain"], (images.train, images.test), 10, processes=4)
     n_bytes = sum(array.nbytes for part in (images.train, images.test) for array in (part.x, part.y))
     assert (memory.free, memory.examples) == (2_000_000, n_bytes)
     assert str(memory).startswith("2 MB free, ")
@@ -386,3 +387,70 @@ def test_stack_of_a_gpu_follows_from_size_memory_and_cohort(images: Dataset) -> 
     assert select(10**9, 12, name="sequential").stack is None
     with pytest.raises(ScenarioError, match="one client"):
         select(10, 12, name="captured")
+
+
+# ------------------------------------------------------------------------------------------------------------------ compression
+
+
+UPLINKS: dict[str, dict[str, Any]] = {
+    "plain": {"compressor": {"name": "top-k", "density": 0.05}},
+    "error feedback": {"compressor": {"name": "top-k", "density": 0.05}, "error_feedback": "persist"},
+    "stale": {"compressor": {"name": "top-k", "density": 0.05}, "error_feedback": "decay"},
+    "dgc": {"compressor": {"name": "dgc", "density": 0.05}},
+}
+LOSSES = {"server.cohort": 4, "participation.dropout": 0.3, "client.velocity": "carry", "client.optimizer.name": "momentum"}
+
+
+def run_with_tensors(scenario: Scenario, keeps_tensors: bool, **options: Any) -> tuple[fedsgd.Result, list[Any]]:
+    """Run a scenario whose engine keeps updates as tensors, on the CPU; return the result, and the states of the clients."""
+    stores: list[InMemoryClientStore] = []
+
+    def make_store(**_: Any) -> InMemoryClientStore:
+        stores.append(InMemoryClientStore(keeps_tensors=keeps_tensors))
+        return stores[-1]
+
+    device = mock.patch("fedsgd.training.selection.EngineDevice", return_value=EngineDevice(keeps_updates=True))
+    with device, mock.patch("fedsgd.experiment.execution.InMemoryClientStore", make_store):
+        result = fedsgd.run(scenario, **options)
+    states = [stores[0].load(client).state_if_accepted for client in range(8)] if stores else []
+    return result, [value for state in states for name, value in state.items() if name.startswith("scheme/")]
+
+
+@pytest.mark.parametrize("uplink", UPLINKS)
+@pytest.mark.parametrize("engine", ["sequential", "captured", "stacked"])
+def test_updates_on_the_device_give_the_digests_of_arrays(scenario: Make, uplink: str, engine: str) -> None:
+    s = scenario({"rounds": 5, "engine.name": engine, "uplink": UPLINKS[uplink], **LOSSES})
+    expected = fedsgd.run(s).summary
+    for keeps_tensors in (True, False):
+        result, vectors = run_with_tensors(s, keeps_tensors)
+        assert result.summary["params_sha256"] == expected["params_sha256"]
+        assert result.summary["ledger_sha256"] == expected["ledger_sha256"]
+        floats = [value for value in vectors if value.ndim]
+        assert all(isinstance(value, torch.Tensor) == keeps_tensors for value in floats)
+        assert bool(floats) == (uplink != "plain")
+
+
+def test_run_with_states_on_the_device_is_resumed(scenario: Make, tmp_path: Any) -> None:
+    settings = {"uplink": UPLINKS["dgc"], "checkpoint.every": 2, **LOSSES}
+    run_with_tensors(scenario({"rounds": 4, **settings}), True, out=tmp_path / "run")
+    resumed = fedsgd.resume(tmp_path / "run", rounds=6)
+    assert resumed.summary["ledger_sha256"] == fedsgd.run(scenario({"rounds": 6, **settings})).summary["ledger_sha256"]
+
+
+def test_hostile_and_infinite_updates_on_the_device(scenario: Make) -> None:
+    hostile = {"faults.hostile": {"kind": "sign-flip", "share": 0.3}, "uplink": UPLINKS["dgc"], "rounds": 4}
+    s = scenario(hostile)
+    assert run_with_tensors(s, True)[0].summary["ledger_sha256"] == fedsgd.run(s).summary["ledger_sha256"]
+    with pytest.raises(RunError, match=r"is not finite in \d+ of \d+ coordinates"):
+        run_with_tensors(scenario({"rounds": 3, "client.optimizer.lr": 1e38, "uplink": UPLINKS["plain"]}), True)
+
+
+def test_states_stay_on_a_gpu_as_far_as_they_fit(images: Dataset) -> None:
+    task = build_task(MODELS["softmax"](), images, 0)
+    sets = images.train, images.test
+    with mock.patch.object(torch.cuda, "mem_get_info", return_value=(10_000_000, 0)):
+        fitting = plan_memory("cuda:0", task, TRAININGS["plain"], sets, 10, state_bytes=2_000_000)
+        too_large = plan_memory("cuda:0", task, TRAININGS["plain"], sets, 10, state_bytes=4_000_000)
+    assert (fitting.states, too_large.states) == (2_000_000, 0)
+    assert fitting.max_clients < too_large.max_clients
+    assert "2 MB for states" in str(fitting)

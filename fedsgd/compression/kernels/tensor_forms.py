@@ -1,15 +1,18 @@
 """Kernels of compressors for torch tensors on any device, with the results of the kernels for arrays, bit for bit.
 
-Only positions and values that are sent, or code words, are copied to the host.
+Only positions and values that are sent, or code words, are copied to the host. Importing this module does not import torch.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
-from torch import Tensor
 
 from fedsgd.numerics.arrays import F32, I64
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAGNITUDE = 0x7FFFFFFF
 """Bits of a float32 without its sign: as integers they have the order of the magnitudes."""
@@ -17,6 +20,8 @@ MAGNITUDE = 0x7FFFFFFF
 
 def top_k(x: Tensor, k: int) -> tuple[I64, F32]:
     """Return positions and values of the k largest |x| of a tensor: `fedsgd.compression.kernels.top_k.top_k`."""
+    import torch
+
     magnitudes = _read_magnitudes(x)
     limit = torch.topk(magnitudes, min(k, len(x)), sorted=False).values.min().clamp_(min=1)
     above, ties = magnitudes > limit, magnitudes == limit
@@ -31,6 +36,8 @@ def select_above(x: Tensor, bound: int) -> tuple[I64, F32]:
 
 def chunk_top_k(x: Tensor, length: int, limits: I64) -> tuple[I64, F32, I64]:
     """Return positions, values and counts of the largest |x| of each chunk: `kernels.top_k.chunk_top_k`."""
+    import torch
+
     n_chunks = len(limits)
     magnitudes = torch.zeros(n_chunks * length, dtype=torch.int32, device=x.device)
     magnitudes[: len(x)] = _read_magnitudes(x)
@@ -48,6 +55,8 @@ def accumulate(
     x: Tensor, u: Tensor, v: Tensor, momentum: np.float32, factor: np.float32, nesterov: bool, smallest: np.float32
 ) -> tuple[Tensor, Tensor]:
     """Return the next u and v of DGC: `fedsgd.compression.schemes.dgc`. A momentum below `smallest` becomes 0."""
+    import torch
+
     g = x * float(factor)
     next_u = float(momentum) * (u + g) if nesterov else float(momentum) * u + g
     next_u = torch.where(next_u.abs() < float(smallest), 0.0, next_u)
@@ -56,6 +65,8 @@ def accumulate(
 
 def _read_magnitudes(x: Tensor) -> Tensor:
     """Return the bits of a contiguous float32 tensor without the signs, as int32."""
+    import torch
+
     return x.view(torch.int32) & MAGNITUDE
 
 

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from fedsgd.compression.kernels import tensor_forms
 from fedsgd.numerics.arrays import F32, I64, U32
 from fedsgd.numerics.kernels import jit_helper, kernel
 from fedsgd.numerics.vectors import is_tensor
@@ -32,8 +33,6 @@ def top_k(x: F32, k: int) -> tuple[I64, F32]:
     Of equal magnitudes the lowest positions are selected first. Zeros are never selected, so there may be fewer than k.
     """
     if is_tensor(x):
-        from fedsgd.compression.kernels import tensor_forms
-
         return tensor_forms.top_k(cast("Any", x), k)
     positions, words = _top_k(x.view(np.uint32), k)
     return positions, words.view(np.float32)
@@ -48,8 +47,6 @@ def chunk_top_k(x: F32, length: int, limits: I64) -> tuple[I64, F32, I64]:
         limits: [C] int64, k of each chunk, from 1 to the chunk's length. Zeros are never selected, so there may be fewer.
     """
     if is_tensor(x):
-        from fedsgd.compression.kernels import tensor_forms
-
         return tensor_forms.chunk_top_k(cast("Any", x), length, limits)
     positions, words, counts = _chunk_top_k(x.view(np.uint32), length, limits)
     return positions, words.view(np.float32), counts
@@ -60,8 +57,6 @@ def select_above(x: F32, threshold: float) -> tuple[I64, F32]:
     with np.errstate(over="ignore", under="ignore"):
         bound = max(1, int(np.float32(threshold).view(np.uint32)))
     if is_tensor(x):
-        from fedsgd.compression.kernels import tensor_forms
-
         return tensor_forms.select_above(cast("Any", x), bound)
     positions, words = _collect_candidates(x.view(np.uint32), bound, len(x))
     return positions, words.view(np.float32)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, cast
 import numpy as np
 
 from fedsgd.compression.base import CodecContext, CompressionScheme, EncodedUpdate
+from fedsgd.compression.kernels import tensor_forms
 from fedsgd.compression.kernels.top_k import top_k
 from fedsgd.compression.operators.sparsifier import (
     decode_sparse,
@@ -171,8 +172,6 @@ def _allocate_coordinates(layout: ParameterLayout, density: float) -> list[tuple
 def accumulate(x: F32, u: F32, v: F32, momentum: float, factor: np.float32, nesterov: bool) -> tuple[F32, F32]:
     """Return the next u and v, [P] each, of arrays or tensors: see `DGC`. The update is multiplied by `factor` first."""
     if is_tensor(x):
-        from fedsgd.compression.kernels import tensor_forms
-
         x_tensor, u_tensor, v_tensor = (cast("Any", vector) for vector in (x, u, v))
         tensors = tensor_forms.accumulate(x_tensor, u_tensor, v_tensor, np.float32(momentum), factor, nesterov, TINY)
         return cast("tuple[F32, F32]", tensors)
