@@ -37,7 +37,10 @@ class Update(ABC):
             out: [P] float32 or float64. The product is computed in its dtype.
             weight: factor of the update.
         """
-        out += self.to_dense().astype(out.dtype, copy=False) * out.dtype.type(weight)
+        if is_tensor(out):
+            out += out.new_tensor(self.to_dense()) * weight  # type: ignore[attr-defined]
+        else:
+            out += self.to_dense().astype(out.dtype, copy=False) * out.dtype.type(weight)
 
     @abstractmethod
     def to_dense(self) -> F32:
@@ -64,6 +67,9 @@ class DenseUpdate(Update):
         return len(self.values)
 
     def add_to(self, out: NDArray[Any], weight: float) -> None:
+        if is_tensor(out):
+            super().add_to(out, weight)
+            return
         factor = out.dtype.type(weight)
         for start in range(0, len(self.values), ADDITION_BLOCK):  # so that the product does not need memory for P numbers
             block = slice(start, start + ADDITION_BLOCK)

@@ -37,7 +37,7 @@ def standard_deviation(x: F32) -> float:
 
 def bucket_norms(x: F32, bucket: int) -> F32:
     """Return the Euclidean norms [⌈P / bucket⌉] of buckets of coordinates, rounded up so that no coordinate is larger."""
-    return _round_up_to_float32(np.sqrt(bucket_sums(x, bucket, 2)))
+    return round_up_to_float32(np.sqrt(bucket_sums(x, bucket, 2)))
 
 
 def all_finite(x: F32) -> bool:
@@ -45,7 +45,8 @@ def all_finite(x: F32) -> bool:
     return first_non_finite(x) < 0
 
 
-def _round_up_to_float32(sums: F64) -> F32:
+def round_up_to_float32(sums: F64) -> F32:
+    """Return the smallest float32 numbers that are not below the sums."""
     with np.errstate(over="ignore", under="ignore"):
         nearest_sums = sums.astype(np.float32)
         return np.where(nearest_sums < sums, np.nextafter(nearest_sums, np.float32(np.inf)), nearest_sums)

@@ -11,10 +11,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsgd.compression import CodecContext, CompressionScheme, EntryPatch
+from fedsgd.compression import CodecContext, CompressionOperator, CompressionScheme, EntryPatch
 from fedsgd.compression.kernels import tensor_forms
 from fedsgd.compression.kernels.top_k import chunk_top_k, select_above, top_k
+from fedsgd.compression.operators.drive import Drive
+from fedsgd.compression.operators.eden import Eden
+from fedsgd.compression.operators.natural import NaturalCompression
 from fedsgd.compression.operators.qsgd import QSGD
+from fedsgd.compression.operators.sign import Sign
+from fedsgd.compression.operators.terngrad import TernGrad
 from fedsgd.compression.operators.threshold import Threshold
 from fedsgd.compression.operators.topk import TopK
 from fedsgd.compression.schemes.dgc import DGC
@@ -23,6 +28,7 @@ from fedsgd.compression.schemes.plain import MemorylessScheme
 from fedsgd.compression.schemes.stale_residuals import StaleResidualPolicy
 from fedsgd.numerics.arrays import F32
 from fedsgd.numerics.parameter_layout import ParameterLayout
+from fedsgd.numerics.rng import counter_hash
 from tests.effort import examples
 
 LAYOUT = ParameterLayout(("a", "b", "c"), ((30, 20), (20,), (7, 11)))
@@ -36,6 +42,13 @@ SCHEMES: dict[str, CompressionScheme] = {
     "natural": ErrorFeedback(TopK(density=0.05, values="natural")),
     "chunks": ErrorFeedback(TopK(density=0.1, chunk=64, values="2bit", scales="chunk")),
     "stale": StaleResidualPolicy(ErrorFeedback(TopK(density=0.05)), factor=0.5),
+    "qsgd": MemorylessScheme(QSGD(levels=4, bucket=100)),
+    "qsgd, long buckets": MemorylessScheme(QSGD(levels=7, bucket=512)),
+    "qsgd, max": MemorylessScheme(QSGD(levels=15, bucket=64, norm="max")),
+    "terngrad": MemorylessScheme(TernGrad()),
+    "eden": MemorylessScheme(Eden()),
+    "eden, 4 bits": MemorylessScheme(Eden(bits=4)),
+    "drive": ErrorFeedback(Drive(scale="least-squares")),
     "dgc": DGC(density=0.02, momentum=0.9),
     "dgc, all parts": DGC(density=0.02, momentum=0.7, nesterov=True, clip=0.1, warm_up_rounds=1, per_layer=True),
     "dgc, no masking": DGC(density=0.02, momentum=0.9, masking=False, values="float16"),
@@ -123,6 +136,26 @@ def test_zeros_are_never_selected() -> None:
     assert (len(positions), len(values)) == (0, 0)
 
 
+@pytest.mark.parametrize("op", [QSGD(bucket=4096), QSGD(bucket=8192), Eden(bits=3), Drive()], ids=str)
+def test_vector_of_many_buckets_and_blocks_has_the_bytes_of_an_array(op: CompressionOperator) -> None:
+    layout = ParameterLayout.from_size(3 * 4096 + 777)
+    x = np.random.default_rng(1).standard_normal(layout.size).astype(np.float32)
+    x[4096:8192] = 0
+    for client in range(3):
+        ctx = CodecContext(1, 1, client, layout)
+        (on_array, _), (on_tensor, _) = op.encode(x, ctx), op.encode(torch.from_numpy(x), ctx)  # type: ignore[arg-type]
+        assert [bytes(section.data) for section in on_tensor] == [bytes(section.data) for section in on_array]
+
+
+@examples(20)
+@given(st.integers(0, 2**64 - 1), st.lists(st.integers(0, 2**62), min_size=1, max_size=20))
+def test_random_words_are_those_of_arrays(key: int, counters: list[int]) -> None:
+    expected = counter_hash(key, np.array(counters, dtype=np.uint64))
+    words = tensor_forms.counter_hash(key, torch.tensor(counters))
+    assert words.numpy().astype(np.uint64).tolist() == expected.tolist()
+
+
 def test_operators_without_a_form_for_tensors_say_so() -> None:
-    assert not QSGD().accepts_tensors
-    assert not MemorylessScheme(QSGD()).accepts_tensors
+    for op in (NaturalCompression(), Sign(), TernGrad(clip=2.5)):
+        assert not op.accepts_tensors
+        assert not MemorylessScheme(op).accepts_tensors

@@ -35,6 +35,7 @@ class Drive(DenseOperator):
 
     name: ClassVar[str] = "drive"
     codec: ClassVar[int] = 11
+    accepts_tensors = True
 
     scale: Literal["unbiased", "least-squares"] = "unbiased"
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 
 from fedsgd.compression.base import CodecContext, DenseOperator, OperatorKind
+from fedsgd.compression.kernels import tensor_forms
 from fedsgd.compression.kernels.hadamard import compute_block_ends, rotate, rotate_block, unrotate, unrotate_block
 from fedsgd.compression.run_config import RunConfig
 from fedsgd.compression.updates import DenseUpdate, LazyUpdate, Update
@@ -17,6 +18,7 @@ from fedsgd.numerics.arrays import F32, F64, I64, U8
 from fedsgd.numerics.kernels import kernel
 from fedsgd.numerics.parameter_layout import ParameterLayout
 from fedsgd.numerics.reductions import all_finite, fold_lanes, sum_in_lanes
+from fedsgd.numerics.vectors import is_tensor
 from fedsgd.wire import Section, SectionKind, Sections
 from fedsgd.wire.levels import decode_digits, decode_scales, digits_per_byte, encode_digits, require_sections
 from fedsgd.wire.rans import max_symbol_bytes
@@ -64,6 +66,7 @@ class Eden(DenseOperator):
     codec: ClassVar[int] = 10
     kind: ClassVar[OperatorKind] = "neither"
     deterministic: ClassVar[bool] = False
+    accepts_tensors = True
 
     bits: Literal[1, 2, 3, 4] = 1
 
@@ -96,7 +99,10 @@ def encode_rotated(x: F32, bits: int, ctx: CodecContext, purpose: str, unbiased:
     """
     ends, key, centroids = compute_block_ends(len(x)), ctx.derive_key(purpose), np.array(CENTROIDS[bits])
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        digits, scales64 = _quantise(x, ends, np.uint64(key), centroids, unbiased)
+        if is_tensor(x):
+            digits, scales64 = tensor_forms.quantise_rotated(cast("Any", x), ends, key, centroids, unbiased)
+        else:
+            digits, scales64 = _quantise(x, ends, np.uint64(key), centroids, unbiased)
         scales = scales64.astype(np.float32)
     if not all_finite(scales):
         raise NonFiniteError(ctx.round, ctx.client, "rotating the update leaves float32's range")

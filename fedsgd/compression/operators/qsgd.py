@@ -6,12 +6,17 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from fedsgd.compression.base import CodecContext, DenseOperator, OperatorKind
-from fedsgd.compression.kernels.quantise import decode_quantised, encode_quantised, rounding_variance
+from fedsgd.compression.kernels.quantise import (
+    bucket_norms,
+    bucket_peaks,
+    decode_quantised,
+    encode_quantised,
+    rounding_variance,
+)
 from fedsgd.compression.updates import Update
 from fedsgd.config.component import BucketSize, QuantizationLevel
 from fedsgd.numerics.arrays import F32
 from fedsgd.numerics.parameter_layout import ParameterLayout
-from fedsgd.numerics.reductions import bucket_max_magnitudes, bucket_norms
 from fedsgd.wire import Sections
 from fedsgd.wire.levels import max_level_bytes
 
@@ -43,6 +48,7 @@ class QSGD(DenseOperator):
     codec: ClassVar[int] = 7
     kind: ClassVar[OperatorKind] = "unbiased"
     deterministic: ClassVar[bool] = False
+    accepts_tensors = True
 
     levels: QuantizationLevel = 4
     bucket: BucketSize = 512
@@ -61,4 +67,4 @@ class QSGD(DenseOperator):
         return rounding_variance(x, self._compute_scales(x), self.levels, self.bucket)
 
     def _compute_scales(self, x: F32) -> F32:
-        return bucket_norms(x, self.bucket) if self.norm == "l2" else bucket_max_magnitudes(x, self.bucket)
+        return bucket_norms(x, self.bucket) if self.norm == "l2" else bucket_peaks(x, self.bucket)

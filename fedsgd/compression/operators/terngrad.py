@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from fedsgd.compression.base import CodecContext, DenseOperator, OperatorKind
-from fedsgd.compression.kernels.quantise import decode_quantised, encode_quantised, rounding_variance
+from fedsgd.compression.kernels.quantise import bucket_peaks, decode_quantised, encode_quantised, rounding_variance
 from fedsgd.compression.updates import Update
 from fedsgd.config.component import NonNegativeFloat
 from fedsgd.numerics.arrays import F32
@@ -64,12 +64,17 @@ class TernGrad(DenseOperator):
     frequency_bits: Literal[12, 15] = 12
 
     @property
+    def accepts_tensors(self) -> bool:
+        """False with `clip`, whose unit is a sum over the whole vector in a fixed order."""
+        return not self.clip
+
+    @property
     def kind(self) -> OperatorKind:
         return "neither" if self.clip else "unbiased"
 
     def encode(self, x: F32, ctx: CodecContext) -> tuple[Sections, Update]:
         clipped_update = self._clip_magnitudes(x)
-        scales = bucket_max_magnitudes(clipped_update, len(x))
+        scales = bucket_peaks(clipped_update, len(x))
         return encode_quantised(clipped_update, scales, 1, len(x), ctx, stochastic=True, frequency_bits=self.frequency_bits)
 
     def decode(self, sections: Sections, ctx: CodecContext) -> Update:
