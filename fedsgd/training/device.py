@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, cast
 
 import numpy as np
@@ -52,6 +52,7 @@ class EngineDevice:
         self.torch_device = torch.device(name)
         self._deterministic = deterministic
         self._capacity = capacity
+        self._graph_pool: Any = None
         self._arrays: OrderedDict[tuple[Any, ...], tuple[NDArray[Any], Tensor]] = OrderedDict()
 
     @property
@@ -68,23 +69,27 @@ class EngineDevice:
         return not self.is_cpu
 
     def record(self, run: Callable[[], object]) -> Callable[[], object]:
-        """Record the kernels that a function starts, and return a function that starts them all; on the CPU the same one."""
+        """Record the kernels that a function starts, and return a function that starts them all; on the CPU the same one.
+
+        All recordings of an engine use the same memory for intermediate results, because they run one after the other.
+        """
         if self.is_cpu:
             return run
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        graph, self._graph_pool = torch.cuda.CUDAGraph(), self._graph_pool or torch.cuda.graph_pool_handle()
+        with torch.cuda.graph(graph, pool=self._graph_pool):
             run()
         return graph.replay
 
     @contextmanager
-    def use_own_stream(self) -> Iterator[None]:
-        """Run the body on a stream of its own, as CUDA requires of runs before a recording."""
+    def warm_up(self) -> Iterator[None]:
+        """Run the body on a stream of its own, as CUDA requires of runs before a recording, and restore the generators."""
         if self.is_cpu:
-            yield
+            with torch.random.fork_rng(devices=[]):
+                yield
             return
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        with torch.cuda.stream(stream), torch.random.fork_rng(devices=[self.torch_device]):
             yield
         torch.cuda.current_stream().wait_stream(stream)
 
@@ -141,7 +146,11 @@ class EngineDevice:
     @contextmanager
     def scope(self) -> Iterator[None]:
         """Run the body with one torch thread and, on a GPU, in full precision with deterministic operations only."""
-        with use_single_thread(), nullcontext() if self.is_cpu else apply_cuda_settings(self._deterministic):
+        if self.is_cpu:
+            with use_single_thread():
+                yield
+            return
+        with use_single_thread(), torch.cuda.device(self.torch_device), apply_cuda_settings(self._deterministic):
             yield
 
 

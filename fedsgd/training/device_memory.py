@@ -91,6 +91,12 @@ def plan_memory(
     return DeviceMemory(device, free, examples, client, state_bytes if state_bytes <= STATE_SHARE * free else 0)
 
 
+def choose_example_capacity(device: str, train: Examples) -> int:
+    """Return the memory of a GPU for examples: for the dataset, and a quarter of what is free for those of single clients."""
+    n_bytes = sum(measure_examples(array) for array in (train.x, train.y))
+    return 2 * n_bytes + int(torch.cuda.mem_get_info(device)[0]) // 4
+
+
 def measure_examples(array: NDArray[Any]) -> int:
     """Return the bytes of an array of examples on a device, where rows that overlap share their numbers."""
     tensor = as_tensor(array)

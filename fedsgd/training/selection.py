@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedsgd.data import Examples
-from fedsgd.errors import ModelError
+from fedsgd.errors import FedsgdError, ModelError, describe_error
 from fedsgd.models.task import LearningTask
 from fedsgd.numerics.arrays import I64
 from fedsgd.system.compute_device import CPU, describe_device, find_nondeterministic_operation, resolve_device
@@ -29,7 +29,7 @@ from fedsgd.training.base import (
 )
 from fedsgd.training.captured import Captured
 from fedsgd.training.device import EngineDevice
-from fedsgd.training.device_memory import DeviceMemory
+from fedsgd.training.device_memory import DeviceMemory, choose_example_capacity
 from fedsgd.training.sequential import Sequential
 from fedsgd.training.stacked import Stacked
 
@@ -147,7 +147,8 @@ def _create(
     choice: EngineChoice, task: LearningTask, local_training: LocalTraining, sample: Examples, batch_sizes: Sequence[int]
 ) -> TrainingEngine:
     name = resolve_device(choice.device, choice.deterministic)
-    device = EngineDevice(name, choice.deterministic, keeps_updates=choice.keeps_updates)
+    capacity = None if name == CPU else choose_example_capacity(name, sample)
+    device = EngineDevice(name, choice.deterministic, capacity, choice.keeps_updates)
     if choice.name == "captured" and batch_sizes:
         return Captured(task, local_training, sample, batch_sizes, choice.update, device)
     if choice.name == "stacked" and len(batch_sizes) == MAX_RECORDED_BATCH_SIZES:
@@ -165,9 +166,12 @@ def _try_step(engine: TrainingEngine, task: LearningTask, examples: Examples) ->
     try:
         list(engine.train([TrainingJob(0, 1, 0, task.initial_parameters, examples, buffers=task.initial_buffers)]))
         engine.evaluate(task.initial_parameters, examples, task.initial_buffers)
-    except RuntimeError as error:
-        _refuse_nondeterministic_operation(error)
+    except FedsgdError:
         raise
+    except Exception as error:  # of the user's module, loss or metrics, which run on the CPU
+        _refuse_nondeterministic_operation(error)
+        hint = "tensors that are no buffers or parameters stay on the CPU: use register_buffer"
+        raise ModelError(f"the model cannot be run on the GPU: {describe_error(error)}; {hint}") from error
 
 
 def _refuse_nondeterministic_operation(error: Exception) -> None:

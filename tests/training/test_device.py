@@ -24,6 +24,7 @@ from fedsgd.scenario.scenario import Scenario
 from fedsgd.sweeps.directory import find_difference
 from fedsgd.system import compute_device
 from fedsgd.system.compute_device import CUBLAS_VARIABLE, apply_cuda_settings, resolve_device
+from fedsgd.system.torch_threads import use_single_thread
 from fedsgd.training import LocalTraining, TrainingJob
 from fedsgd.training.base import NotCapturableError, TrainingEngine
 from fedsgd.training.captured import Captured
@@ -31,6 +32,7 @@ from fedsgd.training.device import HOST, EngineDevice
 from fedsgd.training.device_memory import (
     USABLE_SHARE,
     DeviceMemory,
+    choose_example_capacity,
     estimate_client_bytes,
     find_peak_bytes,
     measure_examples,
@@ -60,8 +62,11 @@ class MetaDevice(EngineDevice):
     def record(self, run: Callable[[], object]) -> Callable[[], object]:
         return run
 
-    def use_own_stream(self) -> Any:
+    def warm_up(self) -> Any:
         return mock.MagicMock()
+
+    def scope(self) -> Any:
+        return use_single_thread()
 
 
 @pytest.fixture(params=["mlp", "lenet"])
@@ -454,3 +459,24 @@ def test_states_stay_on_a_gpu_as_far_as_they_fit(images: Dataset) -> None:
     assert (fitting.states, too_large.states) == (2_000_000, 0)
     assert fitting.max_clients < too_large.max_clients
     assert "2 MB for states" in str(fitting)
+
+
+def test_tensor_that_stays_on_the_cpu_is_explained(blobs: Dataset) -> None:
+    class Mixed(TrainingEngine):
+        preferred_batch_of_clients = 1
+
+        def train(self, jobs: Any) -> Any:
+            raise RuntimeError("Expected all tensors to be on the same device, but found at least two devices")
+
+        def evaluate(self, weights: Any, examples: Any, buffers: Any = None) -> Any:
+            raise AssertionError
+
+    problem = "^the model cannot be run on the GPU: RuntimeError: Expected all tensors.*; tensors that are no buffers"
+    with pytest.raises(ModelError, match=problem):
+        _try_step(Mixed(), build_task(Mlp(), blobs, 0), blobs.train.slice(0, 2))
+
+
+def test_room_for_examples_is_the_dataset_and_a_quarter_of_the_free_memory(images: Dataset) -> None:
+    n_bytes = images.train.x.nbytes + images.train.y.nbytes
+    with mock.patch.object(torch.cuda, "mem_get_info", return_value=(4000, 0)):
+        assert choose_example_capacity("cuda:0", images.train) == 2 * n_bytes + 1000

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fedsgd.training.device import EngineDevice
@@ -53,7 +52,7 @@ class ReplayedStep:
         def run() -> object:
             return self._step(*fixed_inputs)
 
-        with torch.random.fork_rng(), self._device.use_own_stream():
+        with self._device.warm_up():
             for _ in range(N_WARM_UP_RUNS):
                 run()
         for tensor, copy in zip(self._written_tensors, copies, strict=True):
