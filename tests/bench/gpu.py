@@ -14,6 +14,7 @@ Table: a round trains `clients` clients at a time on B examples a step, one loca
 clients of a round, divided by the median seconds of rounds, without the first two and the last, which is evaluated. The rounds
 are those of `fedsgd.run`: model and updates are encoded, decoded and written to the ledger. "naive loop" is the loop of a
 tutorial on the same device: deepcopy, DataLoader, torch.optim.SGD and state_dict, without messages; × is the ratio to it.
+pfl-research, where it is installed, trains the clients of its own benchmark with `tests.bench.peers.pfl`.
 Cells that do not fit in the minutes say "not run"; the order is that of their importance.
 """
 
@@ -25,6 +26,8 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -48,6 +51,7 @@ ROUNDS = 8
 """Rounds of a run: two of warm-up, five that count, and the last, which is evaluated."""
 TOLERANCE = 1e-4
 """Largest distance of one step on the device from that on the CPU, relative to the step. More steps would amplify rounding."""
+PFL = "pfl-research"
 UPLINKS: dict[str, dict[str, Any]] = {
     "dense": {},
     "top-k 1 %": {"compressor": {"name": "top-k", "density": 0.01}, "error_feedback": "persist"},
@@ -110,8 +114,8 @@ class Figure:
     """Speed of one cell of the table.
 
     Attributes:
-        work, uplink: names of the work and of the uplink; "" for the naive loop.
-        processes: processes that train; 0 for the naive loop.
+        work, uplink: names of the work and of the uplink; "" for the naive loop, and PFL for pfl-research.
+        processes: processes that train; 0 for the naive loop and for pfl-research.
         engine: engine and its reason.
         clients_per_second: None if the cell was not run.
         seconds: seconds of each round that counts.
@@ -209,6 +213,26 @@ def measure_naive_loop(work: GpuWork, data: Dataset, device: str) -> Figure:
     return Figure(load.name, "", 0, "naive loop", load.clients / seconds, (seconds,))
 
 
+def measure_pfl(work: GpuWork, data: Dataset, rounds: int) -> Figure:
+    """Measure pfl-research on the same clients, as `tests.bench.peers` does; on a GPU if torch has one."""
+    from tests.bench.peers import pfl
+    from tests.bench.peers.work import Clock, Work
+
+    load = work.load
+    assert load.batch is not None
+    x, y = (torch.from_numpy(array) for array in data.train.arrays())
+    module = pfl.Classifier(*make_task(work, data).module.children())
+    clock = Clock()
+    settings = Work(
+        load.name, clients=work.registered, examples=load.n, cohort=load.clients, batch_size=load.batch, lr=0.01, rounds=rounds
+    )
+    pfl.train(
+        module, lambda user: (x[user * load.n : (user + 1) * load.n], y[user * load.n : (user + 1) * load.n]), settings, clock
+    )
+    seconds = tuple(after - before for before, after in pairwise(clock.ends[1:-1]))
+    return Figure(load.name, PFL, 0, "pfl-research", load.clients / median(seconds), seconds)
+
+
 def list_cells(processes: Sequence[int]) -> list[tuple[str, int]]:
     """Return uplinks and numbers of processes, the most important first."""
     return [(uplink, k) for k in processes for uplink in UPLINKS]
@@ -227,13 +251,14 @@ def measure_all(
             laws += [(work.load.name, *law) for law in check_laws(work, datasets[work.load.name], device)]
             console.print(f"{work.load.name}: laws checked", style="dim")
     cells: list[tuple[GpuWork, str, int]] = [(work, "", 0) for work in works]
+    cells += [(work, PFL, 0) for work in works if work.module and find_spec("pfl")]
     cells += [(work, uplink, k) for uplink, k in list_cells(processes) for work in works]
     for work, uplink, k in cells:
         data = datasets[work.load.name]
         if time.monotonic() >= end:
             figures.append(Figure(work.load.name, uplink, k))
         elif k == 0:
-            figures.append(measure_naive_loop(work, data, device))
+            figures.append(measure_pfl(work, data, rounds) if uplink else measure_naive_loop(work, data, device))
         else:
             figures.append(measure(work, data, uplink, k, device, rounds))
         console.print(f"{work.load.name}, {uplink or 'naive loop'}, {k}: {figures[-1].clients_per_second}", style="dim")
@@ -242,7 +267,7 @@ def measure_all(
 
 def make_table(figures: Sequence[Figure]) -> Table:
     """Return the table of speeds, with their ratio to the naive loop's."""
-    naive = {figure.work: figure.clients_per_second for figure in figures if figure.processes == 0}
+    naive = {figure.work: figure.clients_per_second for figure in figures if not figure.uplink}
     table = Table(box=None, padding=(0, 1), header_style="bold")
     for name in ("work", "uplink", "processes", "engine", "clients/s", "×"):
         table.add_column(name, justify="left" if name in ("work", "uplink", "engine") else "right", no_wrap=True)

@@ -8,6 +8,7 @@ users of pfl write, only counts examples there. A callback reads the clock.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -53,11 +54,17 @@ class Stamp(TrainingProcessCallback):
 
 def run(work: Work, clock: Clock) -> nn.Module:
     """Train and return the model."""
+    module = Classifier(*layers(work.model))
+    train(module, lambda user: client_part(work, user), work, clock)
+    return module
+
+
+def train(module: nn.Module, read_user: Callable[[int], tuple[Tensor, Tensor]], work: Work, clock: Clock) -> None:
+    """Train a module with `loss` and `metrics` on the examples of users, on a GPU if torch has one."""
     users = FederatedDataset(
-        lambda user: PyTorchTensorDataset(client_part(work, user), user_id=user),
+        lambda user: PyTorchTensorDataset(read_user(user), user_id=user),
         get_user_sampler("minimize_reuse", range(work.clients)),
     )
-    module = Classifier(*layers(work.model))
     FederatedAveraging().run(
         NNAlgorithmParams(
             central_num_iterations=work.rounds,
@@ -70,7 +77,6 @@ def run(work: Work, clock: Clock) -> nn.Module:
         NNTrainHyperParams(local_num_epochs=work.epochs, local_learning_rate=work.lr, local_batch_size=work.batch_size),
         callbacks=[Stamp(clock)],
     )
-    return module
 
 
 if __name__ == "__main__":
