@@ -18,6 +18,7 @@ from fedsgd.compression.operators.drive import Drive
 from fedsgd.compression.operators.eden import Eden
 from fedsgd.compression.operators.natural import NaturalCompression
 from fedsgd.compression.operators.qsgd import QSGD
+from fedsgd.compression.operators.randk import RandK
 from fedsgd.compression.operators.sign import Sign
 from fedsgd.compression.operators.terngrad import TernGrad
 from fedsgd.compression.operators.threshold import Threshold
@@ -26,6 +27,7 @@ from fedsgd.compression.schemes.dgc import DGC
 from fedsgd.compression.schemes.error_feedback import ErrorFeedback
 from fedsgd.compression.schemes.plain import MemorylessScheme
 from fedsgd.compression.schemes.stale_residuals import StaleResidualPolicy
+from fedsgd.compression.schemes.stc import STC
 from fedsgd.numerics.arrays import F32
 from fedsgd.numerics.parameter_layout import ParameterLayout
 from fedsgd.numerics.rng import counter_hash
@@ -41,6 +43,9 @@ SCHEMES: dict[str, CompressionScheme] = {
     "ternary": ErrorFeedback(TopK(density=0.05, values="ternary")),
     "natural": ErrorFeedback(TopK(density=0.05, values="natural")),
     "chunks": ErrorFeedback(TopK(density=0.1, chunk=64, values="2bit", scales="chunk")),
+    "stc": STC(density=0.05),
+    "rand-k": MemorylessScheme(RandK(density=0.05)),
+    "rand-k, error feedback": ErrorFeedback(RandK(density=0.05, scaled=False)),
     "stale": StaleResidualPolicy(ErrorFeedback(TopK(density=0.05)), factor=0.5),
     "qsgd": MemorylessScheme(QSGD(levels=4, bucket=100)),
     "qsgd, long buckets": MemorylessScheme(QSGD(levels=7, bucket=512)),

@@ -19,6 +19,7 @@ from fedsgd.numerics.kernels import kernel
 from fedsgd.numerics.parameter_layout import ParameterLayout
 from fedsgd.numerics.reductions import all_finite, squared_norm
 from fedsgd.numerics.rng import counter_hash, counter_hash_scalar
+from fedsgd.numerics.vectors import to_host
 from fedsgd.wire import DenseFormat, Sections, decode_values, encode_values, max_value_bytes
 from fedsgd.wire.bits import bitmap_positions
 
@@ -55,6 +56,7 @@ class RandK(CompressionOperator):
 
     name: ClassVar[str] = "rand-k"
     codec: ClassVar[int] = 3
+    accepts_tensors = True
     deterministic: ClassVar[bool] = False
 
     density: FractionAboveZero = 0.01
@@ -70,8 +72,9 @@ class RandK(CompressionOperator):
     def encode(self, x: F32, ctx: CodecContext) -> tuple[Sections, Update]:
         k = top_k_size(self.density, len(x))
         support = random_support(k, ctx)
+        selected = to_host(x[support])
         with np.errstate(over="ignore"):
-            values = x[support] * np.float32(len(x) / k) if self.scaled else x[support]
+            values = selected * np.float32(len(x) / k) if self.scaled else selected
         if not all_finite(values):
             raise NonFiniteError(ctx.round, ctx.client, f"scaling the update by P/k = {len(x) / k:g} leaves float32's range")
         sections, decoded_values = encode_values(values, self.values, ctx.derive_key("values"))

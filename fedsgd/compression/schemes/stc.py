@@ -38,6 +38,7 @@ class STC(CompressionScheme):
 
     name: ClassVar[str] = "stc"
     codec: ClassVar[int] = 21
+    accepts_tensors = True
     residual_entries: ClassVar[tuple[str, ...]] = ("residual",)
 
     density: FractionAboveZero = 0.01
