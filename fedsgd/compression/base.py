@@ -94,6 +94,8 @@ class Compressor(Component, ABC):
         super().__init_subclass__(**kwargs)
         if is_builtin(cls):
             return
+        if {"encode", "send"} & vars(cls).keys() and "accepts_tensors" not in vars(cls):
+            cls.accepts_tensors = False  # type: ignore[assignment, method-assign] # not inherited with the method that had it
         if "codec" in vars(cls):
             del cls.codec
         decoder_owner = next(parent for parent in cls.__mro__ if "decode" in vars(parent))

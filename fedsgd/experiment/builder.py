@@ -99,44 +99,46 @@ def build_experiment(
     metrics: Mapping[str, Metric] | None = None,
     *,
     workers: int = 1,
+    has_own_store: bool = True,
 ) -> Experiment:
     """Build a scenario's experiment, with Python objects as for `fedsgd.run`.
 
     With several `workers`, the data are in memory that other processes can read, as `WorkerPoolExecution` needs, and each
-    process plans with its share of a GPU's memory.
+    process plans with its share of a GPU's memory. `has_own_store`: the states of clients are in this process, and may stay on
+    a GPU; not so for ranks and for nodes of a deployment.
     """
     # the user's classes may draw from the global generators
     with isolate_global_state(), isolate_generators(derive_torch_seed(scenario.seed, "build")):
         check_python_arguments(module, loss, metrics)
-        return _build(scenario, data, PythonObjects(dataset, module, loss, metrics), workers)
+        return _build(scenario, data, PythonObjects(dataset, module, loss, metrics), workers, has_own_store)
 
 
-def _build(scenario: Scenario, data: str | Path | None, objects: PythonObjects, workers: int) -> Experiment:
-    share_data = workers > 1
-    objects.check(scenario, require_importable=share_data)
+def _build(
+    scenario: Scenario, data: str | Path | None, objects: PythonObjects, workers: int, has_own_store: bool
+) -> Experiment:
+    objects.check(scenario, require_importable=workers > 1)
     references = objects.make_references(scenario)  # before the user's functions run and perhaps change the objects
     dataset, train, held_out = load_client_data(scenario, data, objects.dataset)
     train, validation = split_validation(scenario, train)
     if objects.module is None:
         check_class_labels(scenario, dataset)
-    shared_data = SharedPickle.from_value((dataset, train, held_out, validation)) if share_data else None
+    shared_data = SharedPickle.from_value((dataset, train, held_out, validation)) if workers > 1 else None
     if shared_data is not None:  # frees the arrays that were read
         dataset, train, held_out, validation = shared_data.load()
     with errors_in_section("model"):
         task = build_task(scenario.model, dataset, scenario.seed, objects.module, objects.loss, objects.metrics)
-    data_folder = None if data is None else expand_user_path(data, "data")
+    data_folder = expand_user_path(data, "data") if data is not None else None
     plan = make_plan(scenario, task, train, data_folder)
     sets = select_evaluation_sets(scenario, task, dataset, train, held_out, validation)
     task = _dry_run_model(scenario, task, dataset, sets)
     check_training_steps(task, plan.local_training, train, dataset.train, scenario.seed)
     participation = _participation(scenario, train, plan.cohort_size, data_folder)
     budget = _state_budget(scenario, plan, participation.n_invited, task.layout.size)
-    memory = _plan_device_memory(scenario, task, plan, dataset, train, budget, workers)
+    memory = _plan_device_memory(scenario, task, plan, dataset, train, budget, workers, has_own_store)
     engine, choice, engine_factory = _build_engine(scenario, task, plan, dataset, train, memory)
     config = replace(scenario.engine, name=choice.name, stack=choice.stack, device=choice.device)
     scenario = replace(scenario, **references, engine=config)
     evaluation = _plan_evaluation(scenario, task, dataset, train, held_out, validation)
-    server = initial_server_state(plan, task.initial_parameters[: plan.layout.size])
     budget = replace(budget, evaluation_bytes=task.output_bytes, device=memory.device if memory and memory.states else "")
     return Experiment(
         scenario,
@@ -151,7 +153,7 @@ def _build(scenario: Scenario, data: str | Path | None, objects: PythonObjects, 
         evaluation,
         participation,
         budget,
-        server,
+        initial_server_state(plan, task.initial_parameters[: plan.layout.size]),
         engine_factory,
         shared_data,
         find_warnings(scenario, plan, train),
@@ -166,17 +168,19 @@ def _plan_device_memory(
     train: ClientData,
     budget: StateBudget,
     workers: int,
+    has_own_store: bool,
 ) -> DeviceMemory | None:
     """Return the memory that the run needs on a GPU; None on the CPU. States stay on a GPU that one process uses."""
     device = resolve_device(scenario.engine.device, scenario.engine.deterministic)
-    example_counts, client_counts = train.distinct_sizes()
-    sizes = rank_batch_sizes(example_counts, plan.local_training, client_counts)
-    if device == CPU or not sizes:
+    most_examples = int(train.distinct_sizes()[0].max(initial=0))
+    if device == CPU or not most_examples:
         return None
-    may_stay = workers == 1 and budget.location == "memory" and plan.uplink.accepts_tensors and not plan.bfloat16_states
-    state_bytes = budget.n_bytes if may_stay else 0
+    batch_size = max(plan.local_training.plan_batches(most_examples).batch_sizes)
+    n_processes = workers + (workers > 1)  # this process has an engine, too
+    may_stay = budget.location == "memory" and plan.uplink.accepts_tensors and not plan.bfloat16_states
+    state_bytes = budget.n_bytes if may_stay and has_own_store and workers == 1 else 0
     sets = dataset.train, dataset.test
-    return plan_memory(device, task, plan.local_training, sets, max(sizes), processes=workers, state_bytes=state_bytes)
+    return plan_memory(device, task, plan.local_training, sets, batch_size, processes=n_processes, state_bytes=state_bytes)
 
 
 def _build_engine(

@@ -144,7 +144,7 @@ def serve_rank(group: RankGroup, load: Callable[[], tuple[Scenario, str | Path |
 def _build_or_report(group: RankGroup, load: Callable[[], tuple[Scenario, str | Path | None]]) -> Experiment:
     """Load the scenario, build the experiment, and publish its identity or the error for `_check_ranks`."""
     try:
-        experiment = build_experiment(*load())
+        experiment = build_experiment(*load(), has_own_store=False)
     except Exception as error:  # also of the user's classes
         group.rendezvous.publish(f"identity/{group.rank}", {"error": describe_error(error)})
         group.rendezvous.read("start")  # rank 0 ends all ranks

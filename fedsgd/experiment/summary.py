@@ -157,8 +157,8 @@ def build_summary(federation: Federation, history: Sequence[RoundRecord], parame
 
 def _summarize_engine(choice: EngineChoice) -> dict[str, Any]:
     """Return the engine of a run; on a GPU with the model of the GPU."""
-    model = {} if choice.device == CPU else {"device_model": describe_device(choice.device)}
-    return {**asdict(choice), **model}
+    gpu = {} if choice.device == CPU else {"gpu": describe_device(choice.device).partition(", ")[2]}
+    return {**asdict(choice), **gpu}
 
 
 def _summarize_hostile_clients(plan: FederationPlan) -> dict[str, Any] | None:

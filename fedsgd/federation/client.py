@@ -300,8 +300,8 @@ def _residual_norms(plan: FederationPlan, encoded_update: EncodedUpdate) -> tupl
         return (norm, norm), ()
     accepted, replaced, added = _patched_squared_norms(residual, patch)
     norms = math.sqrt(accepted), math.sqrt(max(0.0, accepted - replaced) + added)
-    is_finite = math.isfinite(accepted) and math.isfinite(added)
-    return norms, (id(residual), id(patch.values)) if is_finite else ()
+    has_finite_norms = math.isfinite(accepted) and math.isfinite(added)
+    return norms, (id(residual), id(patch.values)) if has_finite_norms else ()
 
 
 def _patched_squared_norms(residual: F32, patch: EntryPatch) -> tuple[float, float, float]:

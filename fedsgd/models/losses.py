@@ -54,6 +54,19 @@ def recognise_loss(loss: Loss) -> tuple[str, dict[str, Any]] | None:
     return None if name is None else (name, {})
 
 
+def flatten_positions(loss: Loss, output: Any, target: Tensor) -> tuple[Any, Tensor]:
+    """Return output [B, K, ...] and target [B, ...] of a recognised loss over classes as [n, K] and [n], unless on the CPU.
+
+    The mean and the sum are the same. On a GPU, torch has a deterministic form of these losses for two axes only.
+    """
+    if not isinstance(output, Tensor) or output.device.type == "cpu" or output.dim() < 3 or target.dim() != output.dim() - 1:
+        return output, target
+    name = recognise_loss(loss)
+    if name is None or name[0] not in COUNTED_LOSSES or target.is_floating_point():
+        return output, target
+    return output.movedim(1, -1).reshape(-1, output.shape[1]), target.reshape(-1)
+
+
 def _find_function_name(function: Callable[..., Any]) -> str | None:
     try:
         return LOSS_FUNCTIONS.get(function)

@@ -14,8 +14,8 @@ from fedsgd.numerics.arrays import I64
 
 
 def is_tensor(vector: object) -> bool:
-    """Return whether a vector is a torch tensor, not an array."""
-    return not isinstance(vector, np.ndarray)
+    """Return whether a vector is a torch tensor, not an array or a number of numpy."""
+    return not isinstance(vector, np.ndarray | np.generic)
 
 
 def to_host(vector: Any) -> NDArray[Any]:

@@ -127,7 +127,8 @@ def find_difference(path: Path, scenario: Scenario) -> str:
     planned, stored = scenario.engine, stored_scenario.engine
     engine = dump_table(stored)
     if planned.name == "auto":  # the stored scenario has the selected engine and device
-        engine = {**dump_table(planned), "update": stored.update, "device": stored.device}
+        stored_keys = {"update": stored.update, "device": stored.device, "deterministic": stored.deterministic}
+        engine = {**dump_table(planned), **stored_keys}
     if planned.device in ("auto", stored.device.removesuffix(":0")):
         engine["device"] = planned.device
     stored_scenario = stored_scenario.with_settings({"engine": engine})

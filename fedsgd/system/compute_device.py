@@ -17,6 +17,8 @@ from fedsgd.errors import ScenarioError
 CPU, CUDA, AUTO = "cpu", "cuda", "auto"
 CUBLAS_VARIABLE, CUBLAS_VALUE = "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
 """Environment variable of cuBLAS, and a value of it with which matrix products are deterministic."""
+CUBLAS_VALUES = (CUBLAS_VALUE, ":16:8")
+"""Values with which torch accepts matrix products as deterministic."""
 _NAME = re.compile(r"cpu|auto|cuda(:(0|[1-9][0-9]?))?")
 _NO_DETERMINISTIC_FORM = re.compile(r"(\S+) does not have a deterministic implementation")
 
@@ -42,7 +44,11 @@ def resolve_device(name: str, deterministic: bool = True) -> str:
     number = int(name.partition(":")[2] or 0)
     if number >= n_gpus:
         raise ScenarioError(f'engine.device: got "{name}", but {_describe_gpus(n_gpus)}; set "cpu", or "auto" for either')
-    if deterministic and CUBLAS_VARIABLE not in os.environ:
+    configured = os.environ.get(CUBLAS_VARIABLE)
+    if deterministic and configured is not None and configured not in CUBLAS_VALUES:
+        problem = f"{CUBLAS_VARIABLE} is {configured!r} in the environment, expected {' or '.join(CUBLAS_VALUES)}"
+        raise ScenarioError(f"engine.deterministic: {problem}")
+    if deterministic and configured is None:
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             cause = f"CUDA started before the run, without {CUBLAS_VARIABLE}={CUBLAS_VALUE} in the environment"
             remedy = "set it before Python starts, or set engine.deterministic = false"
@@ -113,6 +119,8 @@ def _use_full_precision(library: Any, parts: Sequence[Any]) -> Iterator[None]:
     except RuntimeError:
         allowed = None
     library.allow_tf32 = False
+    for part, _ in precisions:
+        part.fp32_precision = "ieee"  # otherwise torch.backends.fp32_precision decides
     try:
         yield
     finally:

@@ -62,7 +62,7 @@ class Captured:
         self._flat_module = copy_for_capture(task, device)
         self._sample = sample
         self._batch_sizes = frozenset(batch_sizes)
-        self._fused_update = fusable_update(local_training) if update_mode == "fused" else None
+        self._fused_update = fusable_update(local_training, device.replays_steps) if update_mode == "fused" else None
         self._x_buffer, self._y_buffer = BatchBuffer(device), BatchBuffer(device)
         may_reorder = update_mode == "fused" and device.is_cpu and not device.keeps_updates
         has_images = may_reorder and any(len(shape) == 4 for shape in task.layout.shapes)
@@ -80,7 +80,7 @@ class Captured:
                         self._flat_module.task.initial_parameters, self._sample.slice(0, batch_size), buffers.tensor_format
                     )
                 return buffers, steps
-            except Exception:  # NotCapturableError, and errors of the user's metrics
+            except Exception:  # NotCapturableError, memory, and errors of the user's metrics
                 if not channels_last:
                     raise
         raise AssertionError("unreachable")

@@ -53,6 +53,7 @@ class EngineDevice:
         self._deterministic = deterministic
         self._capacity = capacity
         self._graph_pool: Any = None
+        self._stream: Any = None
         self._arrays: OrderedDict[tuple[Any, ...], tuple[NDArray[Any], Tensor]] = OrderedDict()
 
     @property
@@ -76,9 +77,19 @@ class EngineDevice:
         if self.is_cpu:
             return run
         graph, self._graph_pool = torch.cuda.CUDAGraph(), self._graph_pool or torch.cuda.graph_pool_handle()
-        with torch.cuda.graph(graph, pool=self._graph_pool):
-            run()
+        previous_stream = torch.cuda.current_stream(self.torch_device)
+        try:
+            with torch.cuda.graph(graph, pool=self._graph_pool, stream=self._get_stream()):
+                run()
+        finally:  # torch does not restore it if the recording fails
+            torch.cuda.set_stream(previous_stream)
         return graph.replay
+
+    def _get_stream(self) -> Any:
+        """Return the stream of all recordings, and of the runs before them."""
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(self.torch_device)  # type: ignore[no-untyped-call]
+        return self._stream
 
     @contextmanager
     def warm_up(self) -> Iterator[None]:
@@ -87,7 +98,7 @@ class EngineDevice:
             with torch.random.fork_rng(devices=[]):
                 yield
             return
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream = self._get_stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream), torch.random.fork_rng(devices=[self.torch_device]):
             yield
@@ -117,10 +128,10 @@ class EngineDevice:
         entry = self._arrays.pop(key, None)
         tensor = self._copy_examples(array) if entry is None else entry[1]
         self._arrays[key] = array, tensor  # the array too, so that no other array gets its memory
-        used = sum(t.nbytes for _, t in self._arrays.values())
+        used = sum(t.untyped_storage().nbytes() for _, t in self._arrays.values())
         while self._capacity is not None and used > self._capacity and len(self._arrays) > 1:
             _, (_, oldest) = self._arrays.popitem(last=False)
-            used -= oldest.nbytes
+            used -= oldest.untyped_storage().nbytes()
         return tensor
 
     def _copy_examples(self, array: NDArray[Any]) -> Tensor:
@@ -150,7 +161,10 @@ class EngineDevice:
             with use_single_thread():
                 yield
             return
-        with use_single_thread(), torch.cuda.device(self.torch_device), apply_cuda_settings(self._deterministic):
+        full_precision = apply_cuda_settings(self._deterministic)
+        with use_single_thread(), torch.cuda.device(self.torch_device), full_precision, warnings.catch_warnings():
+            # parameters are views of one vector, in an order of their own
+            warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous chunk")
             yield
 
 

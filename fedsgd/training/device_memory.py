@@ -15,7 +15,7 @@ from fedsgd.config.quantities import format_bytes
 from fedsgd.data import Examples
 from fedsgd.errors import ScenarioError
 from fedsgd.models.task import LearningTask
-from fedsgd.training.base import LocalTraining, NotCapturableError
+from fedsgd.training.base import LocalTraining
 from fedsgd.training.device import HOST, as_tensor, find_extent
 from fedsgd.training.flat_module import TensorFormat, copy_for_capture
 from fedsgd.training.graph.passes import shares_memory
@@ -23,6 +23,10 @@ from fedsgd.training.graph.step import StepBuffers, record_gradients
 
 USABLE_SHARE = 0.8
 """Share of the free memory that is planned. Libraries and fragments take the rest."""
+N_VECTORS = 5
+"""Vectors of a client in a stack besides its optimizer's: parameters, gradient, received model, update, a copy for checks."""
+N_PEAKS = 2
+"""Intermediate results are there twice: for recordings, and for the step that they are compared with."""
 STATE_SHARE = 0.3
 """Largest share of the free memory for the states of clients; larger ones are on the host."""
 
@@ -108,7 +112,7 @@ def estimate_client_bytes(task: LearningTask, local_training: LocalTraining, sam
 
     The step is recorded on the CPU. Of a module that cannot be recorded, only the vectors count.
     """
-    n_vectors = 2 + len(local_training.optimizer.init(torch.zeros(1)))
+    n_vectors = N_VECTORS + len(local_training.optimizer.init(torch.zeros(1)))
     vectors = 4 * task.layout.size * (n_vectors + bool(local_training.proximal) + local_training.uses_correction)
     try:
         buffers = StepBuffers(copy_for_capture(task, HOST), TensorFormat(task.layout), local_training.optimizer)
@@ -116,9 +120,9 @@ def estimate_client_bytes(task: LearningTask, local_training: LocalTraining, sam
         with torch.no_grad(), buffers.flat_module.isolated_buffers():
             buffers.load_client(task.initial_parameters)
             graph, gradients, _ = record_gradients(buffers, sample.slice(0, batch_size))
-    except NotCapturableError:
+    except Exception:  # of a module that cannot be recorded
         return vectors
-    return vectors + find_peak_bytes(graph, gradients)
+    return vectors + N_PEAKS * find_peak_bytes(graph, gradients)
 
 
 def find_peak_bytes(graph: Graph, results: Sequence[Node]) -> int:

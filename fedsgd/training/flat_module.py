@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedsgd.data import Examples
 from fedsgd.models.buffers import named_parameters
+from fedsgd.models.losses import flatten_positions
 from fedsgd.models.task import LearningTask
 from fedsgd.numerics.arrays import F32
 from fedsgd.numerics.parameter_layout import ParameterLayout
@@ -100,7 +101,7 @@ class FlatModule:
     def compute_loss(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the loss of one batch with its autograd graph."""
         with torch.enable_grad():
-            return check_loss(self.task.loss(self.task.module(x), y))
+            return check_loss(self.task.loss(*flatten_positions(self.task.loss, self.task.module(x), y)))
 
     def compute_gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradient of one batch's loss for each parameter, None for parameters that the loss does not reach."""

@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from fedsgd.data import Examples
-from fedsgd.errors import FedsgdError, ModelError, describe_error
+from fedsgd.errors import FedsgdError, ModelError, ScenarioError, describe_error
 from fedsgd.models.task import LearningTask
 from fedsgd.numerics.arrays import I64
 from fedsgd.system.compute_device import CPU, describe_device, find_nondeterministic_operation, resolve_device
@@ -146,6 +147,21 @@ def select_engine(
 def _create(
     choice: EngineChoice, task: LearningTask, local_training: LocalTraining, sample: Examples, batch_sizes: Sequence[int]
 ) -> TrainingEngine:
+    try:
+        engine = _create_on_device(choice, task, local_training, sample, batch_sizes)
+        if choice.device != CPU and batch_sizes:
+            _try_step(engine, task, sample.slice(0, batch_sizes[0]))
+    except torch.OutOfMemoryError as error:
+        raise ScenarioError(
+            f"engine.device: {choice.device} has too little memory for a step ({describe_error(error)}); set a smaller "
+            'engine.stack or client.batch_size, or engine.device = "cpu"'
+        ) from error
+    return engine
+
+
+def _create_on_device(
+    choice: EngineChoice, task: LearningTask, local_training: LocalTraining, sample: Examples, batch_sizes: Sequence[int]
+) -> TrainingEngine:
     name = resolve_device(choice.device, choice.deterministic)
     capacity = None if name == CPU else choose_example_capacity(name, sample)
     device = EngineDevice(name, choice.deterministic, capacity, choice.keeps_updates)
@@ -155,23 +171,20 @@ def _create(
         raise NotCapturableError(f"the clients' batches have {MAX_RECORDED_BATCH_SIZES} sizes or more, too many for a stack")
     if choice.name == "stacked" and batch_sizes:
         return Stacked(task, local_training, sample, batch_sizes, choice.update, choice.stack or DEFAULT_STACK_SIZE, device)
-    engine = Sequential(task, local_training, device)
-    if not device.is_cpu and batch_sizes:
-        _try_step(engine, task, sample.slice(0, batch_sizes[0]))
-    return engine
+    return Sequential(task, local_training, device)
 
 
 def _try_step(engine: TrainingEngine, task: LearningTask, examples: Examples) -> None:
     """Train and evaluate on a few examples; raise ModelError for an operation that has no deterministic form on a GPU."""
     try:
-        list(engine.train([TrainingJob(0, 1, 0, task.initial_parameters, examples, buffers=task.initial_buffers)]))
+        list(engine.train([TrainingJob(0, 1, 0, task.initial_parameters, examples, buffers=task.initial_buffers, work=1)]))
         engine.evaluate(task.initial_parameters, examples, task.initial_buffers)
-    except FedsgdError:
+    except (FedsgdError, NotCapturableError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # of the user's module, loss or metrics, which run on the CPU
         _refuse_nondeterministic_operation(error)
-        hint = "tensors that are no buffers or parameters stay on the CPU: use register_buffer"
-        raise ModelError(f"the model cannot be run on the GPU: {describe_error(error)}; {hint}") from error
+        hint = "; tensors that are no buffers or parameters stay on the CPU: use register_buffer" * ("device" in str(error))
+        raise ModelError(f"the model cannot be run on the GPU: {describe_error(error)}{hint}") from error
 
 
 def _refuse_nondeterministic_operation(error: Exception) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedsgd.errors import ModelError
-from fedsgd.models.losses import count_summed_targets, weigh_slice
+from fedsgd.models.losses import count_summed_targets, flatten_positions, weigh_slice
 from fedsgd.models.metrics import format_shape
 from fedsgd.models.set_metrics import EntropyMetric, SetMetric
 from fedsgd.models.task import LearningTask
@@ -142,7 +142,7 @@ class EvaluationAccumulator:
         if self._stored is not None:  # a loss may change outputs in place, which the metrics of the set must not see
             self._stored.add(copy_tensors(output) if self.task.stores_outputs and n == self.n_examples else output, target)
         if self.reduction != "whole":
-            loss = float(check_loss(self.task.loss(output, target)))
+            loss = float(check_loss(self.task.loss(*flatten_positions(self.task.loss, output, target))))
             weight = weigh_slice(self.reduction, self.task.loss, target)
             self._losses.append(loss * weight if weight else 0.0)
             self._loss_weights.append(count_summed_targets(self.task.loss, target) if self.reduction == "sum" else weight)
@@ -159,7 +159,8 @@ class EvaluationAccumulator:
         if self.reduction == "whole" and stored is not None:
             weight = 1.0 if self.task.loss_reduction.is_additive else float(self.n_examples)
             output = copy_tensors(stored.outputs) if self.task.stores_outputs else stored.outputs
-            self._losses = [float(check_loss(self.task.loss(output, stored.targets))) * weight]
+            parts = flatten_positions(self.task.loss, output, stored.targets)
+            self._losses = [float(check_loss(self.task.loss(*parts))) * weight]
         elif self.reduction in ("counted", "sum") and None not in self._loss_weights:
             weights = [weight for weight in self._loss_weights if weight is not None]
         is_sum = self.reduction == "sum" or self.task.loss_reduction.is_additive

@@ -24,7 +24,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from itertools import pairwise
@@ -52,6 +52,8 @@ ROUNDS = 8
 TOLERANCE = 1e-4
 """Largest distance of one step on the device from that on the CPU, relative to the step. More steps would amplify rounding."""
 PFL = "pfl-research"
+Law = tuple[str, str, str, bool]
+"""Work, law, figure, and whether the law holds."""
 UPLINKS: dict[str, dict[str, Any]] = {
     "dense": {},
     "top-k 1 %": {"compressor": {"name": "top-k", "density": 0.01}, "error_feedback": "persist"},
@@ -239,30 +241,59 @@ def list_cells(processes: Sequence[int]) -> list[tuple[str, int]]:
 
 
 def measure_all(
-    works: Sequence[GpuWork], device: str, minutes: float, processes: Sequence[int], rounds: int, console: Console
-) -> tuple[list[Figure], list[tuple[str, str, str, bool]]]:
-    """Check the laws, and measure all cells until the time is over."""
+    works: Sequence[GpuWork],
+    device: str,
+    minutes: float,
+    processes: Sequence[int],
+    rounds: int,
+    report: Callable[[list[Figure], list[Law]], None],
+) -> tuple[list[Figure], list[Law]]:
+    """Check the laws, and measure all cells until the time is over. An error is a broken law, or a cell without a figure.
+
+    `report` is called with what there is after each law and cell.
+    """
     end = time.monotonic() + 60 * minutes
     figures: list[Figure] = []
-    laws: list[tuple[str, str, str, bool]] = []
-    datasets = {work.load.name: make_data(work) for work in works}
+    laws: list[Law] = []
     for work in works:
         if time.monotonic() < end:
-            laws += [(work.load.name, *law) for law in check_laws(work, datasets[work.load.name], device)]
-            console.print(f"{work.load.name}: laws checked", style="dim")
+            laws += _try_laws(work, device)
+            report(figures, laws)
     cells: list[tuple[GpuWork, str, int]] = [(work, "", 0) for work in works]
     cells += [(work, PFL, 0) for work in works if work.module and find_spec("pfl")]
     cells += [(work, uplink, k) for uplink, k in list_cells(processes) for work in works]
     for work, uplink, k in cells:
-        data = datasets[work.load.name]
         if time.monotonic() >= end:
             figures.append(Figure(work.load.name, uplink, k))
-        elif k == 0:
-            figures.append(measure_pfl(work, data, rounds) if uplink else measure_naive_loop(work, data, device))
-        else:
-            figures.append(measure(work, data, uplink, k, device, rounds))
-        console.print(f"{work.load.name}, {uplink or 'naive loop'}, {k}: {figures[-1].clients_per_second}", style="dim")
+            continue
+        try:
+            figures.append(_measure_cell(work, uplink, k, device, rounds))
+        except Exception as error:
+            figures.append(Figure(work.load.name, uplink, k, _shorten(error)))
+        report(figures, laws)
     return figures, laws
+
+
+def _try_laws(work: GpuWork, device: str) -> list[Law]:
+    laws: list[Law] = []
+    try:
+        laws += [(work.load.name, *law) for law in check_laws(work, make_data(work), device)]
+    except Exception as error:
+        laws.append((work.load.name, "no error", _shorten(error), False))
+    return laws
+
+
+def _measure_cell(work: GpuWork, uplink: str, processes: int, device: str, rounds: int) -> Figure:
+    data = make_data(work)
+    if uplink == PFL:
+        return measure_pfl(work, data, rounds)
+    if not processes:
+        return measure_naive_loop(work, data, device)
+    return measure(work, data, uplink, processes, device, rounds)
+
+
+def _shorten(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
 
 
 def make_table(figures: Sequence[Figure]) -> Table:
@@ -276,7 +307,12 @@ def make_table(figures: Sequence[Figure]) -> Table:
         ratio = "" if speed is None or not unit else f"{speed / unit:.2f}"
         processes = str(figure.processes) if figure.processes else ""
         table.add_row(
-            figure.work, figure.uplink, processes, figure.engine, "not run" if speed is None else f"{speed:,.1f}", ratio
+            figure.work,
+            figure.uplink,
+            processes,
+            figure.engine,
+            ("failed" if figure.engine else "not run") if speed is None else f"{speed:,.1f}",
+            ratio,
         )
     return table
 
@@ -300,22 +336,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     works = [work for work in WORKS if options.only in work.load.name]
     if options.dry_run:
         works = [shrink(work) for work in works]
-    figures, laws = measure_all(
-        works,
-        device,
-        options.minutes,
-        PROCESSES[:2] if options.dry_run else PROCESSES,
-        4 if options.dry_run else ROUNDS,
-        console,
-    )
+    machine_facts = describe_machine(device)
+
+    def report(figures: list[Figure], laws: list[Law]) -> None:
+        if options.json:
+            rows = [asdict(figure) for figure in figures]
+            options.json.write_text(json.dumps({"machine": machine_facts, "laws": laws, "figures": rows}, indent=1) + "\n")
+        last = f"{figures[-1].work}, {figures[-1].uplink}, {figures[-1].clients_per_second}" if figures else str(laws[-1])
+        console.print(last, style="dim")
+
+    processes, rounds = (PROCESSES[:2], 4) if options.dry_run else (PROCESSES, ROUNDS)
+    figures, laws = measure_all(works, device, options.minutes, processes, rounds, report)
+    report(figures, laws)
     for work, law, figure, holds in laws:
         console.print(f"{work}: {law}: {figure}", style=None if holds else "bold red")
     console.print(make_table(figures))
-    machine_facts = describe_machine(device)
     console.print(", ".join(f"{key} {value}" for key, value in machine_facts.items()), style="dim")
-    if options.json:
-        contents = {"machine": machine_facts, "laws": laws, "figures": [asdict(figure) for figure in figures]}
-        options.json.write_text(json.dumps(contents, indent=1) + "\n")
     if not all(holds for *_, holds in laws):
         sys.exit(1)
 

@@ -26,12 +26,27 @@ def test_works_have_the_cohorts_and_batches_of_their_names() -> None:
 
 def test_cells_beyond_the_time_say_so() -> None:
     works = [gpu.shrink(work) for work in gpu.WORKS[:2]]
-    figures, laws = gpu.measure_all(works, "cpu", 0.0, (1, 2), 4, gpu.Console(quiet=True))
+    figures, laws = gpu.measure_all(works, "cpu", 0.0, (1, 2), 4, lambda *_: None)
     assert not laws
     assert [figure.clients_per_second for figure in figures] == [None] * 2 * (1 + 4)
     measured = [replace(figure, clients_per_second=10.0 * figure.processes + 5) for figure in figures]
     ratios = list(gpu.make_table(measured).columns[5].cells)
     assert (ratios[0], ratios[-1]) == ("1.00", "5.00"), "the naive loop, and 25 clients a second to its 5"
+
+
+def test_error_of_a_law_or_cell_is_reported_and_the_others_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(gpu, "check_laws", fail)
+    monkeypatch.setattr(gpu, "measure", fail)
+    reports: list[int] = []
+    work = gpu.shrink(gpu.WORKS[2])
+    figures, laws = gpu.measure_all([work], "cpu", 5.0, (1,), 4, lambda found, _: reports.append(len(found)))
+    assert laws == [("2NN", "no error", "RuntimeError: no memory", False)]
+    assert [figure.clients_per_second is None for figure in figures] == [False, True, True]
+    assert reports == [0, 1, 2, 3]
+    assert [*gpu.make_table(figures).columns[4].cells][1:] == ["failed", "failed"]
 
 
 @pytest.mark.nightly

@@ -31,6 +31,7 @@ from fedsgd.compression.schemes.stc import STC
 from fedsgd.numerics.arrays import F32
 from fedsgd.numerics.parameter_layout import ParameterLayout
 from fedsgd.numerics.rng import counter_hash
+from fedsgd.numerics.vectors import is_finite, is_tensor
 from tests.effort import examples
 
 LAYOUT = ParameterLayout(("a", "b", "c"), ((30, 20), (20,), (7, 11)))
@@ -158,6 +159,28 @@ def test_random_words_are_those_of_arrays(key: int, counters: list[int]) -> None
     expected = counter_hash(key, np.array(counters, dtype=np.uint64))
     words = tensor_forms.counter_hash(key, torch.tensor(counters))
     assert words.numpy().astype(np.uint64).tolist() == expected.tolist()
+
+
+def test_class_of_a_user_that_replaces_a_method_accepts_no_tensors() -> None:
+    class OwnTopK(TopK):
+        def encode(self, x: F32, ctx: CodecContext) -> Any:
+            return super().encode(np.abs(x), ctx)
+
+    class Renamed(TopK):
+        """Has the methods of top-k."""
+
+    class Careful(OwnTopK):
+        accepts_tensors = True
+
+        def encode(self, x: F32, ctx: CodecContext) -> Any:
+            return TopK.encode(self, x, ctx)
+
+    assert [cls().accepts_tensors for cls in (OwnTopK, Renamed, Careful)] == [False, True, True]
+
+
+def test_number_of_numpy_is_no_tensor() -> None:
+    assert not is_tensor(np.float32(3))
+    assert is_finite(np.float32(3))
 
 
 def test_operators_without_a_form_for_tensors_say_so() -> None:

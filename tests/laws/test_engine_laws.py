@@ -476,17 +476,18 @@ def test_module_that_cannot_be_copied_is_rejected(blobs: Dataset) -> None:
         build_task(Mlp(), blobs, 0, module=module)
 
 
-@pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES.keys())
-def test_learning_rate_under_a_schedule_is_that_of_the_round(engine: EngineMaker, blobs: Dataset) -> None:
+@pytest.mark.parametrize("name", ENGINES)
+def test_learning_rate_under_a_schedule_is_that_of_the_round(name: str, blobs: Dataset) -> None:
     """A quarter of 0.4 in round 3 is exactly 0.1."""
-    task = build_task(Mlp(), blobs, 0)
+    engine, task = ENGINES[name], build_task(Mlp(), blobs, 0)
     scheduled_engine = engine(task, LocalTraining(SGD(lr=0.4, schedule=ExponentialSchedule(gamma=0.5)), 1, None, 10), blobs)
     constant_engine = engine(task, LocalTraining(SGD(lr=0.1), 1, None, 10), blobs)
     third = make_job(task, blobs, 0, round=3)
-    assert (
-        next(iter(scheduled_engine.train([third]))).update.tobytes()
-        == next(iter(constant_engine.train([third]))).update.tobytes()
-    )
+    scheduled, constant = (next(iter(e.train([third]))).update for e in (scheduled_engine, constant_engine))
+    if name == "captured, replayed":  # fuses only updates of a constant rate
+        assert_agree(name, scheduled, constant, task.initial_parameters)
+    else:
+        assert scheduled.tobytes() == constant.tobytes()
     second = make_job(task, blobs, 0, round=2)
     assert (
         next(iter(scheduled_engine.train([second]))).update.tobytes()

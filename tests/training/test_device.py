@@ -10,16 +10,20 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 import fedsgd
 from fedsgd.data import Dataset
 from fedsgd.errors import ModelError, RunError, ScenarioError
 from fedsgd.federation.client_state import InMemoryClientStore
+from fedsgd.flower.deployment import deploy
 from fedsgd.models import MODELS, Mlp
 from fedsgd.models.builder import build_task
+from fedsgd.models.losses import flatten_positions
 from fedsgd.models.task import LearningTask
 from fedsgd.optim import SGD, Momentum
+from fedsgd.optim.schedules import StepSchedule
 from fedsgd.scenario.scenario import Scenario
 from fedsgd.sweeps.directory import find_difference
 from fedsgd.system import compute_device
@@ -41,6 +45,7 @@ from fedsgd.training.device_memory import (
 from fedsgd.training.graph import step as step_module
 from fedsgd.training.graph.recorder import record
 from fedsgd.training.graph.replay import MAX_RECORDINGS, ReplayedStep
+from fedsgd.training.graph.step import fusable_update
 from fedsgd.training.selection import EngineChoice, _try_step, make_engine, select_engine
 from fedsgd.training.sequential import Sequential
 from fedsgd.training.stacked import Stacked
@@ -222,6 +227,25 @@ def read_precisions() -> list[str]:
     return [owner.fp32_precision for owner in owners if hasattr(owner, "fp32_precision")]
 
 
+def test_other_value_of_the_variable_is_refused(gpus: Callable[[int], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(1)
+    monkeypatch.setenv(CUBLAS_VARIABLE, ":4096:2")
+    with pytest.raises(
+        ScenarioError, match=r"CUBLAS_WORKSPACE_CONFIG is ':4096:2' in the environment, expected :4096:8 or :16:8"
+    ):
+        resolve_device("cuda")
+
+
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="torch 2.9 and later")
+def test_global_precision_of_the_caller_has_no_effect() -> None:
+    torch.backends.fp32_precision = "tf32"  # type: ignore[attr-defined]
+    try:
+        with apply_cuda_settings(True):
+            assert set(read_precisions()) == {"ieee"}
+    finally:
+        torch.backends.fp32_precision = "none"  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_settings_for_a_gpu_are_restored(deterministic: bool) -> None:
     def read() -> list[Any]:
@@ -261,6 +285,40 @@ def test_operation_without_a_deterministic_form_is_named(blobs: Dataset) -> None
         make_engine(EngineChoice("captured"), [2], task, TRAININGS["plain"], blobs.train)
 
 
+def test_too_little_memory_for_a_step_is_named(blobs: Dataset) -> None:
+    failure = mock.patch(
+        "fedsgd.training.selection._create_on_device", side_effect=torch.OutOfMemoryError("CUDA out of memory")
+    )
+    problem = r"^engine.device: cuda:0 has too little memory for a step \(OutOfMemoryError: CUDA out of memory\); set a smaller"
+    with failure, pytest.raises(ScenarioError, match=problem):
+        make_engine(
+            EngineChoice("captured", device="cuda:0"), [2], build_task(Mlp(), blobs, 0), TRAININGS["plain"], blobs.train
+        )
+
+
+def test_losses_over_positions_are_flattened_except_on_the_cpu() -> None:
+    loss, output, target = functional.cross_entropy, torch.rand(2, 5, 3), torch.randint(0, 5, (2, 3))
+    assert flatten_positions(loss, output, target) == (output, target)
+    on_device = flatten_positions(loss, output.to("meta"), target.to("meta"))
+    assert [tuple(part.shape) for part in on_device] == [(6, 5), (6,)]
+    assert flatten_positions(nn.MSELoss(), output.to("meta"), target.to("meta"))[0].dim() == 3
+    flat = output.movedim(1, -1).reshape(-1, 5), target.reshape(-1)
+    torch.testing.assert_close(loss(*flat), loss(output, target))
+
+
+def test_replayed_update_is_not_fused_with_a_schedule() -> None:
+    scheduled = LocalTraining(SGD(lr=0.1, schedule=StepSchedule(every=1, gamma=0.5)), 1, None, 7)
+    assert fusable_update(scheduled) is not None
+    assert fusable_update(scheduled, needs_constant_rate=True) is None
+    assert fusable_update(TRAININGS["plain"], needs_constant_rate=True) is not None
+
+
+def test_deployment_on_a_gpu_is_refused(scenario: Make, gpus: Callable[[int], None], tmp_path: Any) -> None:
+    gpus(1)
+    with pytest.raises(ScenarioError, match=r'engine\.device: got "cuda", expected "cpu": nodes are forked processes'):
+        deploy(scenario({"engine.device": "cuda"}), tmp_path / "run", nodes=2)
+
+
 def test_auto_and_cuda_are_the_devices_that_a_finished_cell_has(scenario: Make, tmp_path: Any) -> None:
     path = tmp_path / "scenario.toml"
     for stored, planned, differs in (
@@ -274,6 +332,12 @@ def test_auto_and_cuda_are_the_devices_that_a_finished_cell_has(scenario: Make, 
             path.write_text(scenario({"engine": {"name": "sequential", "device": stored}}).to_toml())
             difference = find_difference(path, scenario({"engine": {"name": name, "device": planned}}))
             assert ("engine.device" in difference) == differs, (stored, planned, name, difference)
+
+
+def test_cell_with_other_determinism_is_not_reused(scenario: Make, tmp_path: Any) -> None:
+    path = tmp_path / "scenario.toml"
+    path.write_text(scenario({"engine": {"name": "captured", "device": "cuda:0", "deterministic": False}}).to_toml())
+    assert "engine.deterministic is False there" in find_difference(path, scenario({"engine": {"device": "cuda"}}))
 
 
 def test_device_of_a_run_is_resolved_and_in_the_summary(scenario: Make) -> None:
@@ -362,8 +426,8 @@ def test_memory_of_a_client_has_vectors_and_intermediate_results(images: Dataset
     plain, full = (estimate_client_bytes(task, t, images.train, 10) for t in TRAININGS.values())
     assert full - plain == 4 * p * 3  # velocity, received model, correction
     larger = estimate_client_bytes(task, TRAININGS["plain"], images.train, 20)
-    gradients = 4 * p
-    assert 8 * p + gradients < plain < larger < 2 * plain
+    vectors, gradients = 5 * 4 * p, 4 * p
+    assert vectors + 2 * gradients < plain < larger < 2 * plain
 
 
 def test_plan_shares_the_free_memory_between_processes(images: Dataset) -> None:

@@ -29,6 +29,7 @@ from fedsgd.flower.deployment.monitor import DeploymentCallbacks, DeploymentMoni
 from fedsgd.flower.deployment.user_modules import import_from_scenario_folder, read_user_modules
 from fedsgd.scenario.scenario import PythonObjects, Scenario, open_scenario
 from fedsgd.storage.run_directory import CHECKPOINT_FOLDER, NODE_FOLDER, find_files_to_remove, write_atomically
+from fedsgd.system.compute_device import CPU, resolve_device
 from fedsgd.system.forkserver import MAX_PROCESSES
 from fedsgd.system.user_files import check_paths, expand_user_path, find_temporary_folder
 
@@ -164,6 +165,9 @@ def launch(
 def _check_settings(scenario: Scenario, nodes: int, execution: DeploymentConfig, folder: Path) -> None:
     """Raise a ScenarioError or an OutputError for settings that do not fit."""
     _check_nodes(nodes, scenario.data.n_clients)
+    if resolve_device(scenario.engine.device, scenario.engine.deterministic) != CPU:
+        problem = f'got "{scenario.engine.device}", expected "cpu": nodes are forked processes, in which CUDA cannot start'
+        raise ScenarioError(f"engine.device: {problem}")
     _check_seconds(start_seconds=execution.start_seconds, round_seconds=execution.round_seconds)
     if execution.logs is not None:
         _resolve_log_folder(execution.logs, folder)

@@ -90,7 +90,7 @@ def prebuild(source: NodeSource) -> None:
 def _build_and_cache(
     source: NodeSource, cache_path: Path | None = None, is_local_client: Callable[[int], bool] = lambda client: True
 ) -> NodeExperiment:
-    experiment = build_experiment(read_scenario(source.scenario), source.data or None)
+    experiment = build_experiment(read_scenario(source.scenario), source.data or None, has_own_store=False)
     plan, train, engine_choice = experiment.plan, experiment.train, experiment.engine_choice
     if cache_path is not None:
         data = train.filter_clients(is_local_client) if isinstance(train, PartitionedData) else train

@@ -78,7 +78,8 @@ def _is_position_independent(node: Node) -> bool:
         return True
     generator = torch.Generator().manual_seed(0)
     n = 64 * VECTOR_WIDTH
-    inputs = {i: (3 * torch.randn(n, generator=generator)).to(i.meta["spec"].dtype) for i in node.all_input_nodes}
+    specs = {i: i.meta["spec"] for i in node.all_input_nodes}
+    inputs = {i: (3 * torch.randn(n, generator=generator)).to(spec.device, spec.dtype) for i, spec in specs.items()}
 
     def evaluate_range(start: int, stop: int) -> Tensor:
         args, kwargs = map_arg((node.args, dict(node.kwargs)), lambda i: inputs[i][start:stop])

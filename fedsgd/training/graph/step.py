@@ -11,8 +11,10 @@ from torch.func import functional_call
 from torch.fx import Graph, Node
 
 from fedsgd.data import Examples
+from fedsgd.models.losses import flatten_positions
 from fedsgd.numerics.arrays import F32
 from fedsgd.optim import SGD, Momentum, Optimizer, PyTorchMomentum
+from fedsgd.optim.schedules import ConstantSchedule
 from fedsgd.system.global_generators import isolate_generators, read_generator_states
 from fedsgd.training.base import LocalTraining, NotCapturableError
 from fedsgd.training.device import as_tensor
@@ -48,10 +50,15 @@ class FusedUpdate:
         return not (self.has_velocity and unused_slices)
 
 
-def fusable_update(local_training: LocalTraining) -> FusedUpdate | None:
-    """Return the update that a step can include; None if a part of the local step, such as clipping, needs the gradient."""
+def fusable_update(local_training: LocalTraining, needs_constant_rate: bool = False) -> FusedUpdate | None:
+    """Return the update that a step can include; None if a part of the local step, such as clipping, needs the gradient.
+
+    A replayed step with its update `needs_constant_rate`, because each learning rate has a recording of its own.
+    """
     optimizer = local_training.optimizer
     if optimizer.clip_norm is not None or optimizer.weight_decay or local_training.proximal or local_training.uses_correction:
+        return None
+    if needs_constant_rate and not isinstance(optimizer.schedule, ConstantSchedule):
         return None
     if type(optimizer) is SGD:
         return FusedUpdate()
@@ -124,6 +131,7 @@ class StepBuffers:
         loss, task = self.flat_module.task.loss, self.flat_module.task
         with torch.enable_grad():
             output = functional_call(task.module, tensors[0], (x,), tie_weights=False)
+            output, y = flatten_positions(loss, output, y)
             if isinstance(loss, torch.nn.Module):
                 value = functional_call(loss, tensors[1], (output, y), tie_weights=False)
             else:
@@ -191,7 +199,7 @@ def capture_step(
                 step = step.replay(step_buffers)
             for batch in (first_batch, second_batch):
                 _verify_step(step_buffers, step, *batch_tensors(batch, step_buffers.device))
-    except NotCapturableError:
+    except (NotCapturableError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # of a module that cannot be recorded
         raise NotCapturableError(f"{type(error).__name__}: {error}") from error
