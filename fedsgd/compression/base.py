@@ -95,7 +95,8 @@ class Compressor(Component, ABC):
         if is_builtin(cls):
             return
         if {"encode", "send"} & vars(cls).keys() and "accepts_tensors" not in vars(cls):
-            cls.accepts_tensors = False  # type: ignore[assignment, method-assign] # not inherited with the method that had it
+            # the method that accepted them is replaced; in place of the property, which mypy takes for a change of the property
+            cls.accepts_tensors = False  # type: ignore[assignment, method-assign]
         if "codec" in vars(cls):
             del cls.codec
         decoder_owner = next(parent for parent in cls.__mro__ if "decode" in vars(parent))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fedsgd.numerics.arrays import F32, F64, I64, U8
 from fedsgd.numerics.kernels import kernel
 from fedsgd.numerics.reductions import scatter_add
-from fedsgd.numerics.vectors import copy_vector, is_tensor, set_at
+from fedsgd.numerics.vectors import add_to_tensor, copy_vector, is_tensor, set_at
 from fedsgd.wire.levels import dequantise
 
 StateArrays = Mapping[str, NDArray[Any]]
@@ -38,7 +38,7 @@ class Update(ABC):
             weight: factor of the update.
         """
         if is_tensor(out):
-            out += out.new_tensor(self.to_dense()) * weight  # type: ignore[attr-defined]
+            add_to_tensor(out, self.to_dense(), weight)
         else:
             out += self.to_dense().astype(out.dtype, copy=False) * out.dtype.type(weight)
 
@@ -106,7 +106,7 @@ class SparseUpdate(Update):
         if out.dtype == np.float64:
             scatter_add(out, self.indices, self.values, float(weight))
         elif is_tensor(out):
-            out[self.indices] = out[self.indices] + out.new_tensor(self.values) * weight  # type: ignore[attr-defined]
+            add_to_tensor(out, self.values, weight, self.indices)
         elif out.dtype == self.values.dtype == np.float32:
             _scatter_add_float32(out, self.indices, self.values, np.float32(weight))
         else:

@@ -127,7 +127,7 @@ def _build(
         dataset, train, held_out, validation = shared_data.load()
     with errors_in_section("model"):
         task = build_task(scenario.model, dataset, scenario.seed, objects.module, objects.loss, objects.metrics)
-    data_folder = expand_user_path(data, "data") if data is not None else None
+    data_folder = None if data is None else expand_user_path(data, "data")
     plan = make_plan(scenario, task, train, data_folder)
     sets = select_evaluation_sets(scenario, task, dataset, train, held_out, validation)
     task = _dry_run_model(scenario, task, dataset, sets)

@@ -100,7 +100,7 @@ from fedsgd.numerics.arrays import F32, F64
 from fedsgd.scenario.target import Criterion, Target
 from fedsgd.storage.parquet import TableWriter
 from fedsgd.storage.run_directory import CLIENT_COLUMNS, ROUND_COLUMNS
-from fedsgd.system.compute_device import CPU, describe_device
+from fedsgd.system.compute_device import CPU, name_gpu
 from fedsgd.system.machine import measure_peak_memory, memcpy_seconds
 from fedsgd.training.flops import count_training_flops
 from fedsgd.training.selection import EngineChoice
@@ -157,7 +157,7 @@ def build_summary(federation: Federation, history: Sequence[RoundRecord], parame
 
 def _summarize_engine(choice: EngineChoice) -> dict[str, Any]:
     """Return the engine of a run; on a GPU with the model of the GPU."""
-    gpu = {} if choice.device == CPU else {"gpu": describe_device(choice.device).partition(", ")[2]}
+    gpu = {} if choice.device == CPU else {"gpu": name_gpu(choice.device)}
     return {**asdict(choice), **gpu}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,7 @@ from fedsgd.federation.downlink_cache import DecodedDownlink, DownlinkCache
 from fedsgd.federation.plan import FederationPlan, Message, Reply, describe_non_finite
 from fedsgd.numerics.arrays import F32
 from fedsgd.numerics.reductions import all_finite, patched_squared_norms, squared_norm
-from fedsgd.numerics.vectors import is_finite, is_tensor, like_update, to_host
+from fedsgd.numerics.vectors import is_finite, is_tensor, like_update, sum_squares, to_host
 from fedsgd.system.profiling import PhaseTimer
 from fedsgd.training import TrainingEngine, TrainingJob, TrainingResult
 from fedsgd.wire import HEADER_OFFSETS, Frame, FrameKind, Header, decode_frame, encode_frame, frame_overhead, require_header
@@ -195,14 +195,9 @@ def _encode_resync(client: ClientId, round: int, model_round: int, last_reply_ro
     return Reply(client, (encode_frame(Frame(header)),), 0.0, 0.0)
 
 
-def _is_finite(vector: NDArray[Any]) -> bool:
-    """Return True if no number of an array or tensor is an infinity or a NaN."""
-    return all_finite(vector) if not is_tensor(vector) and vector.dtype == np.float32 else is_finite(vector)
-
-
 def _check_finite(plan: FederationPlan, round: int, result: TrainingResult) -> None:
     """Raise a NonFiniteError if an update or its buffers are not finite."""
-    if not _is_finite(result.update):
+    if not is_finite(result.update):
         cause = f"the update {describe_non_finite(to_host(result.update), plan.layout)}; is the learning rate too large?"
         raise NonFiniteError(round, result.client, cause)
     if result.buffers is not None and not all_finite(result.buffers):
@@ -240,7 +235,7 @@ def encode_update(plan: FederationPlan, task: ClientTask, result: TrainingResult
     for name, value in next_entries:
         if id(value) in finite_arrays:
             continue
-        if not _is_finite(value):
+        if not is_finite(value):
             cause = f"the client state entry {name} {describe_non_finite(to_host(value), plan.layout)}"
             raise NonFiniteError(round, client, cause)
     header = Header(FrameKind.UPDATE, round, plan.uplink.codec, base=round, client=client, examples=result.n_examples)
@@ -296,7 +291,7 @@ def _residual_norms(plan: FederationPlan, encoded_update: EncodedUpdate) -> tupl
         return (math.nan, math.nan), ()
     (patch,) = (encoded_update.rollback.get(name) for name, value in encoded_update.state.items() if value is residual)
     if patch is None:
-        norm = math.sqrt(_squared_norm_of(residual))
+        norm = math.sqrt(sum_squares(residual))
         return (norm, norm), ()
     accepted, replaced, added = _patched_squared_norms(residual, patch)
     norms = math.sqrt(accepted), math.sqrt(max(0.0, accepted - replaced) + added)
@@ -307,21 +302,16 @@ def _residual_norms(plan: FederationPlan, encoded_update: EncodedUpdate) -> tupl
 def _patched_squared_norms(residual: F32, patch: EntryPatch) -> tuple[float, float, float]:
     """Return the squared norms of a residual, of the part that a patch replaces, and of the patch."""
     if patch.indices is None:
-        squared_norm_of_residual = _squared_norm_of(residual)
-        return squared_norm_of_residual, squared_norm_of_residual, _squared_norm_of(patch.values)
+        squared_norm_of_residual = sum_squares(residual)
+        return squared_norm_of_residual, squared_norm_of_residual, sum_squares(patch.values)
     if is_tensor(residual):
         values = residual[patch.indices]
-        return _squared_norm_of(residual), _squared_norm_of(values), _squared_norm_of(patch.values)
+        return sum_squares(residual), sum_squares(values), sum_squares(patch.values)
     if residual.dtype == patch.values.dtype == np.float32:
         sums = patched_squared_norms(residual, patch.indices, patch.values)
         if not math.isnan(sums[0]):
             return sums
     return squared_norm(residual), squared_norm(residual[patch.indices]), squared_norm(patch.values)
-
-
-def _squared_norm_of(vector: F32) -> float:
-    """Return |x|² of an array in the order of `fedsgd.numerics.reductions`, or of a tensor in torch's order."""
-    return float(cast("Any", vector).double().square().sum()) if is_tensor(vector) else squared_norm(vector)
 
 
 def client_update(

@@ -139,14 +139,14 @@ class InMemoryClientStore(ClientStore):
     """
 
     def __init__(self, keeps_tensors: bool = False) -> None:
-        self.keeps_tensors = keeps_tensors
+        self._keeps_tensors = keeps_tensors
         self._states_by_client: dict[ClientId, ClientState] = {}
 
     def load(self, client: ClientId) -> ClientState:
         return self._states_by_client.get(client, ClientState())
 
     def save(self, client: ClientId, state: ClientState) -> None:
-        self._states_by_client[client] = state
+        self._states_by_client[client] = state if self._keeps_tensors else to_host_state(state)
 
 
 class ModelCache(Protocol):
@@ -290,7 +290,7 @@ def to_bfloat16_state(state: ClientState) -> ClientState:
     Args:
         state: a state whose values are finite.
     """
-    return _convert_state(state, _to_bf16)
+    return _convert_state(to_host_state(state), _to_bf16)
 
 
 def to_float32_state(state: ClientState) -> ClientState:

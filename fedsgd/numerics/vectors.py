@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsgd.numerics.arrays import I64
+from fedsgd.numerics.arrays import F32, I64
+from fedsgd.numerics.reductions import all_finite, squared_norm
 
 
 def is_tensor(vector: object) -> bool:
@@ -26,7 +27,15 @@ def to_host(vector: Any) -> NDArray[Any]:
 
 def is_finite(vector: Any) -> bool:
     """Return True if no number of a vector is an infinity or a NaN."""
-    return bool(vector.isfinite().all()) if is_tensor(vector) else bool(np.isfinite(vector).all())
+    if is_tensor(vector):
+        return bool(vector.isfinite().all())
+    is_array = isinstance(vector, np.ndarray) and vector.dtype == np.float32
+    return all_finite(vector) if is_array else bool(np.isfinite(vector).all())
+
+
+def sum_squares(vector: Any) -> float:
+    """Return |x|² of an array in the order of `fedsgd.numerics.reductions`, or of a tensor in torch's order."""
+    return float(vector.double().square().sum()) if is_tensor(vector) else squared_norm(vector)
 
 
 def like_update(array: Any, update: Any) -> Any:
@@ -57,9 +66,13 @@ def set_at(vector: Any, positions: I64, values: Any) -> None:
     vector[positions] = _match(vector, values)
 
 
-def subtract_at(vector: Any, positions: I64, values: Any) -> None:
-    """Subtract values [k] from the numbers at distinct positions [k], in place."""
-    vector[positions] = vector[positions] - _match(vector, values)
+def add_to_tensor(tensor: Any, values: F32, weight: float, positions: I64 | None = None) -> None:
+    """Add weight · values to a tensor in place, in float32: at distinct positions [k], or everywhere without positions."""
+    summand = tensor.new_tensor(values) * weight
+    if positions is None:
+        tensor += summand
+    else:
+        tensor[positions] = tensor[positions] + summand
 
 
 def _match(vector: Any, values: Any) -> Any:

@@ -8,14 +8,7 @@ from fedsgd.compression import ClientId
 from fedsgd.config.user_errors import wrap_user_errors
 from fedsgd.data import ClientData
 from fedsgd.federation import ClientTask, DownlinkCache, FederationPlan, ImmediateReply, Message, decode_task, encode_update
-from fedsgd.federation.client_state import (
-    ClientState,
-    ClientStore,
-    ModelCache,
-    to_bfloat16_state,
-    to_float32_state,
-    to_host_state,
-)
+from fedsgd.federation.client_state import ClientState, ClientStore, ModelCache, to_bfloat16_state, to_float32_state
 from fedsgd.federation.round_loop import ClientFailure, ClientOutcome
 from fedsgd.numerics.arrays import I64
 from fedsgd.system.profiling import timed_iterator
@@ -91,8 +84,6 @@ class ClientHost:
 
     def _save(self, client: ClientId, old_round: int, state: ClientState) -> None:
         """Store a client's state, and record that the client replaces the model of `old_round`."""
-        if self.plan.bfloat16_states or not getattr(self.store, "keeps_tensors", False):
-            state = to_host_state(state)
         self.store.save(client, to_bfloat16_state(state) if self.plan.bfloat16_states else state)
         self._downlink_cache.model_cache.move_reference(old_round, state.model_round)
 

@@ -49,7 +49,8 @@ def resolve_device(name: str, deterministic: bool = True) -> str:
         problem = f"{CUBLAS_VARIABLE} is {configured!r} in the environment, expected {' or '.join(CUBLAS_VALUES)}"
         raise ScenarioError(f"engine.deterministic: {problem}")
     if deterministic and configured is None:
-        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        cuda: Any = torch.cuda
+        if cuda.is_initialized():
             cause = f"CUDA started before the run, without {CUBLAS_VARIABLE}={CUBLAS_VALUE} in the environment"
             remedy = "set it before Python starts, or set engine.deterministic = false"
             raise ScenarioError(f"engine.deterministic: {cause}: {remedy}")
@@ -68,13 +69,16 @@ def _describe_gpus(n_gpus: int) -> str:
     return f"this machine has {'one GPU, cuda:0' if n_gpus == 1 else f'{n_gpus} GPUs, cuda:0 to cuda:{n_gpus - 1}'}"
 
 
-def describe_device(name: str) -> str:
-    """Return the name of a device for messages and summaries: that of the GPU's model in addition, such as "NVIDIA H200"."""
-    if name == CPU:
-        return CPU
+def name_gpu(device: str) -> str:
+    """Return the model of a GPU, such as "NVIDIA H200"."""
     import torch
 
-    return f"{name}, {torch.cuda.get_device_name(name)}"
+    return torch.cuda.get_device_name(device)
+
+
+def describe_device(device: str) -> str:
+    """Return "cpu", or the name and the model of a GPU, for messages."""
+    return CPU if device == CPU else f"{device}, {name_gpu(device)}"
 
 
 def find_nondeterministic_operation(error: BaseException) -> str | None:
@@ -101,9 +105,6 @@ def apply_cuda_settings(deterministic: bool) -> Iterator[None]:
         parts = [getattr(cudnn, name) for name in ("conv", "rnn") if hasattr(cudnn, name)]
         scopes.enter_context(_use_full_precision(cudnn, parts))
         scopes.enter_context(_use_full_precision(torch.backends.cuda.matmul, [torch.backends.cuda.matmul]))
-        if deterministic:  # uninitialized memory is never read, and filling it takes time
-            scopes.callback(setattr, torch.utils.deterministic, "fill_uninitialized_memory", _reads_filled_memory())
-            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         yield
 
 
@@ -130,18 +131,13 @@ def _use_full_precision(library: Any, parts: Sequence[Any]) -> Iterator[None]:
             part.fp32_precision = precision
 
 
-def _reads_filled_memory() -> bool:
-    import torch
-
-    value: bool = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    return value
-
-
 def _list_settings(deterministic: bool) -> list[tuple[Callable[[], Any], Callable[[Any], Any], Any]]:
     """Return getter, setter and value of each setting."""
     import torch
 
     cudnn = torch.backends.cudnn
     attributes: list[tuple[Any, str, Any]] = [(cudnn, "benchmark", False), (cudnn, "deterministic", deterministic)]
+    if deterministic:  # uninitialized memory is never read, and filling it takes time
+        attributes.append((torch.utils.deterministic, "fill_uninitialized_memory", False))
     mode = torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode, 2 if deterministic else 0
     return [mode, *((partial(getattr, o, n), partial(setattr, o, n), v) for o, n, v in attributes)]

@@ -16,6 +16,7 @@ from torch import Tensor
 from fedsgd.errors import ModelError
 from fedsgd.models.task import LearningTask
 from fedsgd.numerics.arrays import F32
+from fedsgd.numerics.vectors import to_host
 from fedsgd.system.compute_device import CPU, apply_cuda_settings
 from fedsgd.system.torch_threads import use_single_thread
 
@@ -110,8 +111,7 @@ class EngineDevice:
 
     def to_host(self, tensor: Tensor) -> NDArray[Any]:
         """Return a tensor as an array; on the CPU it has the memory of the tensor."""
-        array: NDArray[Any] = tensor.detach().cpu().numpy()
-        return array
+        return to_host(tensor)
 
     def finish_update(self, update: Tensor) -> F32:
         """Return a client's update as an array, or as the tensor that it is if the device keeps updates."""

@@ -101,7 +101,9 @@ def draw(plan: StudyPlan, phase: str) -> Figure:
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--phase", choices=("tuning", "final"), default="final", help="runs to draw")
+    parser.add_argument(
+        "--phase", choices=("tuning", "final"), default="final", help="runs to draw; bands of tuning are over rates"
+    )
     parser.add_argument("--results", type=Path, default=HERE / "results.json", help="records of the study")
     parser.add_argument("--out", type=Path, default=Path("loco.svg"), help="SVG or PNG file to write")
     options = parser.parse_args(argv)

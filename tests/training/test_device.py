@@ -250,7 +250,8 @@ def test_global_precision_of_the_caller_has_no_effect() -> None:
 def test_settings_for_a_gpu_are_restored(deterministic: bool) -> None:
     def read() -> list[Any]:
         settings = [get() for get, _, _ in compute_device._list_settings(deterministic)]
-        filling = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+        deterministic_module: Any = torch.utils.deterministic
+        filling = deterministic_module.fill_uninitialized_memory
         return [*settings, *read_precisions(), filling]
 
     before = read()

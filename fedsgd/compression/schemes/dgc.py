@@ -26,7 +26,7 @@ from fedsgd.numerics.arrays import F32, I64
 from fedsgd.numerics.kernels import kernel
 from fedsgd.numerics.parameter_layout import ParameterLayout
 from fedsgd.numerics.reductions import squared_norm
-from fedsgd.numerics.vectors import is_tensor, subtract_at, to_host, zeros_like
+from fedsgd.numerics.vectors import is_tensor, to_host, zeros_like
 from fedsgd.wire import Sections, ValueFormat
 
 TINY = np.float32(2.0**-126)
@@ -100,7 +100,7 @@ class DGC(CompressionScheme):
         sections, update = encode_sparse(*self._select(v, ctx), self.values, ctx)
         positions = update.indices
         rollback = {"u": EntryPatch(positions, u[positions]), "v": EntryPatch(positions, v[positions])}
-        subtract_at(v, positions, update.values)
+        update.add_to(v, -1.0)
         if self.masking:
             u[positions] = 0
         return EncodedUpdate(sections, {"u": u, "v": v}, rollback)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from fedsgd.compression import ClientId
 from fedsgd.experiment.checkpoints.tensor_file import Chunk, FileEntry, TensorStream, open_tensors, write_tensors
-from fedsgd.federation.client_state import AcknowledgedRounds, ClientStore, ModelCache, to_host_state
+from fedsgd.federation.client_state import AcknowledgedRounds, ClientStore, ModelCache
 from fedsgd.numerics.arrays import F32, I32, I64
 from fedsgd.runtime.stores.shared import deserialize_state, serialize_state
 from fedsgd.runtime.workers.shared_memory import align_up
@@ -150,7 +150,7 @@ class ClientFiles:
         for client in clients:
             n_bytes = 0
             if self._storage is not None:
-                state = to_host_state(self._storage.states.load(client))
+                state = self._storage.states.load(client)
                 model_rounds.append(state.model_round)
                 for part in serialize_state(state):
                     yield part

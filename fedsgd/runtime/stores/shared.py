@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsgd.compression import ClientId, EntryPatch
-from fedsgd.federation.client_state import ClientState, ModelCache, UncommittedState
+from fedsgd.federation.client_state import ClientState, ModelCache, UncommittedState, to_host_state
 from fedsgd.numerics.arrays import F32, U8
 from fedsgd.runtime.workers.shared_memory import ALIGNMENT, SharedFile, align_up
 
@@ -218,8 +218,9 @@ def serialize_state(state: ClientState) -> list[bytes | memoryview]:
     """Return the state as byte strings, each of which begins at a multiple of `ALIGNMENT` in a file.
 
     The first string has the number of used bytes and a description; each other string has one array. An array that occurs twice
-    is stored once.
+    is stored once. Tensors of a GPU are stored as arrays.
     """
+    state = to_host_state(state)
     descriptions: list[list[Any]] = []
     arrays: list[bytes | memoryview] = []
     offsets: dict[int, int] = {}
