@@ -143,6 +143,7 @@ def test_certificate_of_the_compressor_has_no_broken_law(installed: dict[str, st
     call(installed, "-m", "fedsgd", "certify", "chunk-max", "--data", "gaussian", "--size", "2000", "--quiet")
 
 
+@pytest.mark.nightly
 def test_missing_package_is_named_in_one_line(run_folder: Path) -> None:
     (line,) = call_without_package("run", str(run_folder / "scenario.toml"), code=2).stderr.splitlines()
     assert 'data.partition.name: got "zipf", expected one of: ' in line

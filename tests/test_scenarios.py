@@ -34,8 +34,8 @@ FOLDER = Path(__file__).parent.parent / "scenarios"
 NO_SCENARIOS = ("pyproject.toml", "plugin.toml", "study.toml")  # of packages; of a package, see test_plugins.py; of studies
 METHODS = sorted(FOLDER.rglob("*methods.toml"))
 SCENARIOS = sorted(path for path in {*FOLDER.rglob("*.toml")} - {*METHODS} if path.name not in NO_SCENARIOS)
-NIGHTLY_SCENARIOS = {"loco", "resnet20", "cifar_cnn", "shakespeare", "scenario"}
-"""Scenarios that run at night only: by day, `char_gpt` trains on text, `mnist_cnn` convolutions, and tests/models their models.
+NIGHTLY_SCENARIOS = {"loco", "char_gpt", "resnet20", "cifar_cnn", "shakespeare", "scenario"}
+"""Scenarios that run at night only: by day, `mnist_cnn` trains convolutions, and tests/laws and tests/models their models.
 Files called scenario.toml are of studies, which tests/analysis/replication reads."""
 TINY = {"rounds": 2, "evaluation.every": 1, "client.steps": 2, "server.cohort": 2}
 FEW_EXAMPLES = {"fedprox2020/mnist": {"data.partition.clients": 40}}

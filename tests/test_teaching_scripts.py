@@ -236,8 +236,8 @@ class TestOtherFigures:
     @pytest.mark.parametrize(
         ("name", "options"),
         [
-            ("step_size", []),
-            ("mini_batch_noise", ["--steps", "10", "--runs", "2"]),
+            pytest.param("step_size", [], marks=pytest.mark.nightly),
+            pytest.param("mini_batch_noise", ["--steps", "10", "--runs", "2"], marks=pytest.mark.nightly),
             ("parabola", []),
             pytest.param("frame_bytes", [], marks=pytest.mark.nightly),
         ],

@@ -242,6 +242,7 @@ def test_entropy_of_bytes_is_zeroth_order() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_scheme_errors_are_delivered_and_undelivered_updates() -> None:
     certificate = fedsgd.certify("top-k", {"density": 0.1}, error_feedback="persist", **SMALL_SAMPLE)
     assert certificate.kind == "scheme"
@@ -370,6 +371,7 @@ def test_exception_of_compressor_is_a_broken_law_with_its_location(user_folder: 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("fresh_interpreter")
+@pytest.mark.nightly
 def test_bytes_that_differ_in_a_fresh_interpreter_are_not_reproducible(user_folder: Path) -> None:
     compressor = importlib.import_module("mine_certified").ByProcess()
     sample = samples.sample_updates("gaussian", 1000)
@@ -437,6 +439,7 @@ def test_class_in_main_within_a_scheme_is_not_tried_in_a_fresh_interpreter(monke
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("fresh_interpreter")
+@pytest.mark.nightly
 def test_decoder_that_does_not_return_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "BASE_TIMEOUT", 1.0)
     monkeypatch.setattr(runner, "TIMEOUT_FACTOR", 0.0)
@@ -626,6 +629,7 @@ def test_table_of_all_compressors_is_sorted_by_bits_per_parameter(monkeypatch: p
 # -------------------------------------------------------------------------------------------------------------------- samples
 
 
+@pytest.mark.nightly
 def test_real_sample_has_distinct_updates_and_is_reproducible() -> None:
     sample = samples.sample_updates("real", None)
     assert sample.updates.shape == (8, 4, 200_650)

@@ -176,6 +176,7 @@ def test_list_prints_members_of_a_family(family: str, member: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_module_in_the_working_directory_is_imported(quickstart: Path) -> None:
     Path("my_nets.py").write_text(
         "from torch import nn\ndef make(width):\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 10))\n"

@@ -227,6 +227,7 @@ def test_all_missing_objects_are_named_in_one_sentence(scenario: Make) -> None:
     assert replaced.model == scenario({"model.name": "mlp"}).model, "settings replace a marker"
 
 
+@pytest.mark.nightly
 def test_commands_refuse_a_marker_in_one_line(scenario: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     fedsgd.run(scenario(SHORT), model=make_net(), data=digits(), out=tmp_path / "a")

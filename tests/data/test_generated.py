@@ -247,6 +247,7 @@ def test_partition_command_of_many_clients_names_the_shown_part(root: Path, tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_synthetic_scenario_reaches_accuracy_above_chance(root: Path) -> None:
     result = run(load(root / "scenarios" / "synthetic.toml", {"rounds": 6, "data.clients": 10**5}))
     assert result.summary["final_accuracy"] > 0.3, "of ten classes"

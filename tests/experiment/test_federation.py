@@ -142,6 +142,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_script_that_closes_no_federation_ends_without_an_error(tmp_path: Path) -> None:
     path = tmp_path / "script.py"
     path.write_text(UNCLOSED)

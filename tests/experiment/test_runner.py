@@ -33,7 +33,6 @@ from fedsgd.experiment.runner import run
 from fedsgd.scenario.scenario import Scenario, parse_scenario
 from fedsgd.storage.run_directory import RUN_FILES
 from fedsgd.wire import encode_values, frame_overhead
-from tests.effort import nightly_unless
 
 Make = Callable[..., Scenario]
 
@@ -319,8 +318,9 @@ OTHER_PROCESSES = {
 """Environments of processes, by their number of threads."""
 
 
+@pytest.mark.nightly  # by day, tests/runtime compares workers and ranks
 @pytest.mark.slow
-@pytest.mark.parametrize("threads", nightly_unless(lambda threads: threads == "4", OTHER_PROCESSES))
+@pytest.mark.parametrize("threads", OTHER_PROCESSES)
 def test_digests_repeat_in_other_processes_with_any_threads(root: Path, threads: str) -> None:
     path = root / "scenarios" / "quickstart.toml"
     expected = " ".join(digests(run(fedsgd.load(path, {"rounds": 3}))))
@@ -373,6 +373,7 @@ def test_failed_run_leaves_a_finished_ledger(scenario: Make, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_killed_run_leaves_a_readable_ledger(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     code = f"import fedsgd; fedsgd.run(fedsgd.load({str(root / 'scenarios' / 'quickstart.toml')!r}, {{'rounds': 3000}}), out={str(out)!r})"

@@ -283,6 +283,7 @@ def test_run_in_python_issues_the_warning_and_summarizes_it(scenario: Make, tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_script_shows_a_repeated_warning_once_at_its_line(scenario: Make, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     path = write_scenario(scenario, tmp_path)

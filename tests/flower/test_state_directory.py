@@ -239,6 +239,7 @@ with identity(1):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_process_killed_at_any_write_leaves_the_old_state_or_a_complete_reply(tmp_path: Path) -> None:
     """The three writes of a round replace the model, the client's state with its reply, and the generation."""
     process = subprocess.run([sys.executable, "-c", KILL_SCRIPT, str(tmp_path)], check=True, capture_output=True, text=True)

@@ -93,6 +93,7 @@ def test_json_in_any_encoding_is_equal(encoding: str, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_commands_on_ascii_streams_succeed(quick: Scenario) -> None:
     fedsgd.run(quick, out="o")
     price = ["price", "o", "--network", "4g", "--target", "0.01"]
@@ -213,6 +214,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_workers_of_a_script_on_standard_input_give_the_same_digest(quick: Scenario) -> None:
     process = subprocess.run([sys.executable, "-"], input=SCRIPT, capture_output=True, text=True, check=False, timeout=120)
     assert process.returncode == 0, process.stderr

@@ -16,6 +16,7 @@ from fedsgd.experiment.execution import InProcessExecution
 from fedsgd.experiment.runner import run
 from fedsgd.scenario.scenario import Scenario, load
 from fedsgd.system.machine import measure_peak_memory
+from tests.effort import nightly_unless
 from tests.executions import run_rounds
 
 FEW, MANY = 10**4, 10**6
@@ -40,7 +41,7 @@ def trace_memory() -> Iterator[None]:
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("sampler", list(STORED_BYTES))
+@pytest.mark.parametrize("sampler", nightly_unless("uniform".__eq__, STORED_BYTES))
 def test_memory_of_registered_clients_is_a_few_bytes_each(sampler: str) -> None:
     build_experiment(load_scenario(FEW, sampler))  # allocates what a process allocates once
     stored, peaks, rounds = {}, {}, {}

@@ -47,6 +47,7 @@ def run_python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_laws_under_pytest_are_one_test_each_and_the_broken_law_fails(tmp_path: Path) -> None:
     test = "@parametrize_laws(HalvedMean(), Uniform())\ndef test_component(law):\n    law()\n"
     (tmp_path / "test_halved.py").write_text(f"{USER_MODULE}\n{test}")

@@ -71,6 +71,7 @@ class TestMLflow:
 
     pytestmark = MLFLOW_WARNINGS
 
+    @pytest.mark.nightly
     def test_default_store_is_next_to_the_run_folder(self, default_settings: None, scenario: Make, tmp_path: Path) -> None:
         from mlflow import MlflowClient
 
@@ -123,6 +124,7 @@ class TestMLflow:
         assert nested.info.run_name == "one"
         assert not (tmp_path / "runs" / "mlflow.db").exists()
 
+    @pytest.mark.nightly
     def test_status_of_a_run_is_failed_after_an_error_and_killed_after_an_interrupt(
         self, store: Any, scenario: Make, blobs: Dataset, tmp_path: Path, failing_metrics: Any
     ) -> None:
@@ -146,6 +148,7 @@ class TestMLflow:
         files = sorted(file.path for file in store.list_artifacts(run_by_name["f"].info.run_id))
         assert files == ["ledger.parquet", "rounds.parquet", "scenario.toml"]
 
+    @pytest.mark.nightly
     def test_time_on_networks_is_stored_and_long_texts_and_names_are_adapted(
         self, store: Any, scenario: Make, tmp_path: Path
     ) -> None:
@@ -266,6 +269,7 @@ class TestMLflow:
         assert [step for step, _ in read_metric(MlflowClient(f"sqlite:///{moved / 'mlflow.db'}"), run, "clients")][-1] == 7
         assert not (tmp_path / "other.db").exists()
 
+    @pytest.mark.nightly
     def test_position_has_no_credentials(self, store: Any, scenario: Make, tmp_path: Path) -> None:
         from fedsgd.trackers.mlflow import _remove_credentials
 

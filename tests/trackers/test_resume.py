@@ -105,7 +105,7 @@ def whole_run(scenario: Make, tmp_path: Path) -> Points:
     return points
 
 
-@pytest.mark.parametrize("is_killed", [False, True])
+@pytest.mark.parametrize("is_killed", [pytest.param(False, marks=pytest.mark.nightly), True])
 def test_resumed_run_has_the_points_of_an_uninterrupted_run_in_tensorboard(
     scenario: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole_run: Points, is_killed: bool
 ) -> None:
@@ -147,6 +147,7 @@ def test_resumed_run_continues_in_the_folder_of_the_user(scenario: Make, tmp_pat
     assert [step for step, _ in read_points(tmp_path / "b" / "run")["bytes/uplink"]] == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.nightly
 def test_resumed_run_continues_in_a_moved_folder(scenario: Make, tmp_path: Path, whole_run: Points) -> None:
     runs, moved = tmp_path / "runs", tmp_path / "moved"
     interrupt_run(scenario, runs / "run", create_tracker("tensorboard"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from itertools import product
 from typing import Any
 from unittest import mock
 
@@ -49,6 +50,7 @@ from fedsgd.training.graph.step import fusable_update
 from fedsgd.training.selection import EngineChoice, _try_step, make_engine, select_engine
 from fedsgd.training.sequential import Sequential
 from fedsgd.training.stacked import Stacked
+from tests.effort import nightly_unless
 from tests.training.modules import make_images
 
 Make = Callable[..., Scenario]
@@ -74,7 +76,7 @@ class MetaDevice(EngineDevice):
         return use_single_thread()
 
 
-@pytest.fixture(params=["mlp", "lenet"])
+@pytest.fixture(params=["mlp", pytest.param("lenet", marks=pytest.mark.nightly)])
 def task(request: pytest.FixtureRequest, images: Dataset) -> LearningTask:
     return build_task(MODELS[request.param](), images, 0)
 
@@ -486,8 +488,13 @@ def run_with_tensors(scenario: Scenario, keeps_tensors: bool, **options: Any) ->
     return result, [value for state in states for name, value in state.items() if name.startswith("scheme/")]
 
 
-@pytest.mark.parametrize("uplink", UPLINKS)
-@pytest.mark.parametrize("engine", ["sequential", "captured", "stacked"])
+@pytest.mark.parametrize(
+    ("engine", "uplink"),
+    nightly_unless(
+        lambda case: case[0] == "captured" or case in (("sequential", "plain"), ("stacked", "stale")),
+        product(["sequential", "captured", "stacked"], UPLINKS),
+    ),
+)
 def test_updates_on_the_device_give_the_digests_of_arrays(scenario: Make, uplink: str, engine: str) -> None:
     s = scenario({"rounds": 5, "engine.name": engine, "uplink": UPLINKS[uplink], **LOSSES})
     expected = fedsgd.run(s).summary

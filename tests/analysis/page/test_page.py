@@ -195,6 +195,7 @@ def test_ranking_equals_prices_of_python(
     assert len(orders) > 1, "the order never changed"
 
 
+@pytest.mark.nightly
 def test_intervals_over_seeds_are_shown_if_there_are_any(open_page: Callable[..., OpenPage], payload: dict[str, Any]) -> None:
     assert not payload["statistics"]["tables"], "there are two seeds"
     assert not open_page(payload).page.is_visible("#statistics")
@@ -268,6 +269,7 @@ def test_break_evens_are_those_of_the_last_slider_position(
     assert sorted(speeds) == pytest.approx(sorted(point.up_bits_per_second for point in points), rel=1e-9)
 
 
+@pytest.mark.nightly
 def test_answer_is_a_sentence(open_page: Callable[..., OpenPage], payload: dict[str, Any], methods: list[Method]) -> None:
     page = open_page(payload).page
     first, *_ = expected_ranking(methods, PRICING_MODEL.network.link, TARGET)
@@ -498,6 +500,7 @@ def test_reproduction_of_a_run_of_python_objects_says_what_it_needs(
     assert page.inner_text("#reproduction").count(f"{needs}.") == len(runs), "other methods need nothing"
 
 
+@pytest.mark.nightly
 def test_unpriced_runs_have_no_time(open_page: Callable[..., OpenPage], payload: dict[str, Any], methods: list[Method]) -> None:
     reason = "[participation] deadline = 60 s decided which replies were accepted"
     timeless = [{**run, "timeline": None, "not_priced": reason} for run in payload["methods"][0]["runs"]]
@@ -628,6 +631,7 @@ def test_utilization_table_and_figure_have_the_speeds_of_the_command(
     assert [float(line[2]) for line in lines[::40]] == pytest.approx(shares, rel=1e-9)
 
 
+@pytest.mark.nightly
 def test_pareto_figure_counts_the_bytes_of_the_figure_for_paper(
     open_page: Callable[..., OpenPage], payload: dict[str, Any], methods: list[Method]
 ) -> None:
@@ -666,6 +670,7 @@ def test_pareto_figure_of_a_broadcast_downlink_says_so(payload: dict[str, Any], 
     assert "uplink and broadcast downlink bytes until then" in (page.locator("#pareto .plot svg").text_content() or "")
 
 
+@pytest.mark.nightly
 def test_legend_marks_look_like_the_drawn_marks(open_page: Callable[..., OpenPage], payload: dict[str, Any]) -> None:
     page = open_page(payload).page
     draw_all(page)
@@ -730,6 +735,7 @@ def test_page_marks_methods_that_diverged(open_page: Callable[..., OpenPage], pa
     assert [entry.endswith(" (diverged)") for entry in entries] == [True, False, False]
 
 
+@pytest.mark.nightly
 def test_page_marks_methods_with_warnings(open_page: Callable[..., OpenPage], payload: dict[str, Any]) -> None:
     texts = [f"warning: uplink.compressor.{key} = 0.9: <b>no</b>; set 0" for key in ("momentum", "clip")]
     page = open_page(edit_payload(payload, {"warnings": texts}, {"warnings": texts[:1]})).page
@@ -795,6 +801,7 @@ def long_methods(payload: Mapping[str, Any], methods: int, seeds: int, rounds: i
 # ------------------------------------------------------------------------------------------------- accessibility and printing
 
 
+@pytest.mark.nightly
 def test_keyboard_reaches_all_controls_with_a_visible_focus(
     open_page: Callable[..., OpenPage], payload: dict[str, Any]
 ) -> None:
@@ -833,6 +840,7 @@ def test_keyboard_reaches_all_controls_with_a_visible_focus(
     assert counts["svg"] == counts["png"] == counts["csv"] == page.locator("figure:not([hidden])").count()
 
 
+@pytest.mark.nightly
 def test_hidden_method_is_not_drawn(open_page: Callable[..., OpenPage], payload: dict[str, Any]) -> None:
     page = open_page(payload).page
     button = page.locator("#legend button").nth(1)
@@ -876,6 +884,7 @@ def test_dark_colours_follow_the_color_scheme(open_page: Callable[..., OpenPage]
     assert page.evaluate(shade) > 240
 
 
+@pytest.mark.nightly
 def test_print_has_the_settings_and_no_controls(
     open_page: Callable[..., OpenPage], payload: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -892,6 +901,7 @@ def test_print_has_the_settings_and_no_controls(
     )
 
 
+@pytest.mark.nightly
 def test_page_without_scripts_explains_itself(browser: Browser, payload: dict[str, Any], tmp_path: Path) -> None:
     file = tmp_path / "page.html"
     file.write_text(render(payload), encoding="utf-8")
@@ -937,6 +947,7 @@ def visible_figures(page: Page) -> list[str]:
     return [figure for figure in FIGURES if page.is_visible(f"#{figure}")]
 
 
+@pytest.mark.nightly
 def test_figures_are_saved_as_pictures(open_page: Callable[..., OpenPage], payload: dict[str, Any]) -> None:
     page = open_page(payload, color_scheme="dark").page
     for figure in visible_figures(page):  # nine: Chromium drops the eleventh download in quick succession

@@ -108,6 +108,7 @@ def check_ratios(pair: Pair, up: float, down: float) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", nightly_unless("scikit-learn".__eq__, RATIOS))
+@pytest.mark.nightly
 def test_compressed_app_learns_as_without_compression_with_fewer_bytes(shape: str, run_pair: Callable[[str], Pair]) -> None:
     pair = run_pair(shape)
     check_learning(pair)
@@ -180,6 +181,7 @@ def test_client_side_clipping_bounds_each_decoded_update(run_pair: Callable[[str
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_personal_layers_of_a_compressed_app_stay_on_their_nodes(run_pair: Callable[[str], Pair]) -> None:
     pair, initial = run_pair("personal-layers"), to_numpy(SHAPES["personal-layers"].load_model().initial())
     check_learning(pair)

@@ -396,6 +396,7 @@ def test_ctrl_c_ends_all_processes(root: Path, tmp_path: Path) -> None:
     assert rest.splitlines()[-1] == "fedsgd: interrupted"
 
 
+@pytest.mark.nightly
 def test_launcher_killed_by_sigkill_leaves_no_process_and_no_folder(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -82,6 +82,7 @@ def test_forked_process_has_arguments_environment_and_folder_of_its_client(
     assert "KeyError: 'gone'" in err
 
 
+@pytest.mark.nightly
 def test_forked_process_of_a_killed_client_is_ended(fork_server: ForkServerProcess) -> None:
     client = start_client(fork_server[0], "wait")
     assert client.stdout is not None
@@ -91,6 +92,7 @@ def test_forked_process_of_a_killed_client_is_ended(fork_server: ForkServerProce
     fork.wait(10)
 
 
+@pytest.mark.nightly
 def test_client_of_a_killed_fork_server_fails(fork_server: ForkServerProcess) -> None:
     client = start_client(fork_server[0], "wait")
     assert client.stdout is not None
@@ -102,6 +104,7 @@ def test_client_of_a_killed_fork_server_fails(fork_server: ForkServerProcess) ->
     assert client.returncode == 1
 
 
+@pytest.mark.nightly
 def test_incomplete_request_does_not_block_the_fork_server(fork_server: ForkServerProcess) -> None:
     for data in (b"", b"\xff\0\0\0\0\0\0\0", b"\xff\0\0\0\0\0\0\0{"):
         connection = socket.socket(socket.AF_UNIX)

@@ -74,6 +74,7 @@ def test_unreadable_state_counts_as_lost(tmp_path: Path, change: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_process_killed_while_writing_leaves_the_old_state(tmp_path: Path) -> None:
     code = f"""
 import os, signal, pathlib, zlib

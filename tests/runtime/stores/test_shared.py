@@ -179,6 +179,7 @@ def save_many_states(store: SlotStore, first: int, n: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("folder", nightly_unless(lambda folder: folder is not None, [None, FOLDER]))
+@pytest.mark.nightly
 def test_concurrent_processes_save_all_states(folder: Path | None) -> None:
     store = SlotStore(40, folder)
     helper = mp.get_context("spawn").Process(target=save_many_states, args=(store, 0, 40))

@@ -400,6 +400,7 @@ def write_script(root: Path, folder: Path, guard: str) -> Path:
     return path
 
 
+@pytest.mark.nightly
 def test_script_without_main_guard_raises_scenario_error(root: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(write_script(root, tmp_path, "if True:"))]
     process = subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -464,7 +465,8 @@ def has_ended(pid: int) -> bool:
 
 
 @linux
-@pytest.mark.parametrize("end_signal", [pytest.param(signal.SIGINT, marks=pytest.mark.nightly), signal.SIGKILL])
+@pytest.mark.nightly
+@pytest.mark.parametrize("end_signal", [signal.SIGINT, signal.SIGKILL])
 def test_workers_end_when_their_server_ends(root: Path, tmp_path: Path, end_signal: signal.Signals) -> None:
     command = [sys.executable, str(write_script(root, tmp_path, 'if __name__ == "__main__":'))]
     with subprocess.Popen(
