@@ -149,8 +149,12 @@ def _format_defaults(key: KeyReference, places: Sequence[str]) -> str:
 
 def _find_key_at(place: str, key: KeyReference, name: str) -> KeyReference:
     """Return the description of a component's key at another place of a scenario."""
-    descriptions = find_keys(f"{place}.{name}")
-    return next((other for other in descriptions if {*key.components} & {*other.components}), key)
+    return next((other for other in _find_keys(f"{place}.{name}") if {*key.components} & {*other.components}), key)
+
+
+@cache
+def _find_keys(name: str) -> Sequence[KeyReference]:
+    return find_keys(name)
 
 
 def _build_tracker_page() -> str:
@@ -167,8 +171,13 @@ def _build_tracker_page() -> str:
 # ------------------------------------------------------------------------------------------------------------- compressors
 
 
+@cache
+def _describe_compressor(name: str) -> ComponentReference:
+    return describe_component(FAMILIES["compressors"], name)
+
+
 def _build_catalogue() -> str:
-    members = [describe_component(FAMILIES["compressors"], name) for name in COMPRESSORS]
+    members = [_describe_compressor(name) for name in COMPRESSORS]
     certificates = compressor_facts.read_certificates()
     catalogue = [
         (
@@ -232,7 +241,7 @@ def _build_compressor_pages() -> dict[str, str]:
 
 
 def _build_compressor_page(name: str, certificate: Mapping[str, Any]) -> str:
-    member = describe_component(FAMILIES["compressors"], name)
+    member = _describe_compressor(name)
     use, avoid = (compressor_facts.find_advice(member, word) for word in ("Use", "Avoid"))
     description = [block for block in member.description if not block.startswith(("Use: ", "Avoid: "))]
     _, *figures = format_certificate_row(certificate)
