@@ -68,22 +68,26 @@ class Network(ValidatedConfig):
             (f"{format_seconds(link.latency_seconds)} one way", link.latency_seconds != base.latency_seconds),
             (f"jitter {format_seconds(link.jitter_seconds)}", link.jitter_seconds != base.jitter_seconds),
         )
-        other_extras = other._describe_extras()
-        extras = [text for text in self._describe_extras() if text not in other_extras]
-        return [text for text, differs in figures if differs] + extras
+        extras = zip(self._list_extras(), other._list_extras(), strict=True)
+        differences = [text for (text, value), (_, other_value) in extras if value != other_value]
+        return [text for text, differs in figures if differs] + differences
 
     def _describe_extras(self) -> list[str]:
-        """Return, in words, the figures other than the link of the median client."""
-        parts = [str(self.draws)] if self.draws != HomogeneousLinks() else []
-        for rate, direction in ((self.server_up_bits_per_second, "into"), (self.server_down_bits_per_second, "out of")):
-            if rate is not None:
-                parts.append(f"{format_rate(rate)} {direction} the server")
-        if self.downlink == "broadcast":
-            parts.append("downlink broadcast")
-        for n_bytes, direction in ((self.up_overhead_bytes, "up"), (self.down_overhead_bytes, "down")):
-            if n_bytes:
-                parts.append(f"{n_bytes:,.0f} B of overhead in each message {direction}")
-        return parts
+        """Return, in words, the figures other than the link of the median client that are not those of a plain network."""
+        plain = Network(self.link)._list_extras()
+        return [text for (text, value), (_, default) in zip(self._list_extras(), plain, strict=True) if value != default]
+
+    def _list_extras(self) -> list[tuple[str, object]]:
+        """Return each figure other than the link of the median client, in words and as a value."""
+        up, down = self.server_up_bits_per_second, self.server_down_bits_per_second
+        return [
+            (str(self.draws), self.draws),
+            ("any rate into the server" if up is None else f"{format_rate(up)} into the server", up),
+            ("any rate out of the server" if down is None else f"{format_rate(down)} out of the server", down),
+            (f"downlink {self.downlink}", self.downlink),
+            (f"{self.up_overhead_bytes:,.0f} B of overhead in each message up", self.up_overhead_bytes),
+            (f"{self.down_overhead_bytes:,.0f} B of overhead in each message down", self.down_overhead_bytes),
+        ]
 
 
 @dataclass(frozen=True)

@@ -53,20 +53,20 @@ def build_pricing_model(
     """
     if trace is not None and spread is not None:
         raise ScenarioError(f"--spread: got {spread:g} in addition to a trace, whose links differ already")
-    link, draws, profile = _build_link(network_name, up, down, trace)
-    link = replace(
-        link,
-        latency_seconds=_parse_option("--latency", parse_seconds, latency, link.latency_seconds),
-        jitter_seconds=_parse_option("--jitter", parse_seconds, jitter, link.jitter_seconds),
-    )
+    base, profile = _find_base_network(network_name, up, down, trace)
     network = Network(
-        link,
-        LogNormalLinks(_parse_option("--spread", _check_spread, spread)) if spread else draws,
-        _parse_option("--server-up", parse_rate, server_up),
-        _parse_option("--server-down", parse_rate, server_down),
-        "broadcast" if broadcast else "unicast",
-        _parse_option("--overhead-up", parse_size, overhead_up, 0.0),
-        _parse_option("--overhead-down", parse_size, overhead_down, 0.0),
+        Link(
+            _parse_option("--up", parse_rate, up, base.link.up_bits_per_second),
+            _parse_option("--down", parse_rate, down, base.link.down_bits_per_second),
+            _parse_option("--latency", parse_seconds, latency, base.link.latency_seconds),
+            _parse_option("--jitter", parse_seconds, jitter, base.link.jitter_seconds),
+        ),
+        _parse_option("--spread", _make_draws, spread, base.draws),
+        _parse_option("--server-up", parse_rate, server_up, base.server_up_bits_per_second),
+        _parse_option("--server-down", parse_rate, server_down, base.server_down_bits_per_second),
+        "broadcast" if broadcast else base.downlink,
+        _parse_option("--overhead-up", parse_size, overhead_up, base.up_overhead_bytes),
+        _parse_option("--overhead-down", parse_size, overhead_down, base.down_overhead_bytes),
         source="set by options",
     )
     network = network if profile is None else _set_source(network, profile)
@@ -108,11 +108,10 @@ def _build_client_device(name: str, flops: str | None, spread: float) -> Device:
     return replace(device, flops_per_second=_parse_option("--flops", parse_flops, flops), title="", source="set by options")
 
 
-def _build_link(
+def _find_base_network(
     name: str | None, up: str | None, down: str | None, trace: Path | None
-) -> tuple[Link, LinkHeterogeneity, Network | None]:
-    """Return (the median client's link, the differences between links, the profile or None)."""
-    draws: LinkHeterogeneity = HomogeneousLinks()
+) -> tuple[Network, Network | None]:
+    """Return the network whose figures the options override, and the profile or None."""
     profile = None
     if name is not None:
         with _errors_in_option("--network"):
@@ -120,24 +119,23 @@ def _build_link(
     if trace is not None:
         link_trace = read_link_trace(expand_user_path(trace))
         link = Link(link_trace.up_bits_per_second, link_trace.down_bits_per_second, link_trace.latency_seconds)
-        draws = link_trace.links
-    elif profile is not None:
-        link = profile.link
-    elif up is None or down is None:
+        base = Network(link) if profile is None else profile
+        return replace(base, link=link, draws=link_trace.links), profile
+    if profile is not None:
+        return profile, profile
+    if up is None or down is None:
         missing_options = [option for option, value in (("--up", up), ("--down", down)) if value is None]
         raise ScenarioError(f"{missing_options[0]}: expected a rate, or a network by its name, or a trace")
-    else:
-        link = Link(1.0, 1.0)  # both rates are replaced below
-    rates = (
-        _parse_option("--up", parse_rate, up, link.up_bits_per_second),
-        _parse_option("--down", parse_rate, down, link.down_bits_per_second),
-    )
-    return replace(link, up_bits_per_second=rates[0], down_bits_per_second=rates[1]), draws, profile
+    return Network(Link(1.0, 1.0)), None  # the options replace both rates
 
 
 def _look_up_device(option: str, name: str) -> Device:
     with _errors_in_option(option):
         return get_device(name)
+
+
+def _make_draws(spread: float) -> LinkHeterogeneity:
+    return LogNormalLinks(_check_spread(spread)) if spread else HomogeneousLinks()
 
 
 def _check_spread(value: float) -> float:
@@ -154,7 +152,7 @@ def _parse_time(option: str, text: str | None) -> float | None:
     return seconds
 
 
-def _parse_option(option: str, parse: Callable[[Any], float], value: Any, default: Any = None) -> Any:
+def _parse_option(option: str, parse: Callable[[Any], Any], value: Any, default: Any = None) -> Any:
     """Parse the value of an option; return the default if the option is absent."""
     if value is None:
         return default

@@ -98,8 +98,9 @@ class Scenario(SettingsSection):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.name or any(c in self.name for c in "/\\\0"):
-            raise FieldError("scenario", "name", f'got {self.name!r}, expected a non-empty text without "/", "\\" and NUL')
+        if self.name in ("", ".", "..") or any(c in self.name for c in "/\\\0"):
+            expected = 'a non-empty text without "/", "\\" and NUL, other than "." and ".."'
+            raise FieldError("scenario", "name", f"got {self.name!r}, expected {expected}")
         self._check_consistency()
         if self.data.n_clients is not None:
             self.compute_cohort_size(self.data.n_clients)

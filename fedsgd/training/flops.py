@@ -50,9 +50,11 @@ def _count_flops(task: LearningTask, examples: Examples) -> float:
     flat_module.load_weights(task.initial_parameters)
     with use_single_thread(), isolate_generators(0), flat_module.isolated_buffers(), _disable_fused_layers():
         task.module.train()
-        with _FlopCounter() as counter:
-            flat_module.compute_gradients(*batch_tensors(batch))
-    task.module.train(was_training)
+        try:
+            with _FlopCounter() as counter:
+                flat_module.compute_gradients(*batch_tensors(batch))
+        finally:
+            task.module.train(was_training)
     n_flops: float = counter.n_flops
     return n_flops / len(batch)
 

@@ -160,7 +160,9 @@ def frame_overhead(n_sections: int) -> int:
 
 @timed("encode")
 def encode_frame(frame: Frame) -> bytes:
-    """Encode a frame as bytes. Raise ValueError for more than 255 sections, and for a round, client or count outside [0, 2³²).
+    """Encode a frame as bytes.
+
+    Raise ValueError for more than 255 sections, for a codec above 255, and for a round, client or count outside [0, 2³²).
 
     Args:
         frame: header and sections.
@@ -171,8 +173,8 @@ def encode_frame(frame: Frame) -> bytes:
     """
     h = frame.header
     fields = (h.round, h.base, h.acknowledged, h.client, h.examples)
-    if len(frame.sections) > MAX_SECTIONS or min(fields) < 0 or max(fields) >= 2**32:
-        limits = f"expected fields from 0 to 2^32 - 1 and at most {MAX_SECTIONS} sections"
+    if len(frame.sections) > MAX_SECTIONS or min(fields) < 0 or max(fields) >= 2**32 or not 0 <= h.codec <= 255:
+        limits = f"expected a codec from 0 to 255, other fields from 0 to 2^32 - 1 and at most {MAX_SECTIONS} sections"
         raise ValueError(f"frame: got {h} and {len(frame.sections)} sections, {limits}")
     pieces: list[bytes | memoryview] = [_HEADER.pack(MAGIC, WIRE_VERSION, h.kind, h.codec, len(frame.sections), *fields)]
     for section in frame.sections:

@@ -63,6 +63,15 @@ def test_attention_of_char_gpt_is_counted_as_matrix_products() -> None:
     assert torch.backends.cuda.flash_sdp_enabled()
 
 
+def test_module_that_cannot_train_keeps_its_mode() -> None:
+    examples = Examples(np.zeros((4, 1, 8, 8), dtype=np.float32), np.arange(4))
+    task = build_task(Mlp(), Dataset(examples, examples, classes=4), 0)
+    task.module.eval()
+    task.module.forward = None  # type: ignore[assignment]
+    assert count_training_flops(task, examples) == (6 * task.layout.size, "six a parameter")
+    assert not task.module.training
+
+
 @pytest.mark.parametrize("work", [None, {}, {"flops_per_example": 0}, {"flops_per_example": "x"}, {"flops_per_example": True}])
 def test_run_without_training_flops_is_compared_but_not_priced(runs: Path, tmp_path: Path, work: Any) -> None:
     shutil.copytree(runs / "topk-0", tmp_path / "run")

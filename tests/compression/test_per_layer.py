@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -32,9 +34,12 @@ def test_per_layer_applies_each_operator_to_its_tensors() -> None:
     assert decoded[128:].tolist() == x[128:].tolist()
 
 
-def test_per_layer_nested_in_per_layer_is_rejected() -> None:
-    with pytest.raises(ScenarioError, match=r"per-layer\.op: per-layer cannot be nested in per-layer"):
-        PerLayer(biases=PerLayer())
+@pytest.mark.parametrize(
+    ("key", "value"), [("op", PerLayer()), ("biases", PerLayer()), ("rules", (LayerRule("*", PerLayer()),))]
+)
+def test_per_layer_nested_in_per_layer_is_rejected_with_its_key(key: str, value: Any) -> None:
+    with pytest.raises(ScenarioError, match=rf"per-layer\.{key}: per-layer cannot be nested in per-layer"):
+        PerLayer(**{key: value})
 
 
 def test_per_layer_with_separate_tensors_has_a_k_for_each_tensor() -> None:

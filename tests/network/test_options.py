@@ -9,7 +9,11 @@ import pytest
 
 from fedsgd.errors import ScenarioError
 from fedsgd.network import (
+    HomogeneousLinks,
+    Link,
     LogNormalLinks,
+    Network,
+    TraceLinks,
     build_pricing_model,
     format_network_label,
     get_network,
@@ -70,3 +74,37 @@ def test_pricing_model_with_invalid_option_raises_error_with_its_name(options: d
     with pytest.raises(ScenarioError) as error:
         build_pricing_model(**options)
     assert message in str(error.value)
+
+
+OWN_NETWORK = Network(
+    Link(1e6, 2e6, 0.05),
+    LogNormalLinks(0.5),
+    server_up_bits_per_second=1e9,
+    downlink="broadcast",
+    up_overhead_bytes=12_000,
+    title="lab",
+    source="measured",
+)
+OWN_PATH = f"{__name__}:OWN_NETWORK"
+
+
+def test_network_of_the_user_keeps_all_figures_that_no_option_overrides() -> None:
+    assert build_pricing_model(OWN_PATH).network == OWN_NETWORK
+    pricing_model = build_pricing_model(OWN_PATH, up="4 Mbit/s", overhead_up="0 B", spread=0.0)
+    network = pricing_model.network
+    assert network.link == Link(4e6, 2e6, 0.05)
+    assert (network.draws, network.up_overhead_bytes) == (HomogeneousLinks(), 0)
+    assert (network.server_up_bits_per_second, network.downlink) == (1e9, "broadcast")
+    overrides = "4 Mbit/s up, equal links, 0 B of overhead in each message up"
+    assert format_network_label(OWN_PATH, pricing_model) == f"{OWN_PATH} with {overrides}"
+    assert network.source == f"set by options: {overrides}; all other figures: measured"
+
+
+def test_trace_replaces_the_links_of_the_users_network(tmp_path: Path) -> None:
+    (tmp_path / "links.csv").write_text(
+        "client,up_bits_per_second,down_bits_per_second,latency_seconds\n0,1e6,2e6,0.02\n1,3e6,6e6,0.04\n"
+    )
+    network = build_pricing_model(OWN_PATH, trace=tmp_path / "links.csv").network
+    assert network.link != OWN_NETWORK.link
+    assert isinstance(network.draws, TraceLinks)
+    assert (network.server_up_bits_per_second, network.up_overhead_bytes) == (1e9, 12_000)

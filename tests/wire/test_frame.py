@@ -48,10 +48,14 @@ def test_header_after_encoding_is_decoded_equal() -> None:
 
 
 def test_frame_with_field_out_of_range_raises_value_error() -> None:
-    with pytest.raises(ValueError, match="expected fields from 0"):
-        encode_frame(Frame(Header(FrameKind.TASK, -1)))
-    with pytest.raises(ValueError, match="expected fields from 0"):
-        encode_frame(Frame(Header(FrameKind.TASK, 1, examples=2**32)))
+    for header in (
+        Header(FrameKind.TASK, -1),
+        Header(FrameKind.TASK, 1, examples=2**32),
+        Header(FrameKind.UPDATE, 1, codec=256),
+        Header(FrameKind.UPDATE, 1, codec=-1),
+    ):
+        with pytest.raises(ValueError, match="expected a codec from 0 to 255, other fields from 0"):
+            encode_frame(Frame(header))
 
 
 def test_frame_breakdown_adds_up_to_the_length() -> None:

@@ -96,8 +96,10 @@ class PerLayer(CompressionOperator):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if any(isinstance(op, PerLayer) for op in self._list_operators()):
-            raise FieldError(self.name, "op", "per-layer cannot be nested in per-layer; use more rules")
+        operators = [("op", self.op), ("biases", self.biases), *(("rules", rule.op) for rule in self.rules)]
+        key = next((key for key, operator in operators if isinstance(operator, PerLayer)), None)
+        if key is not None:
+            raise FieldError(self.name, key, "per-layer cannot be nested in per-layer; use more rules")
 
     @property
     def kind(self) -> OperatorKind:
