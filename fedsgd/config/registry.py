@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import fields, is_dataclass
 from functools import cache
+from importlib.machinery import PathFinder
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -77,11 +79,26 @@ def import_by_path(path: str) -> Any:
         searched_places = f"searched the current folder {Path.cwd()} and Python's path"
         hint = f" ({searched_places}; run from its folder, or add the folder to PYTHONPATH)" if is_missing else ""
         raise ScenarioError(f'cannot import "{module_name}": {type(error).__name__}: {error}{hint}') from error
+    _check_not_shadowed(module_name.partition(".")[0])
     try:
         return getattr(module, attribute)
     except AttributeError:
         names = [name for name in dir(module) if not name.startswith("_") and callable(getattr(module, name, None))]
         raise ScenarioError(f'"{module_name}" has no "{attribute}"{suggest_name(attribute, names)}') from None
+
+
+def _check_not_shadowed(module_name: str) -> None:
+    """Raise a ScenarioError for an imported module in whose place Python's path now has another file.
+
+    Without this check, the second of two scenarios in different folders would have the classes of the first one.
+    """
+    loaded = getattr(sys.modules.get(module_name), "__file__", None)
+    found = PathFinder.find_spec(module_name)
+    if loaded is None or found is None or not found.has_location or found.origin is None:
+        return
+    if Path(loaded).resolve() != Path(found.origin).resolve():
+        problem = f"{found.origin} has the name of {loaded}, which is already imported"
+        raise ScenarioError(f'cannot import "{module_name}": {problem}; rename one of them, or use a process for each')
 
 
 def check_component_class(cls: object, base: type, description: str) -> None:

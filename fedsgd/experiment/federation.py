@@ -31,6 +31,7 @@ from fedsgd.scenario.scenario import Scenario, open_scenario
 from fedsgd.system.forkserver import preload_workers
 from fedsgd.system.profiling import timed
 from fedsgd.system.torch_determinism import isolate_global_state, use_caller_state
+from fedsgd.system.user_files import search_scenario_folder
 from fedsgd.training import explain_restart
 from fedsgd.wire import Frame, FrameKind, Header, encode_frame
 
@@ -280,7 +281,7 @@ def build(
     preload_workers(workers)
     folder, dataset = resolve_data(data)
     objects = collect_objects(dataset, model)
-    with isolate_global_state():
+    with search_scenario_folder(scenario), isolate_global_state():
         located_errors, scenario = open_scenario(scenario)
         folder = folder or os.environ.get("FEDSGD_DATA") or None
         with located_errors:

@@ -41,7 +41,7 @@ from fedsgd.system.interrupts import InterruptRequest, defer_interrupt
 from fedsgd.system.notebook import NotebookLine
 from fedsgd.system.profiling import PhaseTimer, RoundProfile, profiling_into
 from fedsgd.system.torch_determinism import isolate_global_state, use_caller_state
-from fedsgd.system.user_files import check_paths, expand_user_path
+from fedsgd.system.user_files import check_paths, expand_user_path, search_scenario_folder
 from fedsgd.trackers import RunFinished, RunStarted, TrackerGroup, check_callbacks
 from fedsgd.training import explain_restart
 
@@ -65,7 +65,8 @@ def run(
     """Run a scenario to its end.
 
     Python objects take the place of the components that the scenario names. scenario.toml has an importable object as
-    `module:name`, any other object as a marker; a scenario with a marker runs only if the object is passed again.
+    `module:name`, any other object as a marker; a scenario with a marker runs only if the object is passed again. Modules next
+    to a scenario file can be imported.
 
     In a notebook, a run of more than two seconds shows a line of progress, unless `on_round` is set.
 
@@ -107,7 +108,7 @@ def run(
     check_callbacks(callbacks.trackers, functions)
     folder, dataset = resolve_data(data)
     objects = collect_objects(dataset, model)
-    with isolate_global_state():
+    with search_scenario_folder(scenario), isolate_global_state():
         return execute_run(
             scenario,
             data=folder,

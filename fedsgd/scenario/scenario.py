@@ -48,7 +48,7 @@ from fedsgd.scenario.sections import (
     TargetConfig,
     UplinkConfig,
 )
-from fedsgd.system.user_files import expand_user_path, read_text
+from fedsgd.system.user_files import expand_user_path, read_text, search_scenario_folder
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class Scenario(SettingsSection):
 
 
 def load(path: str | Path, settings: Mapping[str, Any] | None = None) -> Scenario:
-    """Load a scenario from a TOML file.
+    """Load a scenario from a TOML file. Its classes may be in modules next to the file.
 
     >>> from pathlib import Path
     >>> from tempfile import TemporaryDirectory
@@ -202,7 +202,7 @@ def load(path: str | Path, settings: Mapping[str, Any] | None = None) -> Scenari
         raise ScenarioError(f"{path}: cannot be read ({error.strerror}){hint}") from None
     except (ValueError, RecursionError) as error:  # undecodable text, wrong TOML, a number with too many digits
         raise ScenarioError(f"{path}: not valid TOML: {error}") from None
-    with errors_in_file(path):
+    with errors_in_file(path), search_scenario_folder(path):
         return parse_scenario(apply_settings(Scenario, table, settings or {}))
 
 

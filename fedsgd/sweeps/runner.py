@@ -24,7 +24,7 @@ from fedsgd.sweeps.launcher import LAUNCHERS, run_with_launcher
 from fedsgd.sweeps.options import RoundCallback, SweepCallbacks, SweepConfig
 from fedsgd.sweeps.settings import DottedSettings, check_grids, normalize_methods, read_methods
 from fedsgd.system.forkserver import EXIT_MISSING_MAIN_GUARD, MAX_PROCESSES, MAX_SEEDS
-from fedsgd.system.user_files import check_paths, expand_user_path
+from fedsgd.system.user_files import check_paths, expand_user_path, search_scenario_folder
 
 
 def sweep(
@@ -72,9 +72,10 @@ def sweep(
     callbacks = resolve_config("callbacks", callbacks, SweepCallbacks)
     _check_options(seeds, execution)
     check_paths(out=out, data=execution.data)
-    plan = _plan_sweep(scenario, methods, grid or {}, tune or {}, seeds)
-    folder = Path("runs") / f"{plan[0].scenario.name}-sweep" if out is None else expand_user_path(out)
-    return run_plan(plan, folder, execution, callbacks)
+    with search_scenario_folder(scenario):
+        plan = _plan_sweep(scenario, methods, grid or {}, tune or {}, seeds)
+        folder = Path("runs") / f"{plan[0].scenario.name}-sweep" if out is None else expand_user_path(out)
+        return run_plan(plan, folder, execution, callbacks)
 
 
 def run_plan(plan: Sequence[PlannedCell], folder: Path, execution: SweepConfig, callbacks: SweepCallbacks) -> Sweep:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+import fedsgd
 from fedsgd.config.source_files import find_root, is_on_every_path, list_source_files
+from fedsgd.errors import ScenarioError
 from fedsgd.system.user_files import search_scenario_folder
 
 
@@ -77,3 +80,68 @@ def test_scenario_folder_is_searched_last_and_removed(tmp_path: Path) -> None:
         assert sys.path == [*path, str(tmp_path)]
     with search_scenario_folder(None):
         assert sys.path == path
+
+
+HALF = """
+from dataclasses import dataclass
+from typing import ClassVar
+from fedsgd.compression.operators.topk import TopK
+
+@dataclass(frozen=True)
+class Half(TopK):
+    name: ClassVar[str] = "half"
+    density: float = {density}
+"""
+SCENARIO = """
+name = "own"
+rounds = 1
+uplink = {{ compressor = "{module}:Half", error_feedback = "persist" }}
+data.partition = {{ name = "iid", clients = 2 }}
+server.cohort = 2
+"""
+
+
+@pytest.fixture
+def write_scenario(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """Return a function that writes a scenario and its module into a folder; modules are removed at the end."""
+    modules = set(sys.modules)
+
+    def write(folder: str, module: str, density: float = 0.5) -> Path:
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"{module}.py").write_text(HALF.format(density=density))
+        (tmp_path / folder / "own.toml").write_text(SCENARIO.format(module=module))
+        return tmp_path / folder / "own.toml"
+
+    yield write
+    for name in set(sys.modules) - modules:
+        if name.startswith("own_"):
+            del sys.modules[name]
+
+
+@pytest.mark.parametrize("way", ["load", "run", "build", "sweep", "plan"])
+def test_module_next_to_a_scenario_is_imported(way: str, write_scenario: Callable[..., Path], tmp_path: Path) -> None:
+    search_path, scenario = list(sys.path), write_scenario("one", "own_part")
+    if way == "load":
+        assert type(fedsgd.load(scenario).uplink.compressor).__name__ == "Half"
+    elif way == "run":
+        assert len(fedsgd.run(scenario).history) == 1
+    elif way == "build":
+        with fedsgd.build(scenario) as federation:
+            assert federation.step(federation.initial_state())[1].round == 1
+    elif way == "sweep":
+        assert [cell.state for cell in fedsgd.sweep(scenario, out=tmp_path / "sweep").cells] == ["finished"]
+    else:
+        assert fedsgd.plan(scenario).calibrated_rounds == 1
+    assert sys.path == search_path
+
+
+def test_module_of_another_scenario_with_the_same_name_is_refused(write_scenario: Callable[..., Path], tmp_path: Path) -> None:
+    first, second = write_scenario("one", "own_twin"), write_scenario("two", "own_twin", 0.25)
+    fedsgd.load(first)
+    with pytest.raises(ScenarioError) as error:
+        fedsgd.load(second)
+    assert str(error.value) == (
+        f'{second}: uplink.compressor.name: cannot import "own_twin": {tmp_path}/two/own_twin.py has the name of '
+        f"{tmp_path}/one/own_twin.py, which is already imported; rename one of them, or use a process for each"
+    )
+    fedsgd.load(first)

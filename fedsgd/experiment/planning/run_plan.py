@@ -21,7 +21,7 @@ from fedsgd.errors import FedsgdError
 from fedsgd.experiment.options import ExecutionConfig
 from fedsgd.scenario.scenario import Scenario, open_scenario
 from fedsgd.system.forkserver import check_worker_count
-from fedsgd.system.user_files import check_paths, expand_user_path
+from fedsgd.system.user_files import check_paths, expand_user_path, search_scenario_folder
 
 CHILD_COMMAND = "from fedsgd.experiment.planning.child import main; main()"
 REQUEST_FILE, REPLY_FILE, RUN_FOLDER = "request.json", "reply.json", "run"
@@ -184,6 +184,11 @@ def plan(
     workers = resolve_config("execution", execution, ExecutionConfig).workers
     check_worker_count(workers)
     check_paths(data=data)
+    with search_scenario_folder(scenario):
+        return _plan(scenario, data, workers)
+
+
+def _plan(scenario: Scenario | str | Path, data: str | Path | None, workers: int) -> RunPlan:
     located_errors, scenario = open_scenario(scenario)
     request = {
         "scenario": scenario.to_toml(),
