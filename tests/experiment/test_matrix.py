@@ -37,15 +37,12 @@ ROUNDS, BATCH, SEED = 3, 10, 3
 RUN = [name for name, case in CASES.items() if case.refused is None]
 DAILY_CASES = {
     "perceptron",
-    "frozen random layer",
     "random buffer",
     "batch_norm, batch_norm mean",
     "batch_norm, batch_norm local",
     "dropout",
     "numpy noise",
-    "Python noise",
     "generator of its own",
-    "counter",
     "attention",
     "loss with a parameter, batch norm local",
 }

@@ -33,6 +33,7 @@ from fedsgd.experiment.runner import run
 from fedsgd.scenario.scenario import Scenario, parse_scenario
 from fedsgd.storage.run_directory import RUN_FILES
 from fedsgd.wire import encode_values, frame_overhead
+from tests.effort import nightly_unless
 
 Make = Callable[..., Scenario]
 
@@ -337,20 +338,25 @@ def test_thread_setting_of_the_user_is_restored(scenario: Make) -> None:
         torch.set_num_threads(before)
 
 
+DAILY_CHOICES: list[dict[str, Any]] = [
+    {"uplink.compressor.name": "rand-k", "uplink.error_feedback": "none"},
+    {"server.optimizer.name": "momentum", "server.weighting": "uniform"},
+    {"client.optimizer.name": "nesterov", "client.optimizer.clip_norm": 1.0, "client.optimizer.schedule.name": "step"},
+]
+OTHER_CHOICES: list[dict[str, Any]] = [
+    {"uplink.compressor.values": "ternary"},
+    {"uplink.compressor.name": "rand-k", "uplink.compressor.scaled": False},
+    {"uplink.error_feedback": "none"},
+    {"downlink.compressor.values": "bfloat16"},
+    {"data.partition.name": "shards", "data.partition.clients": 8},
+    {"client.steps": 1, "client.batch_size": "full"},
+    {"model.name": "softmax"},
+]
+
+
 @pytest.mark.parametrize(
     "settings",
-    [
-        {"uplink.compressor.values": "ternary"},
-        {"uplink.compressor.name": "rand-k", "uplink.compressor.scaled": False},
-        {"uplink.compressor.name": "rand-k", "uplink.error_feedback": "none"},
-        {"uplink.error_feedback": "none"},
-        {"downlink.compressor.values": "bfloat16"},
-        {"server.optimizer.name": "momentum", "server.weighting": "uniform"},
-        {"data.partition.name": "shards", "data.partition.clients": 8},
-        {"client.steps": 1, "client.batch_size": "full"},
-        {"client.optimizer.name": "nesterov", "client.optimizer.clip_norm": 1.0, "client.optimizer.schedule.name": "step"},
-        {"model.name": "softmax"},
-    ],
+    nightly_unless(DAILY_CHOICES.__contains__, DAILY_CHOICES + OTHER_CHOICES),
     ids=lambda s: ",".join(f"{k}={v}" for k, v in s.items()),
 )
 def test_digests_repeat_for_every_choice(scenario: Make, settings: dict[str, Any]) -> None:

@@ -68,7 +68,7 @@ DYADIC = hnp.arrays(np.float32, 24, elements=st.integers(-4096, 4096).map(lambda
 
 @pytest.mark.parametrize("law", compressor_laws.INPUT_LAWS, ids=lambda law: law.__name__)
 @pytest.mark.parametrize("op", OPERATORS, ids=name_of)
-@examples(3, nightly=15)
+@examples(2, nightly=15)
 @given(x=VECTORS, round=st.integers(1, 2**32 - 1), client=st.integers(0, 2**32 - 2))
 def test_operator_obeys_its_laws_on_random_vectors(
     law: Callable[..., None], op: CompressionOperator, x: F32, round: int, client: int
@@ -103,7 +103,7 @@ SCHEME_LAWS = [
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=name_of)
-@examples(3, nightly=15)
+@examples(2, nightly=15)
 @given(updates=st.lists(DYADIC, min_size=1, max_size=12), data=st.data())
 def test_scheme_telescopes_over_random_updates_and_lost_replies(
     scheme: CompressionScheme, updates: list[F32], data: st.DataObject

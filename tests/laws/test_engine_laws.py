@@ -38,7 +38,7 @@ def dropout_module() -> nn.Module:
     return nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.5), nn.ReLU(), nn.Linear(16, 3))
 
 
-DAILY_OPTIMIZERS = ("sgd", "momentum", "adamw")
+DAILY_OPTIMIZERS = ("momentum", "adamw")
 """Optimizers without a state, with one vector, and with two vectors and a number of steps."""
 
 

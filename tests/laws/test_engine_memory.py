@@ -24,7 +24,7 @@ from tests.laws.engines import ENGINES, EXACT, read_bits
 from tests.laws.test_engine_laws import dropout_module, make_job
 
 CLIENT_OPTIMIZERS = [name for name in OPTIMIZERS if not OPTIMIZERS[name].server_only]
-DAILY_OPTIMIZERS = ("sgd", "momentum", "adamw")
+DAILY_OPTIMIZERS = ("momentum", "adamw")
 OPTIMIZER_NAMES = nightly_unless(DAILY_OPTIMIZERS.__contains__, slow_unless("momentum".__eq__, CLIENT_OPTIMIZERS))
 """By day, one optimizer without state, one with a vector, and one with two vectors; nightly, all."""
 each_optimizer = pytest.mark.parametrize("optimizer_name", OPTIMIZER_NAMES)

@@ -111,23 +111,20 @@ CASES: dict[str, dict[str, Any]] = {
 }
 ROUTINE_CASES = {
     "dense",
-    "rand-k",
     "dgc",
     "cafe",
     "fetch-sgd",
-    "power-sgd",
     "scaffold",
     "stc both ways",
     "qsgd, differences",
     "carried momentum, bfloat16 states",
     "stragglers",
-    "dropped stragglers, differences",
 }
 """Cases outside the night: each kind of client state and of server state, a REFERENCE frame, each downlink policy."""
 CASES_AND_ENGINES = slow_unless(
     lambda case: case[0] in ("dgc", "stc both ways"),
     nightly_unless(
-        lambda case: case[0] in ROUTINE_CASES and case[1] != "stacked",
+        lambda case: case[0] in ROUTINE_CASES and case[1] == "sequential",
         [*((case, "sequential") for case in CASES), ("dgc", "auto"), ("eden", "stacked")],
     ),
 )
