@@ -79,7 +79,8 @@ def import_by_path(path: str) -> Any:
         searched_places = f"searched the current folder {Path.cwd()} and Python's path"
         hint = f" ({searched_places}; run from its folder, or add the folder to PYTHONPATH)" if is_missing else ""
         raise ScenarioError(f'cannot import "{module_name}": {type(error).__name__}: {error}{hint}') from error
-    _check_not_shadowed(module_name.partition(".")[0])
+    if not _is_in_package(module_name):
+        _check_not_shadowed(module_name.partition(".")[0])
     try:
         return getattr(module, attribute)
     except AttributeError:

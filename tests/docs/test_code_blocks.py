@@ -27,8 +27,6 @@ NIGHTLY_PAGES = {
         "guides/engines",  # tests/laws/test_engine_laws.py
         "guides/export-model",  # tests/experiment/test_matrix.py
         "guides/ledger",  # tests/analysis, tests/laws/test_ledger_laws.py
-        "guides/own-data",  # tests/data/datasets
-        "guides/scenarios",  # tests/scenario
         "guides/fleet",  # tests/analysis/test_fleet.py
         "guides/notebooks",  # tests/test_notebook.py
         "guides/own-compressor",  # scenarios/plugin/tests, tests/certification, tests/testing
