@@ -48,14 +48,16 @@ def pytest_xdist_auto_num_workers() -> int:
     return len(os.sched_getaffinity(0)) + 1
 
 
-gc.disable()  # during collection, whose millions of objects stay
-
-
-def pytest_collection_finish() -> None:
-    """Exclude the objects of the collected tests from garbage collection, whose time they would dominate: a second each."""
-    gc.collect()
-    gc.freeze()
-    gc.enable()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[object]:
+    """Collect tests without garbage collection, and exclude their objects from it: they would dominate its time, a second each."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:

@@ -65,9 +65,24 @@ def build_fleet(options: AnalysisOptions, settings: dict[str, Any]) -> FleetConf
         raise ScenarioError(f"--cohort: expected the number of clients too, for example {example}")
     if options.pricing_options["broadcast"]:
         raise ScenarioError("--broadcast: a fleet counts the bytes that each client receives; leave out --broadcast")
-    overheads = {name: options.pricing_options[name] for name in ("overhead_up", "overhead_down")}
-    given = {name: value for name, value in {**settings, **overheads}.items() if value is not None}
+    given = {name: value for name, value in {**settings, **_find_overheads(options)}.items() if value is not None}
     try:
         return FleetConfig(**given, price_per_gigabyte=options.price_per_gigabyte)
     except FieldError as error:
         raise ScenarioError(f"--{error.field.replace('_', '-')}: {error.problem}") from None
+
+
+def _find_overheads(options: AnalysisOptions) -> dict[str, str | None]:
+    """Return the overhead of a message in each direction: of the options or else of the networks, which must agree."""
+    overheads: dict[str, str | None] = {name: options.pricing_options[name] for name in ("overhead_up", "overhead_down")}
+    models = options.build_pricing_models().values() if options.networks is not None else ()
+    if any(model.network.downlink == "broadcast" for model in models):
+        raise ScenarioError("--network: got one with broadcast, but a fleet counts the bytes that each client receives")
+    fields = {"overhead_up": "up_overhead_bytes", "overhead_down": "down_overhead_bytes"}
+    for name in (name for name, given in overheads.items() if given is None):
+        n_bytes = {getattr(model.network, fields[name]) for model in models}
+        if len(n_bytes) > 1:
+            expected = f"expected one network, or --{name.replace('_', '-')}"
+            raise ScenarioError(f"--network: got networks with different overheads, {expected}")
+        overheads[name] = next((f"{n:.17g} B" for n in n_bytes), None)
+    return overheads

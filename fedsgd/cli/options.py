@@ -281,10 +281,12 @@ def _build_network_options() -> list[Callable[..., Any]]:
             "up_bits_per_second, down_bits_per_second, latency_seconds.",
         ),
         network_option(
-            "--server-up", metavar="RATE", help="Speed at which the server receives from all clients.  [default: no limit]"
+            "--server-up",
+            metavar="RATE",
+            help="Speed at which the server receives from all clients; the network's by default.",
         ),
         network_option(
-            "--server-down", metavar="RATE", help="Speed at which the server sends to all clients.  [default: no limit]"
+            "--server-down", metavar="RATE", help="Speed at which the server sends to all clients; the network's by default."
         ),
         network_option("--broadcast", is_flag=True, help="Broadcast channel: each distinct frame is sent down once."),
         network_option(

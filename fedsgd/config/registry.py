@@ -23,6 +23,7 @@ from typing import Any, Generic, TypeVar
 
 from fedsgd.config.component import describe_value
 from fedsgd.errors import ScenarioError, suggest_name
+from fedsgd.system.user_files import list_searched_folders
 
 M = TypeVar("M")
 PACKAGE = "fedsgd"
@@ -79,7 +80,7 @@ def import_by_path(path: str) -> Any:
         searched_places = f"searched the current folder {Path.cwd()} and Python's path"
         hint = f" ({searched_places}; run from its folder, or add the folder to PYTHONPATH)" if is_missing else ""
         raise ScenarioError(f'cannot import "{module_name}": {type(error).__name__}: {error}{hint}') from error
-    if not _is_in_package(module_name):
+    if not _is_in_package(module_name) and module_name not in ("__main__", "__mp_main__"):
         _check_not_shadowed(module_name.partition(".")[0])
     try:
         return getattr(module, attribute)
@@ -89,17 +90,26 @@ def import_by_path(path: str) -> Any:
 
 
 def _check_not_shadowed(module_name: str) -> None:
-    """Raise a ScenarioError for an imported module in whose place Python's path now has another file.
+    """Raise a ScenarioError if the scenario's folder has a module of this name, and another file was imported.
 
     Without this check, the second of two scenarios in different folders would have the classes of the first one.
     """
     loaded = getattr(sys.modules.get(module_name), "__file__", None)
-    found = PathFinder.find_spec(module_name)
-    if loaded is None or found is None or not found.has_location or found.origin is None:
+    for folder in reversed(list_searched_folders()):
+        found = PathFinder.find_spec(module_name, [folder])
+        if found is None or found.origin is None or not found.has_location:
+            continue
+        if loaded is None or not _is_same_file(loaded, found.origin):
+            problem = f"{found.origin} has the name of {loaded or 'a module'}, which is imported in its place"
+            raise ScenarioError(f'cannot import "{module_name}": {problem}; rename one of them, or use a process for each')
         return
-    if Path(loaded).resolve() != Path(found.origin).resolve():
-        problem = f"{found.origin} has the name of {loaded}, which is already imported"
-        raise ScenarioError(f'cannot import "{module_name}": {problem}; rename one of them, or use a process for each')
+
+
+def _is_same_file(path: str, other_path: str) -> bool:
+    try:
+        return Path(path).samefile(other_path)
+    except OSError:  # one of them was removed
+        return False
 
 
 def check_component_class(cls: object, base: type, description: str) -> None:

@@ -9,6 +9,7 @@ from fedsgd.compression.run_config import FeedbackPolicy, RunConfig
 from fedsgd.config.user_errors import wrap_user_errors
 from fedsgd.data import ClientData
 from fedsgd.federation import FederationPlan
+from fedsgd.models.set_metrics import find_better_direction
 from fedsgd.optim import Adam, Optimizer
 from fedsgd.scenario.scenario import Scenario
 from fedsgd.scenario.sections import DownlinkConfig
@@ -20,6 +21,7 @@ def find_warnings(scenario: Scenario, plan: FederationPlan, training_data: Clien
     run = _build_run_config(scenario, plan, training_data)
     warnings = [*find_compressor_warnings(plan.uplink, run, scenario.downlink)]
     warnings += _find_client_warnings(plan.local_training, run.local_steps)
+    warnings += _find_target_warnings(scenario)
     if plan.uses_fednova:
         warnings += _find_normalisation_warnings(plan.local_training)
     return tuple(dict.fromkeys(warnings))
@@ -79,6 +81,16 @@ def _find_client_warnings(training: LocalTraining, local_steps: int | None) -> I
             f"client.optimizer.momentum = {momentum:g}: a client makes one local step a round, and the velocity begins at zero "
             'in each round: no velocity accumulates; set client.velocity = "carry", or server.optimizer.name = "momentum"'
         )
+
+
+def _find_target_warnings(scenario: Scenario) -> Iterator[str]:
+    """Warn of a target that worse models reach, such as "loss>0.3"."""
+    for key, target in {"report": scenario.report.resolved_target, "stop": scenario.stop.resolved_target}.items():
+        better = None if target is None else find_better_direction(target.metric)
+        if target is not None and better is not None and better != {"above": "higher", "below": "lower"}[target.direction]:
+            sign, word = ("<", "smaller") if better == "lower" else (">", "larger")
+            usual = f"{target.metric}{sign}{target.threshold:g}"
+            yield f'{key}.target = "{target}": worse models reach it, because a {word} {target.metric} is better; set "{usual}"'
 
 
 def _find_normalisation_warnings(training: LocalTraining) -> Iterator[str]:

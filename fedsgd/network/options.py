@@ -82,7 +82,8 @@ def _set_source(network: Network, profile: Network) -> Network:
     overrides = network.describe_differences(profile)
     if not overrides:
         return replace(network, title=profile.title, source=profile.source)
-    return replace(network, source=f"set by options: {', '.join(overrides)}; all other figures: {profile.source}")
+    source = profile.source or profile.title or "the network"
+    return replace(network, source=f"set by options: {', '.join(overrides)}; all other figures: {source}")
 
 
 def format_network_label(name: str, pricing_model: PricingModel) -> str:
@@ -98,7 +99,9 @@ def _check_latency(network: Network, latency: str | None) -> None:
         if largest_reduction > network.link.latency_seconds:
             minimum = format_seconds(largest_reduction)
             reason = f"a client of the trace has a latency {minimum} below the median"
-            raise ScenarioError(f"--latency: got {latency!r}, expected at least {minimum}: {reason}")
+            got = f"--network: got a latency of {format_seconds(network.link.latency_seconds)}"
+            got = got if latency is None else f"--latency: got {latency!r}"
+            raise ScenarioError(f"{got}, expected at least {minimum}: {reason}")
 
 
 def _build_client_device(name: str, flops: str | None, spread: float) -> Device:

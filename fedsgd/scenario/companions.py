@@ -37,9 +37,6 @@ def find_companions(toml_table: Mapping[str, Any], fixed_keys: Iterable[str] = (
     aggregator = toml_table.get("server", {}).get("aggregator", {})
     name = aggregator.get("name") if isinstance(aggregator, Mapping) else aggregator
     partners = [("uplink.compressor", str(name))] * (name in [*COMPRESSORS])  # the client half of a scheme
-    targets = {section: toml_table.get(section, {}).get("target") for section in ("report", "stop")}
-    above = [key for key, target in targets.items() if isinstance(target, Mapping) and "above" in target]
-    partners += [(f"{key}.target.metric", "accuracy") for key in above]  # the metric of the example is a loss
     candidates = [(key, value) for key, value in (*partners, *COMPANIONS) if key not in fixed_keys]
     for count in range(MAX_COMPANIONS + 1):
         for companions in map(dict, combinations(candidates, count)):

@@ -11,7 +11,6 @@ from typing import ClassVar, Literal
 
 from fedsgd.config.component import FieldError, ValidatedConfig, describe_value
 from fedsgd.errors import ScenarioError
-from fedsgd.models.set_metrics import find_better_direction
 
 Direction = Literal["above", "below"]
 """Side of a threshold on which a target is reached; "above" if larger values of a metric are better."""
@@ -66,8 +65,7 @@ class Target(ValidatedConfig):
 
     Attributes:
         metric: name of the metric, a column of rounds.parquet.
-        above: threshold that the metric is to reach from below; exactly one of `above` and `below` is set. Of the metrics of
-            fedsgd, those whose smaller values are better, such as "loss", need `below`, and the others `above`.
+        above: threshold that the metric is to reach from below; exactly one of `above` and `below` is set.
         below: threshold that the metric is to reach from above.
     """
 
@@ -89,12 +87,6 @@ class Target(ValidatedConfig):
         if self.metric == "accuracy" and not 0 < self.threshold <= 1:
             percent = f", did you mean {self.threshold / 100:g}?" if 10 <= self.threshold <= 100 else ""
             problem = f"got an accuracy of {self.threshold:g}, expected a number above 0 and at most 1{percent}"
-            raise FieldError("Target", self.direction, problem)
-        better = find_better_direction(self.metric.replace("-", "_"))
-        if better is not None and better != ("higher" if self.direction == "above" else "lower"):
-            sign, adjective = (">", "larger") if better == "higher" else ("<", "smaller")
-            expected = f"{self.metric}{sign}{_format_threshold(self.threshold)}"
-            problem = f'got "{self._format()}", expected "{expected}": a {adjective} {self.metric} is better'
             raise FieldError("Target", self.direction, problem)
 
     @property
@@ -134,16 +126,10 @@ class Target(ValidatedConfig):
         return is_beyond and math.isfinite(value)
 
     def __str__(self) -> str:
-        return _format_threshold(self.threshold) if self.accuracy is not None else self._format()
-
-    def _format(self) -> str:
-        """Return the text of the target with its metric."""
-        return f"{self.metric}{'>' if self.direction == 'above' else '<'}{_format_threshold(self.threshold)}"
-
-
-def _format_threshold(threshold: float) -> str:
-    short = f"{threshold:g}"
-    return short if float(short) == threshold else repr(threshold)
+        short = f"{self.threshold:g}"
+        threshold = short if float(short) == self.threshold else repr(self.threshold)
+        sign = ">" if self.direction == "above" else "<"
+        return threshold if self.accuracy is not None else f"{self.metric}{sign}{threshold}"
 
 
 TargetLike = Target | float | str

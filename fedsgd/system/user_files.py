@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
+from types import ModuleType
 
 from fedsgd.errors import ScenarioError
 
+_SEARCHED_FOLDERS: ContextVar[tuple[str, ...]] = ContextVar("searched_folders", default=())
 _BYTE_ORDER_MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
@@ -73,14 +77,29 @@ def search_scenario_folder(scenario: object) -> Iterator[None]:
 def search_folders(folders: Iterable[str | Path]) -> Iterator[None]:
     """Import modules also from some folders in the context, after all other folders.
 
+    A folder from which a module was imported stays on the path: its functions may import other modules later, and worker
+    processes import it again.
+
     Args:
         folders: absolute paths.
     """
-    new_folders = [str(folder) for folder in folders if str(folder) not in sys.path]
-    sys.path += new_folders
+    names = [str(folder) for folder in folders]
+    sys.path += names  # also if an entry is there: it may belong to another thread, which removes it
+    token = _SEARCHED_FOLDERS.set((*_SEARCHED_FOLDERS.get(), *names))
     try:
         yield
     finally:
-        for folder in new_folders:
-            if folder in sys.path:
-                sys.path.remove(folder)
+        _SEARCHED_FOLDERS.reset(token)
+        for name in names:
+            if sys.path.count(name) > 1 or (name in sys.path and not _has_imported_module(name)):
+                del sys.path[len(sys.path) - 1 - sys.path[::-1].index(name)]
+
+
+def list_searched_folders() -> tuple[str, ...]:
+    """Return the folders of the contexts of `search_folders` around the caller, the outermost first."""
+    return _SEARCHED_FOLDERS.get()
+
+
+def _has_imported_module(folder: str) -> bool:
+    files = (vars(module).get("__file__") for module in list(sys.modules.values()) if isinstance(module, ModuleType))
+    return any(isinstance(file, str) and file.startswith(folder + os.sep) for file in files)

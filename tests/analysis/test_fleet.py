@@ -27,6 +27,7 @@ from fedsgd.analysis.fleet import (
 from fedsgd.analysis.fleet_result import price_fleet
 from fedsgd.config.quantities import format_bytes
 from fedsgd.errors import FedsgdError, ReportError
+from fedsgd.network import get_network
 from fedsgd.sampling import SamplingPool
 from fedsgd.sampling.uniform import Uniform
 from fedsgd.scenario.scenario import Scenario
@@ -34,6 +35,8 @@ from tests.analysis.helpers import edit_summary, invoke
 
 TRAFFIC = MeasuredTraffic(20, 6, 60, 0, 0, up_bytes=1000.0, down_bytes=4000.0, sampler="uniform", client_bytes=np.arange(20.0))
 """Half of the clients in each round; 5 kB for each participation."""
+OVERHEADS = replace(get_network("4g"), up_overhead_bytes=12_000, down_overhead_bytes=3_000)
+BROADCAST = replace(get_network("4g"), downlink="broadcast")
 Make = Callable[..., Scenario]
 
 
@@ -253,6 +256,30 @@ def test_wrong_fleet_option_is_one_line(runs: Path, options: tuple[str, ...], pr
     assert problem in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert not result.stdout
+
+
+def test_fleet_has_the_overheads_of_the_users_network(runs: Path) -> None:
+    options = ("--rounds-per-month", "30", "--json")
+    given, own = (
+        json.loads(invoke("price", runs / "topk-0", "--network", network, *options, *overheads).stdout)["fleet"]
+        for network, overheads in (
+            ("4g", ("--overhead-up", "12000 B", "--overhead-down", "3000 B")),
+            (f"{__name__}:OVERHEADS", ()),
+        )
+    )
+    assert own == given
+    without = json.loads(invoke("price", runs / "topk-0", "--network", "4g", *options).stdout)["fleet"]
+    assert own["methods"] != without["methods"]
+    for networks, problem in (
+        (
+            f"4g,{__name__}:OVERHEADS",
+            "--network: got networks with different overheads, expected one network, or --overhead-up",
+        ),
+        (f"{__name__}:BROADCAST", "--network: got one with broadcast, but a fleet counts the bytes that each client receives"),
+    ):
+        refused = invoke("price", runs / "topk-0", "--network", networks, *options)
+        assert refused.exit_code == 2
+        assert problem in refused.stderr
 
 
 def test_network_option_with_a_fleet_alone_is_refused(runs: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -77,7 +79,8 @@ def test_folder_in_pythonpath_is_on_every_path(user_folder: Path, monkeypatch: p
 def test_scenario_folder_is_searched_last_and_removed(tmp_path: Path) -> None:
     path = list(sys.path)
     with search_scenario_folder(tmp_path / "mine.toml"), search_scenario_folder(str(tmp_path / "other.toml")):
-        assert sys.path == [*path, str(tmp_path)]
+        assert sys.path == [*path, str(tmp_path), str(tmp_path)]
+    assert sys.path == path
     with search_scenario_folder(None):
         assert sys.path == path
 
@@ -112,7 +115,9 @@ def write_scenario(tmp_path: Path) -> Iterator[Callable[..., Path]]:
         (tmp_path / folder / "own.toml").write_text(SCENARIO.format(module=module))
         return tmp_path / folder / "own.toml"
 
+    search_path = list(sys.path)
     yield write
+    sys.path[:] = search_path
     for name in set(sys.modules) - modules:
         if name.startswith("own_"):
             del sys.modules[name]
@@ -132,7 +137,7 @@ def test_module_next_to_a_scenario_is_imported(way: str, write_scenario: Callabl
         assert [cell.state for cell in fedsgd.sweep(scenario, out=tmp_path / "sweep").cells] == ["finished"]
     else:
         assert fedsgd.plan(scenario).calibrated_rounds == 1
-    assert sys.path == search_path
+    assert sys.path == [*search_path, str(scenario.parent)], "the folder stays, because functions may import more later"
 
 
 def test_module_of_another_scenario_with_the_same_name_is_refused(write_scenario: Callable[..., Path], tmp_path: Path) -> None:
@@ -142,6 +147,52 @@ def test_module_of_another_scenario_with_the_same_name_is_refused(write_scenario
         fedsgd.load(second)
     assert str(error.value) == (
         f'{second}: uplink.compressor.name: cannot import "own_twin": {tmp_path}/two/own_twin.py has the name of '
-        f"{tmp_path}/one/own_twin.py, which is already imported; rename one of them, or use a process for each"
+        f"{tmp_path}/one/own_twin.py, which is imported in its place; rename one of them, or use a process for each"
     )
     fedsgd.load(first)
+
+
+def test_module_of_another_scenario_is_refused_during_a_run_of_the_first(write_scenario: Callable[..., Path]) -> None:
+    first, second = write_scenario("one", "own_twin"), write_scenario("two", "own_twin", 0.25)
+    errors = []
+
+    def load_second(record: object) -> None:
+        with pytest.raises(ScenarioError, match="which is imported in its place") as error:
+            fedsgd.load(second)
+        errors.append(error)
+
+    fedsgd.run(first, on_round=load_second)
+    assert len(errors) == 1
+
+
+def test_folders_with_the_same_file_under_two_paths_are_the_same(write_scenario: Callable[..., Path], tmp_path: Path) -> None:
+    scenario = write_scenario("one", "own_linked")
+    (tmp_path / "two").mkdir()
+    for name in ("own.toml", "own_linked.py"):
+        os.link(tmp_path / "one" / name, tmp_path / "two" / name)
+    assert fedsgd.load(scenario) == fedsgd.load(tmp_path / "two" / "own.toml")
+
+
+def test_scenario_that_was_loaded_from_a_file_keeps_its_module(write_scenario: Callable[..., Path], tmp_path: Path) -> None:
+    scenario = fedsgd.load(write_scenario("one", "own_kept")).with_settings({"rounds": 2, "checkpoint.every": 1})
+    assert "own_kept:Half" in scenario.to_toml()
+    result = fedsgd.run(scenario, out=tmp_path / "run", execution=fedsgd.ExecutionConfig(workers=2))
+    assert [cell.state for cell in fedsgd.sweep(scenario, out=tmp_path / "sweep").cells] == ["finished"]
+    assert len(result.history) == 2
+    assert len(fedsgd.resume(tmp_path / "run", rounds=3).history) == 3
+
+
+def test_threads_that_load_from_one_folder_find_its_modules(tmp_path: Path, write_scenario: Callable[..., Path]) -> None:
+    write_scenario("one", "own_start")
+    paths = []
+    for i in range(40):
+        (tmp_path / "one" / f"own_thread{i}.py").write_text(HALF.format(density=0.5))
+        paths.append(tmp_path / "one" / f"{i}.toml")
+        paths[-1].write_text(SCENARIO.format(module=f"own_thread{i}"))
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            assert len(list(pool.map(fedsgd.load, paths))) == 40
+    finally:
+        sys.setswitchinterval(interval)

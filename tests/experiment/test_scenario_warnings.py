@@ -214,11 +214,22 @@ def test_downlink_warnings_ignore_client_participation() -> None:
         ({"server.normalisation": "fednova", "client.velocity": "carry"}, "client.velocity"),
         ({"server.normalisation": "fednova", "client.optimizer.clip_norm": 1.0}, "client.optimizer.clip_norm"),
         ({"client.velocity": "carry", "client.optimizer.clip_norm": 1.0}, None),
+        ({"report.target": "loss<0.3"}, None),
+        ({"stop.target": "macro_f1>0.3", "evaluation.metrics": ["macro-f1"]}, None),
+        ({"report.target": "loss>0.3"}, 'report.target = "loss>0.3"'),
+        ({"stop.target": "accuracy<0.1"}, 'stop.target = "accuracy<0.1"'),
     ],
 )
 def test_local_training_setting_without_effect_warns(scenario: Make, settings: dict[str, Any], key: str | None) -> None:
     texts = build_experiment(scenario(settings)).warnings
     assert [text.partition(":")[0] for text in texts] == ([] if key is None else [key])
+
+
+def test_warning_of_a_target_in_the_wrong_direction_names_the_other(scenario: Make) -> None:
+    (text,) = build_experiment(scenario({"evaluation.metrics": ["macro-f1"], "stop.target": "macro_f1<0.5"})).warnings
+    assert (
+        text == 'stop.target = "macro_f1<0.5": worse models reach it, because a larger macro_f1 is better; set "macro_f1>0.5"'
+    )
 
 
 def test_dgc_without_momentum_equals_error_feedback_over_top_k(scenario: Make) -> None:

@@ -108,3 +108,14 @@ def test_trace_replaces_the_links_of_the_users_network(tmp_path: Path) -> None:
     assert network.link != OWN_NETWORK.link
     assert isinstance(network.draws, TraceLinks)
     assert (network.server_up_bits_per_second, network.up_overhead_bytes) == (1e9, 12_000)
+
+
+EARLY_NETWORK = Network(Link(1e6, 2e6, 0.05), TraceLinks("links", (1.0, 1.0), (1.0, 1.0), (0.0, -0.1)))
+
+
+def test_network_of_the_user_with_a_latency_below_zero_is_refused_by_its_option() -> None:
+    with pytest.raises(
+        ScenarioError, match=r"^--network: got a latency of 50 ms, expected at least 100 ms: a client of the trace"
+    ):
+        build_pricing_model(f"{__name__}:EARLY_NETWORK")
+    assert build_pricing_model(f"{__name__}:EARLY_NETWORK", latency="0.1 s").network.link.latency_seconds == 0.1

@@ -42,7 +42,7 @@ def test_target_is_parsed_from_numbers_and_texts(value: Any, target: Target) -> 
 
 @given(st.floats(allow_nan=False, allow_infinity=False), st.booleans())
 def test_text_of_a_target_has_all_digits(threshold: float, is_above: bool) -> None:
-    target = Target("my-loss", **{"above" if is_above else "below": threshold})
+    target = Target("loss", **{"above" if is_above else "below": threshold})
     assert parse_target(str(target)) == target
 
 
@@ -57,17 +57,6 @@ def test_text_of_a_target_has_all_digits(threshold: float, is_above: bool) -> No
         ("", 'got "", expected a target such as 0.9, "accuracy>0.9" or "loss<0.3"'),
         ("accuracy>1.5", "got an accuracy of 1.5, expected a number above 0 and at most 1"),
         ("accuracy<0", "got an accuracy of 0, expected a number above 0 and at most 1"),
-        ("accuracy<0.5", 'got "accuracy<0.5", expected "accuracy>0.5": a larger accuracy is better'),
-        ("loss>0.3", 'got "loss>0.3", expected "loss<0.3": a smaller loss is better'),
-        (
-            "validation_loss>0.3",
-            'got "validation_loss>0.3", expected "validation_loss<0.3": a smaller validation_loss is better',
-        ),
-        (
-            "bits-per-character>2",
-            'got "bits-per-character>2", expected "bits-per-character<2": a smaller bits-per-character is better',
-        ),
-        ("macro_f1<0.5", 'got "macro_f1<0.5", expected "macro_f1>0.5": a larger macro_f1 is better'),
         (90, "got an accuracy of 90, expected a number above 0 and at most 1, did you mean 0.9?"),
         ("loss<nan", "expected a finite number, got nan"),
         (math.inf, "expected a finite number, got inf"),
