@@ -6,9 +6,7 @@ import json
 import os
 from pathlib import Path
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
 
 pytestmark = pytest.mark.examples
 
@@ -23,6 +21,9 @@ def test_notebook_is_stored_without_outputs() -> None:
 @pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of jupyter_client and of its event loop
 def test_notebook_runs_and_plots_accuracy_against_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import nbformat  # the packages are in the extra [nightly]
+    from nbclient import NotebookClient
+
     root = str(NOTEBOOK.parent.parent)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))

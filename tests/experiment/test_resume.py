@@ -107,8 +107,8 @@ def compressor_settings(name: str) -> dict[str, Any]:
     return {"uplink": {"compressor": table}, "server": {"cohort": 4, "weighting": "uniform"}}
 
 
-DAILY_COMPRESSORS = ("dgc", "fetch-sgd", "power-sgd", "scaffold", "top-k")
-"""Compressors with state of the client, of the server and of both, and error feedback; operators have no state."""
+DAILY_COMPRESSORS = ("fetch-sgd", "scaffold", "top-k")
+"""Compressors with state of the server and of both, and error feedback; operators have no state."""
 
 
 @pytest.mark.parametrize("name", nightly_unless(DAILY_COMPRESSORS.__contains__, sorted(COMPRESSORS)))
@@ -116,8 +116,8 @@ def test_resumed_run_equals_whole_run_with_every_compressor(name: str, tmp_path:
     check_resumed_run(compressor_settings(name), tmp_path)
 
 
-DAILY_AGGREGATORS = ("weighted-mean", "centered-clipping", "krum")
-DAILY_OPTIMIZERS = ("sgd", "momentum", "fedadam")
+DAILY_AGGREGATORS = ("weighted-mean", "centered-clipping")
+DAILY_OPTIMIZERS = ("sgd", "fedadam")
 """Members without and with state."""
 
 
@@ -172,10 +172,8 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
 DAILY_SETTINGS = {
     "differences of three rounds",
     "error feedback down",
-    "rounded model",
     "moments",
     "bfloat16 on disk",
-    "stragglers",
     "clients' own tests",
     "target reached",
 }
@@ -625,4 +623,3 @@ def test_module_of_the_run_is_found_from_another_folder(tmp_path: Path, monkeypa
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry != str(folder)])
     monkeypatch.delitem(sys.modules, "resumed_operator")
     assert resume(tmp_path / "run").history[-1].round == 5
-    assert str(folder) not in sys.path
