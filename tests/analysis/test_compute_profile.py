@@ -63,11 +63,11 @@ def test_attention_of_char_gpt_is_counted_as_matrix_products() -> None:
     assert torch.backends.cuda.flash_sdp_enabled()
 
 
-def test_module_that_cannot_train_keeps_its_mode() -> None:
+def test_module_that_cannot_train_keeps_its_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     examples = Examples(np.zeros((4, 1, 8, 8), dtype=np.float32), np.arange(4))
     task = build_task(Mlp(), Dataset(examples, examples, classes=4), 0)
     task.module.eval()
-    task.module.forward = None  # type: ignore[assignment]
+    monkeypatch.setattr(task.module, "forward", None)
     assert count_training_flops(task, examples) == (6 * task.layout.size, "six a parameter")
     assert not task.module.training
 
