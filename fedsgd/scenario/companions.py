@@ -34,20 +34,21 @@ def find_companions(toml_table: Mapping[str, Any], fixed_keys: Iterable[str] = (
         toml_table: nested tables, without the `name` of a scenario.
         fixed_keys: dotted keys that keep their values.
     """
-    aggregator = toml_table.get("server", {}).get("aggregator", {})
+    server = toml_table.get("server")
+    aggregator = server.get("aggregator", {}) if isinstance(server, Mapping) else {}
     name = aggregator.get("name") if isinstance(aggregator, Mapping) else aggregator
     partners = [("uplink.compressor", str(name))] * (name in [*COMPRESSORS])  # the client half of a scheme
     candidates = [(key, value) for key, value in (*partners, *COMPANIONS) if key not in fixed_keys]
     for count in range(MAX_COMPANIONS + 1):
         for companions in map(dict, combinations(candidates, count)):
-            if len(companions) == count and _is_valid(apply_settings(Scenario, toml_table, companions)):
+            if len(companions) == count and _is_valid(toml_table, companions):
                 return companions
     return None
 
 
-def _is_valid(toml_table: Mapping[str, Any]) -> bool:
+def _is_valid(toml_table: Mapping[str, Any], companions: Mapping[str, Any]) -> bool:
     try:
-        parse_scenario({"name": "example", **toml_table})
+        parse_scenario({"name": "example", **apply_settings(Scenario, toml_table, companions)})
     except ScenarioError:
         return False
     return True

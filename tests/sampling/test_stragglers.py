@@ -50,9 +50,9 @@ def test_straggler_work_is_uniform_from_one_to_all() -> None:
 
 def test_every_client_straggles_in_its_share_of_rounds() -> None:
     model = make_model(share=0.5)
-    counts = np.array([sum(model.work_of(round, client) is not None for round in range(1, 101)) for client in range(N)])
-    assert counts.sum() == 100 * 5
-    assert abs(counts - 100 / 6).max() < 5 * np.sqrt(100 / 6)
+    counts = np.array([sum(model.work_of(round, client) is not None for round in range(1, 401)) for client in range(N)])
+    assert counts.sum() == 400 * 5
+    assert abs(counts - 400 / 6).max() < 5 * np.sqrt(400 / 6)
 
 
 def test_policy_changes_neither_stragglers_nor_work() -> None:

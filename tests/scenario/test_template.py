@@ -167,6 +167,7 @@ def test_text_has_keys_of_beginners_meanings_and_short_lines() -> None:
         ({"data.partition.name": "dirichle"}, 'data.partition.name: got "dirichle", did you mean "dirichlet"?'),
         ({"uplink.compressor.name": "topk"}, 'uplink.compressor.name: got "topk", did you mean "top-k"?'),
         ({"data.name": "npz"}, "data.path: missing, expected for example path ="),
+        ({"server": 0.9}, "server: expected a table, got 0.9"),
         ({"clients": 5, "server.cohort": 6}, "server.cohort: got 6 clients a round, expected at most 5"),
         ({"clients": "abc"}, 'data.partition.clients: expected a whole number of at least 1, got "abc"'),
         ({"data.partition.clients": 10**12}, "data.partition.clients: expected a whole number from 1 to 2147483647"),
