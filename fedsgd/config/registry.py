@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from fedsgd.config.component import describe_value
+from fedsgd.config.source_files import find_root, is_on_every_path
 from fedsgd.errors import ScenarioError, suggest_name
 from fedsgd.system.user_files import list_searched_folders
 
@@ -92,8 +93,12 @@ def import_by_path(path: str) -> Any:
 def _check_not_shadowed(module_name: str) -> None:
     """Raise a ScenarioError if the scenario's folder has a module of this name, and another file was imported.
 
-    Without this check, the second of two scenarios in different folders would have the classes of the first one.
+    Without this check, the second of two scenarios in different folders would have the classes of the first one. An installed
+    package comes first in every process, so it may have the name of a module in the scenario's folder, such as its own source.
     """
+    root = find_root(module_name)
+    if root is not None and is_on_every_path(root):
+        return
     loaded = getattr(sys.modules.get(module_name), "__file__", None)
     for folder in reversed(list_searched_folders()):
         found = PathFinder.find_spec(module_name, [folder])

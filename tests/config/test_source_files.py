@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -150,6 +151,18 @@ def test_module_of_another_scenario_with_the_same_name_is_refused(write_scenario
         f"{tmp_path}/one/own_twin.py, which is imported in its place; rename one of them, or use a process for each"
     )
     fedsgd.load(first)
+
+
+@pytest.mark.parametrize("folder", ["site-packages", "libraries"])
+def test_installed_module_comes_before_one_in_the_scenarios_folder(
+    folder: str, write_scenario: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed, scenario = write_scenario(folder, "own_installed"), write_scenario("two", "own_installed", 0.25)
+    monkeypatch.syspath_prepend(installed.parent)
+    if folder == "libraries":
+        monkeypatch.setenv("PYTHONPATH", str(installed.parent))
+    loaded = fedsgd.load(scenario).uplink.compressor
+    assert inspect.getfile(type(loaded)) == str(installed.parent / "own_installed.py")
 
 
 def test_module_of_another_scenario_is_refused_during_a_run_of_the_first(write_scenario: Callable[..., Path]) -> None:
