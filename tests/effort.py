@@ -18,8 +18,11 @@ With 1, tests with the marker `nightly` are left out.
 
 
 def examples(n: int, nightly: int | None = None) -> settings:
-    """Return settings for `n` examples; with a factor of the environment, for `nightly` or else `n` examples times the factor."""
-    return settings(max_examples=n if EFFORT == 1 else (nightly or n) * EFFORT)
+    """Return settings for half of `n` examples; with a factor of the environment, `nightly` or else `n` examples times the factor.
+
+    Examples do not differ between runs, so a run by day repeats those of the day before.
+    """
+    return settings(max_examples=max(1, n // 2) if EFFORT == 1 else (nightly or n) * EFFORT)
 
 
 def slow_unless(is_fast: Callable[[Any], bool], values: Iterable[Any]) -> list[Any]:

@@ -35,7 +35,7 @@ def derive_generator(seed: int, purpose: str, *path: int) -> np.random.Generator
     True
     """
     words = np.frombuffer(_digest(seed, purpose, path), dtype="<u4")
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence([int(w) for w in words])))
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(words)))
 
 
 def draw_client_normals(seed: int, purpose: str, clients: I64) -> F64:

@@ -258,13 +258,16 @@ class KeyTable:
         example = _insert(self.example, self.path, {key: value})
         if key == "name" and self.names:  # the other keys belong to the component of the earlier name
             example = _insert(self.example, self.path[:-1], {str(self.path[-1]): {key: value}})
-        elif not _is_valid(example):  # the key excludes a key of the example
-            example = next((table for table in self._list_shorter_examples(key, value) if _is_valid(table)), example)
+        companions = find_companions(example)
+        if companions is None and not (key == "name" and self.names):  # the key excludes a key of the example
+            shorter_examples = ((table, find_companions(table)) for table in self._list_shorter_examples(key, value))
+            valid_examples = (pair for pair in shorter_examples if pair[1] is not None)
+            example, companions = next(valid_examples, (example, None))
         depth = next((i for i, part in enumerate(keys) if isinstance(part, int)), len(keys))
         setting: Any = example
         for part in keys[:depth]:
             setting = setting[part]
-        return _complete_examples(example, {".".join(map(str, keys[:depth])): setting})
+        return _complete_examples(example, companions, {".".join(map(str, keys[:depth])): setting})
 
     def _list_shorter_examples(self, key: str, value: Any) -> Iterator[dict[str, Any]]:
         """Yield the example with a key, and without one of the other keys of this table."""
@@ -326,19 +329,16 @@ def describe_component(registry: Registry[Any], name: str) -> ComponentReference
         description=find_description(cls),
         places=list(dict.fromkeys(table.place for table in tables)),
         keys=[description for f in fields(cls) for description in tables[0].describe(f.name)],
-        **_complete_examples(tables[0].example, settings),
+        **_complete_examples(tables[0].example, find_companions(tables[0].example), settings),
     )
 
 
-def _complete_examples(example: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+def _complete_examples(
+    example: Mapping[str, Any], companions: Mapping[str, Any] | None, settings: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return the examples of a description, with the further settings that they require."""
-    companions = find_companions(example) or {}
-    arguments = [format_setting(key, value) for key, value in {**companions, **settings}.items()]
-    return {"example": apply_settings(Scenario, example, companions), "settings": arguments}
-
-
-def _is_valid(example: Mapping[str, Any]) -> bool:
-    return find_companions(example) is not None
+    arguments = [format_setting(key, value) for key, value in {**(companions or {}), **settings}.items()]
+    return {"example": apply_settings(Scenario, example, companions or {}), "settings": arguments}
 
 
 def find_registry(cls: type) -> Registry[Any]:

@@ -83,7 +83,7 @@ def search_folders(folders: Iterable[str | Path]) -> Iterator[None]:
     Args:
         folders: absolute paths.
     """
-    names = [str(folder) for folder in folders]
+    names, modules = [str(folder) for folder in folders], set(sys.modules)
     sys.path += names  # also if an entry is there: it may belong to another thread, which removes it
     token = _SEARCHED_FOLDERS.set((*_SEARCHED_FOLDERS.get(), *names))
     try:
@@ -91,7 +91,7 @@ def search_folders(folders: Iterable[str | Path]) -> Iterator[None]:
     finally:
         _SEARCHED_FOLDERS.reset(token)
         for name in names:
-            if sys.path.count(name) > 1 or (name in sys.path and not _has_imported_module(name)):
+            if sys.path.count(name) > 1 or (name in sys.path and not _has_module(name, sys.modules.keys() - modules)):
                 del sys.path[len(sys.path) - 1 - sys.path[::-1].index(name)]
 
 
@@ -100,6 +100,8 @@ def list_searched_folders() -> tuple[str, ...]:
     return _SEARCHED_FOLDERS.get()
 
 
-def _has_imported_module(folder: str) -> bool:
-    files = (vars(module).get("__file__") for module in list(sys.modules.values()) if isinstance(module, ModuleType))
+def _has_module(folder: str, names: Iterable[str]) -> bool:
+    """Return True if one of the imported modules with these names is in a folder."""
+    modules = [sys.modules.get(name) for name in names]
+    files = [vars(module).get("__file__") for module in modules if isinstance(module, ModuleType)]
     return any(isinstance(file, str) and file.startswith(folder + os.sep) for file in files)

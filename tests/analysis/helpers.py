@@ -16,7 +16,7 @@ from fedsgd.analysis.ledger_stats import read_client_traffic
 from fedsgd.cli import main
 from fedsgd.network import ClientTraffic, Link, Network, PricingModel, get_device
 
-TINY = {"rounds": 6, "client.epochs": 1}
+TINY = {"rounds": 6, "client.epochs": 1, "data.partition": {"name": "iid", "clients": 20}}
 PHONE, SERVER = get_device("phone"), get_device("server")
 PRICING_MODEL = PricingModel(Network(Link(1e6, 4e6, 0.02)), PHONE, SERVER)
 

@@ -108,7 +108,8 @@ def fail_on_some_batches(output: Any, target: Any) -> Any:
 
 
 def test_unanswered_messages_are_reported(root: Path, tmp_path: Path) -> None:
-    settings = {**TINY, "rounds": 2, "participation.on_failure": "continue", "engine.name": "sequential"}
+    partition = {"name": "dirichlet", "clients": 20, "alpha": 1.0}
+    settings = {**TINY, "rounds": 2, "participation.on_failure": "continue", "data.partition": partition}
     fedsgd.run(
         fedsgd.load(root / "scenarios" / "quickstart.toml", settings),
         out=tmp_path / "run",

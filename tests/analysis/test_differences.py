@@ -25,7 +25,7 @@ def edit_run(run: Run, summary: dict[str, Any] | None = None, **settings: Any) -
     [
         ({"data__name": "mnist"}, "dataset (digits; mnist)"),
         ({"data__held_out": 0.25}, "dataset (held out 0; held out 0.25)"),
-        ({"data__partition__alpha": 0.1}, "partition (alpha 1; alpha 0.1)"),
+        ({"data__partition__name": "dirichlet", "data__partition__alpha": 0.1}, "partition (iid; dirichlet, alpha 0.1)"),
         ({"model__hidden": [32, 16], "summary": {"parameters": 3000}}, "model (hidden 64, parameters 4810; hidden 32 16, parameters 3000)"),
         ({"model__name": "cnn", "rounds": 9}, "model (mlp; cnn), rounds (6; 9)"),
         ({"data__partition__clients": 30, "summary": {"clients": 30}}, "clients (20; 30)"),
@@ -54,7 +54,7 @@ def test_compare_mentions_only_runs_of_different_experiments(runs: Path, straggl
     mixed = invoke("compare", runs, stragglers)
     assert "differ in more than their method" not in equal.stdout
     assert (
-        "the runs differ in more than their method: partition (alpha 1; alpha 0.5), rounds (6; 3), clients (20; 40)"
+        "the runs differ in more than their method: partition (iid; dirichlet, alpha 0.5), rounds (6; 3), clients (20; 40)"
         in mixed.stdout
     )
     assert json.loads(invoke("compare", runs, stragglers, "--json").stdout)["mixture"].startswith("the runs differ in more")

@@ -18,7 +18,7 @@ from fedsgd.analysis.pricing import price
 from fedsgd.errors import ReportError
 from fedsgd.experiment.partition_summary import summarize_partition
 from fedsgd.network import ClientTraffic
-from tests.analysis.helpers import PRICING_MODEL, read_all_traffic
+from tests.analysis.helpers import PRICING_MODEL, TINY, read_all_traffic
 
 
 def test_client_traffic_equals_sums_of_the_ledger(runs: Path) -> None:
@@ -43,7 +43,7 @@ def test_ledger_steps_and_examples_of_updates_match_the_partition(runs: Path, ro
     updates = ledger[ledger.kind == "UPDATE"]
     assert (updates.steps == -(-updates.examples // 10)).all()
     assert (ledger[ledger.kind != "UPDATE"][["steps", "examples"]] == 0).all(axis=None)
-    sizes = summarize_partition(fedsgd.load(root / "scenarios" / "quickstart.toml"), None).sizes
+    sizes = summarize_partition(fedsgd.load(root / "scenarios" / "quickstart.toml", TINY), None).sizes
     assert updates.examples.tolist() == [sizes[client] for client in updates.client]
 
 

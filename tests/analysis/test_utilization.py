@@ -141,4 +141,4 @@ def test_price_command_without_network_refuses_utilization(runs: Path) -> None:
     assert result.exit_code == 2
     assert "--utilization needs a network" in result.stderr
     result = invoke("price", runs / "dense-0", "--utilization", "--network", "lora")
-    assert "at most 0.02 %" in result.stdout, "latency limits the utilization"
+    assert "at most 0.01 %" in result.stdout, "latency limits the utilization"

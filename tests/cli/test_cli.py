@@ -19,7 +19,7 @@ from fedsgd.experiment.state_budget import StateBudget
 from fedsgd.federation.round_record import RoundRecord
 from fedsgd.training.selection import EngineChoice
 
-TINY = ("--set", "rounds=2", "--set", "client.epochs=1")
+TINY = ("--set", "rounds=2", "--set", "client.steps=2", "--set", "engine.name=sequential")
 
 
 def fedsgd(*arguments: str | Path) -> Result:

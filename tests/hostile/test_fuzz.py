@@ -31,7 +31,7 @@ from fedsgd.numerics.reductions import first_non_finite
 from fedsgd.wire import Frame, FrameKind, Header, Section, SectionKind, decode_values, encode_frame, encode_values, floats
 from fedsgd.wire.bits import pack_varint
 from tests import fuzz
-from tests.effort import examples
+from tests.effort import examples, nightly_unless
 from tests.hostile.basis import CLIENT, ROUND, Target, ViolationError, context, vectors
 from tests.hostile.mutators import EDITS, mutant
 from tests.hostile.rounds import build_server, encode_reply
@@ -44,7 +44,7 @@ LARGEST = np.finfo(np.float32).max
 
 @pytest.mark.slow
 @examples(1, nightly=15)
-@pytest.mark.parametrize("target", TARGETS, ids=lambda target: f"{target.name}-{target.size}")
+@pytest.mark.parametrize("target", nightly_unless(lambda t: t.size == SIZE, TARGETS), ids=lambda t: f"{t.name}-{t.size}")
 @given(r=st.randoms(use_true_random=False), donor=st.sampled_from(TARGETS))
 def test_mutated_frame_is_rejected_or_harmless_with_both_kernels(target: Target, r: Random, donor: Target) -> None:
     data = mutant(r, r.choice(target.frames), donor.frames, target.size)

@@ -48,7 +48,7 @@ from tests.effort import examples, nightly_unless, slow_unless
 from tests.laws.members import is_default, is_plain, is_routine, name_of, operators, schemes
 
 OPERATORS = nightly_unless(is_routine, slow_unless(is_default, operators()))
-SCHEMES = nightly_unless(is_routine, slow_unless(is_default, schemes()))
+SCHEMES = nightly_unless(is_plain, slow_unless(is_default, schemes()))
 PLAIN_MEMBERS = nightly_unless(is_plain, slow_unless(is_default, [*operators(), *schemes()]))
 """Compressors whose laws of rounds and of decoding are tested; by day, one for each class."""
 SAMPLED_NAMES = ("top-k", "rand-k", "qsgd", "sign", "eden")

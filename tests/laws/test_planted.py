@@ -56,7 +56,7 @@ def test_fault_by_an_independent_author_breaks_its_law(
         check(compressor)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("scheme", planted_rounds.ACCEPTED, ids=lambda v: v.name)
 def test_planted_scheme_without_fault_is_accepted(scheme: CompressionScheme) -> None:
     check_compressor(scheme)
@@ -68,6 +68,7 @@ def test_support_shared_by_contexts_breaks_independence(key: str) -> None:
         independence(planted.SharedSupport(density=0.1, key=key))
 
 
+@pytest.mark.nightly
 def test_client_pairs_with_cancelling_errors_are_accepted() -> None:
     check_compressor(planted.SharedRounding("pair"))
 

@@ -38,7 +38,7 @@ from fedsgd.trackers import RunFinished, RunStarted, TrackerWarning
 from tests.bench.codec_costs import JOBS, SHAPES, Sample, fit_costs, key_text, measure, table_text
 from tests.bench.measure import Effort
 
-TINY = {"rounds": 6, "client.epochs": 1}
+TINY = {"rounds": 6, "client.epochs": 1, "data.partition": {"name": "iid", "clients": 20}}
 DENSE = {"uplink.compressor": {"name": "dense"}, "uplink.error_feedback": "none", "downlink.policy": "model"}
 CAFE = {"uplink.compressor": {"name": "cafe"}, "uplink.error_feedback": "none", "downlink.policy": "model"}
 

@@ -428,8 +428,8 @@ print(len(golden))
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("numba", ["missing", pytest.param("disabled", marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("numba", ["missing", "disabled"])
 def test_golden_frames_without_numba_are_equal(numba: str, root: Any) -> None:
     code = WITHOUT_NUMBA if numba == "missing" else WITHOUT_NUMBA.replace('sys.modules["numba"] = None', "")
     env = {"FEDSGD_KERNELS": "numpy"} if numba == "disabled" else {}

@@ -199,7 +199,8 @@ class TestMLflow:
 
     # ----------------------------------------------------------------------------------------------------------- resumed runs
 
-    @pytest.mark.parametrize("is_killed", [pytest.param(False, marks=pytest.mark.nightly), True])
+    @pytest.mark.nightly
+    @pytest.mark.parametrize("is_killed", [False, True])
     def test_resumed_run_has_the_points_of_an_uninterrupted_run(
         self, store: Any, scenario: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_killed: bool
     ) -> None:

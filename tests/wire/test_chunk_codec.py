@@ -88,6 +88,7 @@ def test_counts_of_chunks_with_missing_positions_take_a_few_bits() -> None:
     assert len(encode(positions, chunks)) <= 1.001 * bound / 8 + 200 / 8 + 8
 
 
+@pytest.mark.nightly
 def test_every_set_of_positions_has_one_code() -> None:
     """All sections of at most two bytes of code: each is rejected, or is the code of the positions that it decodes to."""
     chunks = Chunks(8, 6, 2, 1)

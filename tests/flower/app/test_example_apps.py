@@ -115,6 +115,7 @@ def test_compressed_app_learns_as_without_compression_with_fewer_bytes(shape: st
     check_ratios(pair, *RATIOS[shape])
 
 
+@pytest.mark.nightly
 def test_compressed_scikit_learn_app_has_a_float64_model(run_pair: Callable[[str], Pair]) -> None:
     pair = run_pair("scikit-learn")
     for outcome in (pair.plain, pair.compressed):
@@ -123,6 +124,7 @@ def test_compressed_scikit_learn_app_has_a_float64_model(run_pair: Callable[[str
     assert half_ratio > 12, "float32 alone has a ratio of 2"
 
 
+@pytest.mark.nightly
 def test_compressed_boosted_trees_are_sent_bit_for_bit(run_pair: Callable[[str], Pair]) -> None:
     pair = run_pair("boosted-trees")
     check_learning(pair)
