@@ -35,7 +35,7 @@ from hypothesis import settings
 from fedsgd.data import Dataset, Examples
 from fedsgd.numerics.kernels import Kernel
 from fedsgd.scenario.scenario import Scenario, load
-from tests.effort import EFFORT, examples
+from tests.effort import EFFORT, examples, find_nightly_items
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -78,14 +78,15 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark tests that open a browser with `browser`, and tests of each slow kind with `slow`; leave out nightly tests.
+    """Mark tests that open a browser with `browser`, and tests of each slow kind with `slow`; leave out nightly cases.
 
     Modules with slow tests come first. One of them alone at the end would leave the other workers of pytest without work.
     """
-    nightly = [item for item in items if EFFORT == 1 and item.get_closest_marker("nightly")]
+    nightly = find_nightly_items(items) if EFFORT == 1 else []
     if nightly:
         config.hook.pytest_deselected(items=nightly)
-        items[:] = [item for item in items if not item.get_closest_marker("nightly")]
+        left_out = set(nightly)
+        items[:] = [item for item in items if item not in left_out]
     for item in items:
         if "browser" in getattr(item, "fixturenames", ()):
             item.add_marker("browser")

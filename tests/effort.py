@@ -1,10 +1,11 @@
-"""Effort of the tests: the number of random examples, and the tests that the inner loop and the full run leave out."""
+"""Effort of the tests: the number of random examples, and the cases that the inner loop and the run by day leave out."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
+from zlib import crc32
 
 import pytest
 from _pytest.mark import ParameterSet
@@ -13,7 +14,7 @@ from hypothesis import settings
 EFFORT = int(os.environ.get("FEDSGD_TEST_EFFORT", "1"))
 """Factor of the numbers of examples; the nightly workflow sets the environment variable FEDSGD_TEST_EFFORT to 8.
 
-With 1, tests with the marker `nightly` are left out.
+With 1, tests with the marker `nightly` are left out, and two thirds of the cases of a test with the marker `sampled`.
 """
 
 
@@ -33,6 +34,22 @@ def slow_unless(is_fast: Callable[[Any], bool], values: Iterable[Any]) -> list[A
 def nightly_unless(is_routine: Callable[[Any], bool], values: Iterable[Any]) -> list[Any]:
     """Return parameters of a test, of which those that are not routine have the marker `nightly`."""
     return _mark_unless(is_routine, values, pytest.mark.nightly)
+
+
+def find_nightly_items(items: Sequence[pytest.Item]) -> list[pytest.Item]:
+    """Return the items that are left out by day.
+
+    The cases of a sampled test that run have the smallest checksums of their names. So they do not depend on new cases, and the
+    cases of tests of one component are spread over components and laws.
+    """
+    nightly = [item for item in items if item.get_closest_marker("nightly")]
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("sampled") and not item.get_closest_marker("nightly"):
+            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for group in cases.values():
+        nightly += sorted(group, key=lambda item: crc32(item.nodeid.encode()))[-(-len(group) // 3) :]
+    return nightly
 
 
 def _mark_unless(is_plain: Callable[[Any], bool], values: Iterable[Any], mark: pytest.MarkDecorator) -> list[Any]:

@@ -74,6 +74,7 @@ def make_files(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         subprocess.run([sys.executable, "-c", command], check=True)
 
 
+@pytest.mark.sampled
 @pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize("path", nightly_unless(lambda p: p.stem not in NIGHTLY_SCENARIOS, SCENARIOS), ids=lambda p: p.stem)
 def test_every_scenario_runs(
@@ -100,6 +101,7 @@ def warnings_of(scenario: Scenario, data: Path | None) -> tuple[str, ...]:
     return find_warnings(scenario, plan, full_data)
 
 
+@pytest.mark.sampled
 @pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize("path", SCENARIOS, ids=lambda p: p.stem)
 def test_scenario_warnings_appear_only_where_its_comment_announces_them(
@@ -112,6 +114,7 @@ def test_scenario_warnings_appear_only_where_its_comment_announces_them(
     assert bool(texts) == bool(re.search(r"^#.* warns\b", path.read_text(), flags=re.MULTILINE)), texts
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     "path", nightly_unless(lambda p: p.parent.stem != "loco", METHODS), ids=lambda p: f"{p.parent.stem}-{p.stem}"
 )

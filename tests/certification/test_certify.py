@@ -322,6 +322,7 @@ def test_certificate_has_a_result_for_every_law() -> None:
 # --------------------------------------------------------------------------------------------------------------- broken laws
 
 
+@pytest.mark.sampled
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("compressor", "law", "figures"),

@@ -109,6 +109,7 @@ def test_residual_decays_before_the_update_is_added() -> None:
     assert second.state_if_lost["residual"].tolist() == [0, 1.25, 0.5]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("op", [TopK(0.1), TopK(0.1, "2bit", chunk=100, scales="chunk"), RandK(0.2, scaled=False)], ids=repr)
 @pytest.mark.parametrize("decay", [0.95, 0.5])
 def test_weighted_sum_of_updates_is_delivered_or_in_the_residual(op: CompressionOperator, decay: float) -> None:

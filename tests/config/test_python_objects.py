@@ -516,6 +516,7 @@ def net_with_bias(bias: float) -> nn.Module:
     return net
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("key", "replacements", "problem", "remedy"),
     [

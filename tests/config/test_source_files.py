@@ -124,6 +124,7 @@ def write_scenario(tmp_path: Path) -> Iterator[Callable[..., Path]]:
             del sys.modules[name]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("way", ["load", "run", "build", "sweep", "plan"])
 def test_module_next_to_a_scenario_is_imported(way: str, write_scenario: Callable[..., Path], tmp_path: Path) -> None:
     search_path, scenario = list(sys.path), write_scenario("one", "own_part")

@@ -92,6 +92,7 @@ PAGES_OF_ERRORS = {f"fedsgd/docs/guides/{name}" for name in ("determinism", "tro
 """Pages whose blocks show errors, which are expected only of blocks that run."""
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", sorted(NIGHTLY_PAGES - PAGES_OF_ERRORS))
 def test_code_of_nightly_page_has_valid_syntax_and_options(name: str, runner: PageRunner) -> None:
     for block in read_blocks(ROOT / f"{name}.md"):

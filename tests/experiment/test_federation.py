@@ -54,6 +54,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("settings", CASES.values(), ids=CASES.keys())
 def test_steps_give_the_results_of_run(scenario: Make, settings: dict[str, Any]) -> None:
     result = fedsgd.run(scenario(settings))

@@ -136,6 +136,7 @@ class PlainTraining:
         return output
 
 
+@pytest.mark.sampled
 @pytest.mark.slow
 @pytest.mark.parametrize("name", nightly_unless(DAILY_CASES.__contains__, RUN))
 def test_metrics_of_one_client_match_plain_pytorch(name: str, tmp_path: Path) -> None:
@@ -182,6 +183,7 @@ def test_unsupported_case_is_refused_before_round_1(name: str, tmp_path: Path) -
 # ------------------------------------------------------------------------------------------------------- reruns, restored models
 
 
+@pytest.mark.sampled
 @pytest.mark.slow
 @pytest.mark.parametrize("name", nightly_unless(DAILY_CASES_OF_WORKERS.__contains__, RUN))
 def test_rerun_from_the_run_directory_with_two_workers_has_equal_digests(name: str, tmp_path: Path) -> None:
@@ -193,6 +195,7 @@ def test_rerun_from_the_run_directory_with_two_workers_has_equal_digests(name: s
         assert first.summary[key] == rerun.summary[key] == workers.summary[key]
 
 
+@pytest.mark.sampled
 @pytest.mark.slow
 @pytest.mark.parametrize("name", nightly_unless(DAILY_CASES.__contains__, RUN))
 def test_restored_model_has_the_reported_accuracy(name: str, tmp_path: Path) -> None:

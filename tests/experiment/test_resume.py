@@ -179,6 +179,7 @@ DAILY_SETTINGS = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", nightly_unless(DAILY_SETTINGS.__contains__, SETTINGS))
 def test_resumed_run_equals_whole_run(name: str, tmp_path: Path) -> None:
     settings = {**SETTINGS[name]}

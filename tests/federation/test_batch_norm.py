@@ -215,6 +215,7 @@ def train_with_pytorch(
     return flat[0], flat[1].astype(np.float32), module.state_dict()
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("policy", ["mean", "local"])
 @pytest.mark.parametrize("name", MODULES)
 @pytest.mark.parametrize("passes_buffers", [False, True])

@@ -173,6 +173,7 @@ def encode_message(case: Case, round: int, acknowledged_round: int) -> Message:
     return broadcast(case.plan, server, [CLIENT])[0][CLIENT]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", CASES)
 def test_message_decodes_to_the_same_bits_from_any_stored_model(name: str) -> None:
     case = play_rounds(*CASES[name])
@@ -255,6 +256,7 @@ def corrupt_message(r: Random, message: Message, size: int) -> Message:
     return tuple(frames)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", CASES)
 def test_corrupted_message_is_rejected_or_decoded_alike_by_both_decoders(name: str) -> None:
     case, r = play_rounds(*CASES[name]), Random(name)

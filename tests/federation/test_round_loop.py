@@ -311,6 +311,7 @@ def test_broadcast_bytes_count_a_shared_frame_once_per_round(scenario: Make) -> 
     assert result.summary["downlink_broadcast_bytes"] == sum(bytes_by_frame.values()) < result.summary["downlink_bytes"] / 3
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("workers", "optimizer"), [(1, "momentum"), (2, "adamw")])
 @pytest.mark.parametrize("store", ["memory", "disk"])
 def test_run_does_not_depend_on_the_store_of_states(scenario: Make, workers: int, optimizer: str, store: str) -> None:

@@ -207,6 +207,7 @@ BAD_REPLIES: dict[str, Callable[[Reply], Reply]] = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("spoil", BAD_REPLIES.values(), ids=BAD_REPLIES.keys())
 def test_invalid_reply_raises_wire_error_and_changes_nothing(scenario: Make, spoil: Callable[[Reply], Reply]) -> None:
     experiment = build_experiment(scenario())
@@ -344,6 +345,7 @@ def test_corrupted_reply_is_observed_and_ends_the_run(scenario: Make) -> None:
     assert [c.n_coordinates for c in events if c.direction == "up"] == [0] * 4
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("spoil", BAD_REPLIES.values(), ids=BAD_REPLIES.keys())
 def test_invalid_reply_ends_the_loop_with_a_wire_error(scenario: Make, spoil: Callable[[Reply], Reply]) -> None:
     experiment = build_experiment(scenario())

@@ -110,6 +110,7 @@ def client_process() -> Iterator[Connection]:
 SCHEMES = ["dgc", "stc", "ef21", "cafe", "power-sgd", "fetch-sgd", "scaffold", "demo"]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", nightly_unless(("dgc", "cafe", "fetch-sgd", "scaffold").__contains__, SCHEMES))
 def test_clients_in_another_process_give_the_same_bytes(name: str, client_process: Connection, scenario: Any) -> None:
     s = build_scenario(name, scenario)

@@ -42,6 +42,7 @@ TARGETS = [build() for size in (7, SIZE) for build in targets(size)]
 LARGEST = np.finfo(np.float32).max
 
 
+@pytest.mark.sampled
 @pytest.mark.slow
 @examples(1, nightly=15)
 @pytest.mark.parametrize("target", nightly_unless(lambda t: t.size == SIZE, TARGETS), ids=lambda t: f"{t.name}-{t.size}")

@@ -66,6 +66,7 @@ VECTORS = hnp.arrays(np.float32, st.integers(1, 300), elements=MAGNITUDES, fill=
 DYADIC = hnp.arrays(np.float32, 24, elements=st.integers(-4096, 4096).map(lambda n: n / 64))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("law", compressor_laws.INPUT_LAWS, ids=lambda law: law.__name__)
 @pytest.mark.parametrize("op", OPERATORS, ids=name_of)
 @examples(2, nightly=15)
@@ -86,6 +87,7 @@ def test_operator_at_the_largest_float32_obeys_its_laws_or_raises(op: Compressio
             law(op, x, CodecContext(0, 1, 0, compressor_laws.example_layout(SIZE)))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("law", SAMPLED_VECTOR_LAWS, ids=lambda law: law.__name__)
 @pytest.mark.parametrize("op", SAMPLED_OPERATORS, ids=name_of)
 def test_operator_obeys_the_statistical_laws(law: Callable[..., None], op: CompressionOperator) -> None:
@@ -102,6 +104,7 @@ SCHEME_LAWS = [
 ]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("scheme", SCHEMES, ids=name_of)
 @examples(2, nightly=15)
 @given(updates=st.lists(DYADIC, min_size=1, max_size=12), data=st.data())
@@ -117,12 +120,14 @@ def test_scheme_has_a_bounded_residual(scheme: CompressionScheme) -> None:
     scheme_laws.bounded_residual(scheme)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("law", SCHEME_LAWS, ids=lambda law: law.__name__)
 @pytest.mark.parametrize("scheme", SCHEMES, ids=name_of)
 def test_scheme_obeys_the_scheme_laws(law: Callable[..., None], scheme: CompressionScheme) -> None:
     law(scheme)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("law", [*ROUND_LAWS, *DECODING_LAWS], ids=lambda law: law.__name__)
 @pytest.mark.parametrize("member", PLAIN_MEMBERS, ids=name_of)
 def test_compressor_obeys_the_round_and_decoding_laws(

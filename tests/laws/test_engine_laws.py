@@ -42,6 +42,7 @@ DAILY_OPTIMIZERS = ("momentum", "adamw")
 """Optimizers without a state, with one vector, and with two vectors and a number of steps."""
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", ENGINES)
 @pytest.mark.parametrize("optimizer", nightly_unless(DAILY_OPTIMIZERS.__contains__, slow_unless("momentum".__eq__, OPTIMIZERS)))
 def test_result_does_not_depend_on_other_clients_and_their_order(name: str, optimizer: str, blobs: Dataset) -> None:
@@ -86,6 +87,7 @@ def test_threads_and_global_generators_after_training_are_restored(engine: Engin
         torch.set_num_threads(threads)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES.keys())
 def test_arrays_of_a_job_are_not_written_to(engine: EngineMaker, blobs: Dataset) -> None:
     task = build_task(Mlp(), blobs, 0)
@@ -105,6 +107,7 @@ def test_arrays_of_a_job_are_not_written_to(engine: EngineMaker, blobs: Dataset)
         blobs.train.x.flags.writeable = True
 
 
+@pytest.mark.sampled
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ENGINES)
 @examples(4, nightly=10)

@@ -39,6 +39,7 @@ def add_state(task: LearningTask, optimizer: Optimizer, job: TrainingJob, seed: 
     return replace(job, optimizer_state={name: value.numpy() for name, value in buffers.items()}, correction=correction)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", ENGINES)
 @each_optimizer
 @pytest.mark.parametrize("steps", nightly_unless(lambda steps: steps is None, [None, 1]))
@@ -61,6 +62,7 @@ def test_state_and_correction_do_not_depend_on_other_clients(
     assert all(state.keys() == optimizer.init(torch.zeros(1)).keys() for _, state in single_results.values())
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", ENGINES)
 @each_optimizer
 @pytest.mark.parametrize("size", [1, 7])
@@ -86,6 +88,7 @@ def test_zero_state_and_correction_change_no_bit(name: str, optimizer_name: str,
         } == {client: (update, {}) for client, (update, _) in expected.items()}
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", ENGINES)
 @each_optimizer
 def test_two_rounds_with_kept_state_equal_one_round_of_twice_the_epochs(name: str, optimizer_name: str, blobs: Dataset) -> None:
@@ -214,6 +217,7 @@ def test_fednova_normalizer_ignores_clipping_decay_and_correction() -> None:
     assert make_local_training(Momentum(lr=0.1), 4).learning_rate_sum(25, 1) == pytest.approx(0.4)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", ENGINES)
 @each_optimizer
 def test_fednova_normalizer_equals_the_update_for_a_constant_gradient(name: str, optimizer_name: str, blobs: Dataset) -> None:

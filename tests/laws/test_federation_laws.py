@@ -95,6 +95,7 @@ def play_rounds(scheme: CompressionScheme, link: ModelBroadcast, plans: list[Rou
 # ----------------------------------------------------------------------------------------------------------------------- downlink
 
 
+@pytest.mark.sampled
 @pytest.mark.slow
 @pytest.mark.parametrize("link", LINKS.values(), ids=LINKS.keys())
 @examples(15)
@@ -109,6 +110,7 @@ def test_client_that_missed_rounds_decodes_the_same_bits(link: ModelBroadcast, p
     assert play_rounds(scheme, link, with_client_0).resyncs <= sum(len(r.without_state) for r in with_client_0)
 
 
+@pytest.mark.sampled
 @pytest.mark.slow
 @pytest.mark.parametrize("link", LINKS.values(), ids=LINKS.keys())
 @examples(10)
@@ -173,6 +175,7 @@ def test_feeding_the_residual_back_twice_diverges() -> None:
 # ------------------------------------------------------------------------------------------------------------ two-phase commit
 
 
+@pytest.mark.sampled
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", SCHEMES_WITH_RESIDUAL.values(), ids=SCHEMES_WITH_RESIDUAL.keys())
 @examples(15)

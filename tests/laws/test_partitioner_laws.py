@@ -53,6 +53,7 @@ def make_partitioner(name: str, clients: int, labels: np.ndarray) -> Partitioner
     return PARTITIONERS[name](clients=clients, **settings.get(name, {}))
 
 
+@pytest.mark.sampled
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @examples(20)
@@ -65,6 +66,7 @@ def test_partition_covers_all_examples_without_empty_clients(name: str, data: st
     covered_examples(partitioner, examples)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "contiguous"])
 def test_partitions_of_other_seeds_differ(name: str) -> None:
     partitioner = make_partitioner(name, 50, LABELS)
@@ -89,6 +91,7 @@ def test_partition_of_a_hundred_thousand_clients_has_no_empty_client(name: str) 
     assert partition.sizes().sum() == 300_000
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("targets", [np.linspace(0, 1, 30), np.zeros((30, 2), int)], ids=["floats", "two columns"])
 def test_targets_without_classes_raise_error_if_labels_are_needed(name: str, targets: np.ndarray) -> None:
@@ -364,6 +367,7 @@ def test_flwr_function_argument_accepts_import_path() -> None:
     assert np.diff(partition.sizes()).min() > 0
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("partitioner", "error", "message"),
     [
@@ -390,6 +394,7 @@ def test_flwr_partitioner_with_invalid_settings_raises_error(
         partition_examples(partitioner, LABELLED, 0)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("partitioner", "message"),
     [
@@ -450,6 +455,7 @@ def make_dataset(labels: np.ndarray, writer: np.ndarray | None = None, test_writ
     return Dataset(make_part(len(labels), writer), make_part(5 if test_writer is None else len(test_writer), test_writer), 10)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", NAMES)
 def test_held_out_examples_are_a_share_of_each_client(name: str) -> None:
     data, partitioner = make_dataset(LABELS, np.arange(len(LABELS))), make_partitioner(name, 60, LABELS)

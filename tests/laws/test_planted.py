@@ -28,6 +28,7 @@ def check_law(compressor: CompressionOperator | CompressionScheme, name: str) ->
     check_compressor(compressor)
 
 
+@pytest.mark.sampled
 @pytest.mark.slow
 @pytest.mark.parametrize(("op", "law"), planted.OPERATORS, ids=lambda v: getattr(v, "name", v))
 def test_planted_operator_breaks_its_law(op: CompressionOperator, law: str) -> None:
@@ -48,6 +49,7 @@ def test_planted_fault_of_rounds_breaks_its_law(compressor: CompressionOperator 
         check_law(compressor, law)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("compressor", "check", "law"), planted_bytes.REJECTED, ids=lambda v: getattr(v, "name", ""))
 def test_fault_by_an_independent_author_breaks_its_law(
     compressor: CompressionOperator | CompressionScheme, check: Callable[..., None], law: str

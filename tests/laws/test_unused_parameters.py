@@ -77,6 +77,7 @@ def test_unused_parameter_under_momentum_and_decay_changes_as_in_torch(make: typ
     assert np.abs(task.initial_parameters + result.update - train_with_torch(module, job, local_training)).max() < 1e-6
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("optimizer", CLIENT_OPTIMIZERS)
 @pytest.mark.parametrize("engine", ENGINES)
 def test_unused_layer_and_its_state_do_not_change(engine: str, optimizer: str) -> None:

@@ -32,6 +32,7 @@ def make_characters(length: int, vocabulary: int) -> Dataset:
     return Dataset(examples, examples, vocabulary)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("name", "data", "parameters"),
     [
@@ -55,6 +56,7 @@ def test_model_has_known_number_of_parameters(name: str, data: Dataset, paramete
     assert build_task(MODELS[name](), data, 0).layout.size == parameters
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("shape", [(28, 28), (1, 28, 28), (3, 32, 32), (3, 33, 20)], ids=str)
 @pytest.mark.parametrize("name", ["softmax", "mlp", "2nn", "cnn", "lenet", "cifar-cnn", "resnet-20"])
 def test_model_of_images_returns_one_score_for_each_class(name: str, shape: tuple[int, ...]) -> None:

@@ -320,6 +320,7 @@ def list_kernels() -> Iterator[Any]:
             yield pytest.param(name.removeprefix("fedsgd."), loop, id=name.removeprefix("fedsgd."))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("name", "loop"), list(list_kernels()))
 def test_kernel_after_compilation_gives_the_bytes_of_its_reference(name: str, loop: Kernel[..., Any]) -> None:
     compiled = loop.compile()
@@ -502,6 +503,7 @@ def test_fallback_cache_in_private_folder_is_created_and_used(tmp_path: Path, mo
     assert not (tmp_path / "another").exists()
 
 
+@pytest.mark.sampled
 @pytest.mark.usefixtures("numba_folders_cannot_be_written")
 @pytest.mark.parametrize("fault", ["writable for all", "writable for the group", "parent", "owner", "file", "symbolic link"])
 def test_fallback_cache_in_folder_that_others_can_write_is_not_used(

@@ -73,6 +73,7 @@ def draw_gradients(steps: int, size: int) -> list[Tensor]:
     return list(torch.from_numpy(values.astype(np.float32)))
 
 
+@pytest.mark.sampled
 @each_case
 @pytest.mark.parametrize("has_unused_parameter", [False, True], ids=["all used", "one unused"])
 def test_steps_on_a_flat_vector_have_the_bits_of_torch(optimizer: Adam, has_unused_parameter: bool) -> None:
@@ -137,6 +138,7 @@ def train_with_torch(module: nn.Module, job: TrainingJob, training: LocalTrainin
     return torch.cat([p.detach().reshape(-1) for p in module.parameters()]).numpy()
 
 
+@pytest.mark.sampled
 @each_case
 @pytest.mark.parametrize("is_forked", [False, True], ids=["plain", "unused branch"])
 def test_exact_engine_has_the_bits_of_torch(optimizer: Adam, is_forked: bool) -> None:

@@ -41,6 +41,7 @@ def build(key: str, name: str, **settings: Any) -> Scenario:
     return scenario
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("key", "names"),
     [

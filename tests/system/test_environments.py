@@ -108,6 +108,7 @@ def test_help_of_every_command_is_ascii(name: list[str]) -> None:
     assert invoke(*name, "--help").stdout.isascii()
 
 
+@pytest.mark.sampled
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 @pytest.mark.parametrize("command", [["list", "models"], ["--help"], ["--version"], ["run", "--help"]])
 def test_output_to_a_full_device_is_one_line(command: list[str]) -> None:

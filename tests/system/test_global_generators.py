@@ -32,6 +32,7 @@ CALLS: dict[str, Callable[[], Any]] = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", CALLS)
 def test_call_of_a_global_generator_is_recorded(name: str) -> None:
     with isolate_generators(0), record_generator_calls() as calls:

@@ -61,6 +61,7 @@ SETTINGS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 DAILY_SETTINGS = {"float64", "autocast", "inference mode", "deterministic mode", "numpy's errors"}
 
 
+@pytest.mark.sampled
 @pytest.mark.filterwarnings("ignore:TF32 acceleration")  # torch warns where MKL-DNN's flags are set, on any machine
 @pytest.mark.parametrize("name", nightly_unless(DAILY_SETTINGS.__contains__, SETTINGS))
 def test_setting_of_the_process_changes_no_digest_and_is_restored(name: str, scenario: ScenarioMaker) -> None:

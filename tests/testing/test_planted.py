@@ -41,6 +41,7 @@ CASES: list[tuple[Callable[..., None], Component, str]] = [
 ]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("check", "component", "law"), CASES, ids=[f"{type(component).__name__}-{law}" for _, component, law in CASES]
 )

@@ -39,22 +39,26 @@ SCHEDULE_MEMBERS = [SCHEDULES[name]() for name in SCHEDULES]
 DURATION_MEMBERS = [DURATIONS[name]() for name in DURATIONS]
 
 
+@pytest.mark.sampled
 @parametrize_laws(*RULES, *SERVER_HALVES)
 def test_aggregator_obeys_its_law(law: Law) -> None:
     law()
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("operator", [TopK(1.0), Sign(), QSGD(), Eden(), PerLayer(TopK(0.2))], ids=str)
 @pytest.mark.parametrize("rule", [rule for rule in RULES if isinstance(rule, CohortAggregator)], ids=str)
 def test_blocks_of_few_coordinates_give_the_same_aggregate(rule: Aggregator, operator: CompressionOperator) -> None:
     coordinate_blocks(rule, MemorylessScheme(operator))
 
 
+@pytest.mark.sampled
 @parametrize_laws(*PARTITIONER_MEMBERS, PARTITIONERS["iid"](clients=1), NaturalPartition())
 def test_partitioner_obeys_its_law(law: Law) -> None:
     law()
 
 
+@pytest.mark.sampled
 @parametrize_laws(*SAMPLER_MEMBERS, Weighted(exponent=0.0), Weighted(exponent=0.5))
 def test_sampler_obeys_its_law(law: Law) -> None:
     law()
@@ -70,6 +74,7 @@ def test_trace_sampler_with_a_pool_obeys_its_laws(tmp_path: Path) -> None:
     assert str(error.value).startswith("valid_cohort: TraceSampler(")
 
 
+@pytest.mark.sampled
 @parametrize_laws(
     *OPTIMIZER_MEMBERS,
     SGD(lr=3.0, weight_decay=0.1, clip_norm=0.5),
@@ -80,6 +85,7 @@ def test_optimizer_obeys_its_law(law: Law) -> None:
     law()
 
 
+@pytest.mark.sampled
 @parametrize_laws(*SCHEDULE_MEMBERS, StepSchedule(1, 0.5), CosineSchedule(7, 0.25), WarmUpSchedule(3, StepSchedule(2)))
 def test_schedule_obeys_its_law(law: Law) -> None:
     law()

@@ -53,6 +53,7 @@ def slice_sizes(n: int, batch_size: int | None, last_batch: LastBatch) -> list[i
     return sizes
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("last_batch", LAST_BATCH)
 @pytest.mark.parametrize(("epochs", "steps"), [(1, None), (3, None), (None, 1), (None, 2), (None, 9)])
 def test_batch_sizes_on_a_grid_equal_slices_of_a_list(last_batch: LastBatch, epochs: int | None, steps: int | None) -> None:
@@ -128,6 +129,7 @@ def train_by_pytorch(task: LearningTask, job: TrainingJob, local_training: Local
     return torch.cat([p.detach().reshape(-1) for p in module.parameters()]).numpy()
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", ENGINES)
 @pytest.mark.parametrize("last_batch", LAST_BATCH)
 @pytest.mark.parametrize(("n", "batch_size"), nightly_unless((41, 10).__eq__, [(41, 10), (47, 5), (40, 8)]))
@@ -143,6 +145,7 @@ def test_client_update_equals_that_of_a_data_loader_loop(
     )
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", ENGINES)
 def test_merged_single_batch_trains_as_a_full_batch(name: str, blobs: Dataset) -> None:
     """A pass of 10 + 7 examples is one batch of 17, in the order of the data, as every full batch."""
@@ -159,6 +162,7 @@ def test_merged_single_batch_trains_as_a_full_batch(name: str, blobs: Dataset) -
 # ------------------------------------------------------------------------------------------------------------------- whole runs
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("engine", ["sequential", "captured", "stacked"])
 @pytest.mark.parametrize("last_batch", LAST_BATCH)
 def test_ledger_counts_the_steps_and_examples_of_the_batches(

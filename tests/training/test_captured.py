@@ -123,6 +123,7 @@ def test_metric_that_needs_channels_first_gets_them() -> None:
     assert Captured(task, local_training, data.train, [10]).evaluate(task.initial_parameters, data.test).means == expected
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", ["cnn", "lenet", "cifar-cnn", "resnet-20"])
 def test_convolutional_network_is_captured_with_channels_last(name: str) -> None:
     """The check of the captured step must not fail because of rounding."""

@@ -488,6 +488,7 @@ def run_with_tensors(scenario: Scenario, keeps_tensors: bool, **options: Any) ->
     return result, [value for state in states for name, value in state.items() if name.startswith("scheme/")]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("engine", "uplink"),
     nightly_unless(

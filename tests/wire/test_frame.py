@@ -144,6 +144,7 @@ def test_mutated_frames_always_raise_wire_error() -> None:
     assert n_errors == 10_000
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", list(COMPRESSORS))
 @examples(30, nightly=100)
 @given(data=st.data())

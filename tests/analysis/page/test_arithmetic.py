@@ -84,6 +84,7 @@ def page_values(browser: Browser) -> dict[str, Any]:
     return values
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("part", GOLDEN)
 def test_page_reproduces_the_golden_values(page_values: dict[str, Any], part: str) -> None:
     assert not list(find_differences(GOLDEN[part], page_values[part], part))

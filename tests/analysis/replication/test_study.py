@@ -60,6 +60,7 @@ def test_unknown_cell_is_refused_with_the_nearest_label(tmp_path: Path) -> None:
         open_study(folder, ReplicationConfig(("IDD",)), None)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", list_studies())
 def test_every_study_has_valid_settings_and_a_documented_set_up(name: str) -> None:
     plan, _ = open_study(name, ReplicationConfig(), None)

@@ -90,6 +90,7 @@ def add_one(partition: int, round: int, arrays: Values) -> Values:
 # ------------------------------------------------------------------------------------------------------------------ types
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", ">f4", ">f8", "<f2"])
 @pytest.mark.parametrize("downlink", [None, {"policy": "difference"}])
 def test_floats_of_any_type_reach_app_and_strategy_in_their_own_type(dtype: str, downlink: Any) -> None:
@@ -303,6 +304,7 @@ class PersonalFedAvg(RecordingFedAvg):
         return make_record({**MODEL, "base": arrays["base"].numpy()}), metrics
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("change", REPLY_CHANGES)
 def test_reply_with_other_arrays_reaches_the_strategy_as_without_compression(change: str) -> None:
     def reply(partition: int, round: int, arrays: Values) -> Values:

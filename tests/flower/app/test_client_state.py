@@ -54,6 +54,7 @@ def test_state_size_of_a_session_is_logged_once_by_the_server_and_each_node(
     assert sorted(lines[1:]) == node_lines
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("settings", "downlink"), EXACT_SETTINGS + ROUNDED_SETTINGS)
 def test_measured_state_size_is_the_size_of_the_stored_state(
     state_root: Path, settings: dict[str, Any], downlink: dict[str, Any] | None

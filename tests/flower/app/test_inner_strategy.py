@@ -235,6 +235,7 @@ class OneResultFedAvg(LoopFedAvg):
         return self.aggregate_train(server_round, replies)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     "strategy_class",
     [

@@ -97,6 +97,7 @@ def wrap_adaptive_clipping(inner: Strategy) -> Strategy:
 # ------------------------------------------------------------------------------------------------------- client-side clipping
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("compressor", nightly_unless(("bfloat16", "sign", "rand-k", "qsgd").__contains__, COMPRESSORS))
 def test_norm_of_each_decoded_update_is_at_most_the_clipping_norm(compressor: str, caplog: pytest.LogCaptureFixture) -> None:
     inner = NormFedAvg()

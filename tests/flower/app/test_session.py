@@ -76,6 +76,7 @@ pytestmark = pytest.mark.usefixtures("quick_collection")
 # ------------------------------------------------------------------------------------------------------------------- parity
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("settings", "downlink", "is_exact"),
     [(*case, True) for case in EXACT_SETTINGS] + [(*case, False) for case in ROUNDED_SETTINGS],

@@ -94,6 +94,7 @@ def list_uncompressed(grid: RecordingGrid) -> list[bool]:
 # ---------------------------------------------------------------------------------------------------------------- detection
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("compressor", "downlink", "create_strategy"),
     [

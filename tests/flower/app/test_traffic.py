@@ -57,6 +57,7 @@ def check_message_bytes(grid: CountingGrid, strategy: CompressedStrategy) -> Non
         assert sum_traffic(strategy, phase, "message_up") == grid.sum_of(phase, "up") > 0
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("downlink", [None, DIFFERENCE], ids=["model", "difference"])
 @pytest.mark.parametrize("compressor", ["dense", TOP_K, "sign"], ids=str)
 def test_traffic_with_a_second_record_equals_the_bytes_of_compressed_and_plain_runs(

@@ -130,6 +130,7 @@ CASES_AND_ENGINES = slow_unless(
 )
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("case", "engine"), CASES_AND_ENGINES)
 def test_run_over_grid_has_the_results_of_a_simulation(scenario: Make, case: str, engine: str) -> None:
     s = scenario({**CASES[case], "engine.name": engine, "rounds": 3, "server.cohort": 5})

@@ -89,6 +89,7 @@ def is_equal(a: Any, b: Any) -> bool:
     return bool(a == b) or (a != a and b != b)  # NaN is equal to NaN
 
 
+@pytest.mark.sampled
 @pytest.mark.slow
 @pytest.mark.parametrize("make_store", STORES.values(), ids=STORES.keys())
 @examples(8, nightly=20)
