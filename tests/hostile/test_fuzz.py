@@ -63,8 +63,9 @@ def test_fuzzing_for_two_seconds_finds_no_violation(tmp_path: Path, capsys: pyte
 
 
 def test_frame_is_determined_by_seed_and_number() -> None:
-    assert [fuzz.draw_frame(3, n)[1] for n in range(20)] == [fuzz.draw_frame(3, n)[1] for n in range(20)]
-    assert len({fuzz.draw_frame(3, n)[1] for n in range(20)}) > 10
+    frames = [fuzz.draw_frame(3, n)[1] for n in range(8)]
+    assert frames == [fuzz.draw_frame(3, n)[1] for n in range(8)]
+    assert len(set(frames)) > 4
 
 
 @pytest.mark.parametrize("edit", [*dict.fromkeys(EDITS)], ids=lambda edit: edit.__name__)
