@@ -39,8 +39,8 @@ def nightly_unless(is_routine: Callable[[Any], bool], values: Iterable[Any]) -> 
 def find_nightly_items(items: Sequence[pytest.Item]) -> list[pytest.Item]:
     """Return the items that are left out by day.
 
-    The cases of a sampled test that run have the smallest checksums of their names. So they do not depend on new cases, and the
-    cases of tests of one component are spread over components and laws.
+    The cases of a sampled test that run have the smallest checksums of their names. So a test of many components and laws has some
+    laws of each component, and a new case replaces at most one of the others.
     """
     nightly = [item for item in items if item.get_closest_marker("nightly")]
     cases: dict[str, list[pytest.Item]] = {}

@@ -96,18 +96,20 @@ def _check_not_shadowed(module_name: str) -> None:
     Without this check, the second of two scenarios in different folders would have the classes of the first one. An installed
     package comes first in every process, so it may have the name of a module in the scenario's folder, such as its own source.
     """
-    root = find_root(module_name)
-    if root is not None and is_on_every_path(root):
-        return
     loaded = getattr(sys.modules.get(module_name), "__file__", None)
     for folder in reversed(list_searched_folders()):
         found = PathFinder.find_spec(module_name, [folder])
         if found is None or found.origin is None or not found.has_location:
             continue
-        if loaded is None or not _is_same_file(loaded, found.origin):
-            problem = f"{found.origin} has the name of {loaded or 'a module'}, which is imported in its place"
-            raise ScenarioError(f'cannot import "{module_name}": {problem}; rename one of them, or use a process for each')
-        return
+        if loaded is not None and (_is_same_file(loaded, found.origin) or _is_first_in_every_process(module_name)):
+            return
+        problem = f"{found.origin} has the name of {loaded or 'a module'}, which is imported in its place"
+        raise ScenarioError(f'cannot import "{module_name}": {problem}; rename one of them, or use a process for each')
+
+
+def _is_first_in_every_process(module_name: str) -> bool:
+    root = find_root(module_name)
+    return root is not None and is_on_every_path(root)
 
 
 def _is_same_file(path: str, other_path: str) -> bool:

@@ -255,11 +255,12 @@ class KeyTable:
     def _make_examples(self, key: str, value: Any) -> dict[str, Any]:
         """Return the tables that set a key, and the argument of `--set`, which replaces a whole list."""
         keys = (*self.path, key)
+        is_component_name = key == "name" and bool(self.names)
         example = _insert(self.example, self.path, {key: value})
-        if key == "name" and self.names:  # the other keys belong to the component of the earlier name
+        if is_component_name:  # the other keys belong to the component of the earlier name
             example = _insert(self.example, self.path[:-1], {str(self.path[-1]): {key: value}})
         companions = find_companions(example)
-        if companions is None and not (key == "name" and self.names):  # the key excludes a key of the example
+        if companions is None and not is_component_name:  # the key excludes a key of the example
             shorter_examples = ((table, find_companions(table)) for table in self._list_shorter_examples(key, value))
             valid_examples = (pair for pair in shorter_examples if pair[1] is not None)
             example, companions = next(valid_examples, (example, None))
