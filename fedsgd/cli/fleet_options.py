@@ -77,7 +77,8 @@ def _find_overheads(options: AnalysisOptions) -> dict[str, str | None]:
     overheads: dict[str, str | None] = {name: options.pricing_options[name] for name in ("overhead_up", "overhead_down")}
     models = options.build_pricing_models().values() if options.networks is not None else ()
     if any(model.network.downlink == "broadcast" for model in models):
-        raise ScenarioError("--network: got one with broadcast, but a fleet counts the bytes that each client receives")
+        problem = "got one with broadcast, but a fleet counts the bytes that each client receives; add --no-broadcast"
+        raise ScenarioError(f"--network: {problem}")
     fields = {"overhead_up": "up_overhead_bytes", "overhead_down": "down_overhead_bytes"}
     for name in (name for name, given in overheads.items() if given is None):
         n_bytes = {getattr(model.network, fields[name]) for model in models}

@@ -288,7 +288,11 @@ def _build_network_options() -> list[Callable[..., Any]]:
         network_option(
             "--server-down", metavar="RATE", help="Speed at which the server sends to all clients; the network's by default."
         ),
-        network_option("--broadcast", is_flag=True, help="Broadcast channel: each distinct frame is sent down once."),
+        network_option(
+            "--broadcast/--no-broadcast",
+            default=None,
+            help="Broadcast channel: each distinct frame is sent down once; the network's by default.",
+        ),
         network_option(
             "--overhead-up", metavar="SIZE", help="Bytes that the transport adds to an uplink message; about 12kB for Flower."
         ),

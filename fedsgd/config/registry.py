@@ -78,7 +78,8 @@ def import_by_path(path: str) -> Any:
     except (Exception, SystemExit) as error:  # the user's module may raise any error, or exit, while it is imported
         # the hint is wrong if the user's module exists, and a module that the user's module imports is missing
         is_missing = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
-        searched_places = f"searched the current folder {Path.cwd()} and Python's path"
+        places = dict.fromkeys([f"{folder}, " for folder in list_searched_folders() if folder != str(Path.cwd())])
+        searched_places = f"searched {''.join(places)}the current folder {Path.cwd()} and Python's path"
         hint = f" ({searched_places}; run from its folder, or add the folder to PYTHONPATH)" if is_missing else ""
         raise ScenarioError(f'cannot import "{module_name}": {type(error).__name__}: {error}{hint}') from error
     if not _is_in_package(module_name) and module_name not in ("__main__", "__mp_main__"):

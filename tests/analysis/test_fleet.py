@@ -275,11 +275,16 @@ def test_fleet_has_the_overheads_of_the_users_network(runs: Path) -> None:
             f"4g,{__name__}:OVERHEADS",
             "--network: got networks with different overheads, expected one network, or --overhead-up",
         ),
-        (f"{__name__}:BROADCAST", "--network: got one with broadcast, but a fleet counts the bytes that each client receives"),
+        (
+            f"{__name__}:BROADCAST",
+            "--network: got one with broadcast, but a fleet counts the bytes that each client receives; add --no-broadcast",
+        ),
     ):
         refused = invoke("price", runs / "topk-0", "--network", networks, *options)
         assert refused.exit_code == 2
         assert problem in refused.stderr
+    unicast = invoke("price", runs / "topk-0", "--network", f"{__name__}:BROADCAST", "--no-broadcast", *options, "--json")
+    assert json.loads(unicast.stdout)["fleet"]["methods"] == without["methods"]
 
 
 def test_network_option_with_a_fleet_alone_is_refused(runs: Path) -> None:

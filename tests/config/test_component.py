@@ -21,6 +21,7 @@ from fedsgd.models.custom import CustomModule
 from fedsgd.scenario.parsing import REGISTRIES
 from fedsgd.scenario.scenario import Scenario
 from fedsgd.scenario.sections import DataConfig
+from fedsgd.system.user_files import search_folders
 
 
 def test_suggestion_for_a_missing_attribute_names_callables_only() -> None:
@@ -52,6 +53,9 @@ def test_missing_module_is_reported_with_the_searched_folder() -> None:
     with pytest.raises(ScenarioError) as error:
         import_by_path("nowhere_at_all:make")
     assert f"searched the current folder {Path.cwd()} and Python's path; run from its folder" in str(error.value)
+    with pytest.raises(ScenarioError) as error, search_folders(["/a", Path.cwd()]), search_folders(["/a"]):
+        import_by_path("nowhere_at_all:make")
+    assert f"searched /a, the current folder {Path.cwd()} and Python's path" in str(error.value)
 
 
 INSTANCE = nn.Identity()

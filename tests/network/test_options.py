@@ -95,6 +95,7 @@ def test_network_of_the_user_keeps_all_figures_that_no_option_overrides() -> Non
     assert network.link == Link(4e6, 2e6, 0.05)
     assert (network.draws, network.up_overhead_bytes) == (HomogeneousLinks(), 0)
     assert (network.server_up_bits_per_second, network.downlink) == (1e9, "broadcast")
+    assert build_pricing_model(OWN_PATH, broadcast=False).network.downlink == "unicast"
     overrides = "4 Mbit/s up, equal links, 0 B of overhead in each message up"
     assert format_network_label(OWN_PATH, pricing_model) == f"{OWN_PATH} with {overrides}"
     assert network.source == f"set by options: {overrides}; all other figures: measured"
