@@ -21,8 +21,8 @@ from fedsgd.cli.completers import (
     complete_setting,
 )
 from fedsgd.cli.option_groups import baseline_option, cost_option, device_option, network_option, quiet_option, run_option
-from fedsgd.cli.streams import echo
-from fedsgd.cli.targets import parse_target_option
+from fedsgd.cli.streams import print_note
+from fedsgd.cli.targets import parse_target_option, print_direction_note
 from fedsgd.config.registry import refuse_plugins
 from fedsgd.errors import ScenarioError
 from fedsgd.system.user_files import expand_user_path, search_scenario_folder
@@ -200,10 +200,11 @@ class AnalysisOptions:
         return {format_network_label(name, model): model for name, model in models.items()}
 
     def load_methods(self) -> list[Method]:
-        """Read the runs as methods, and print a line for each run that is ignored."""
+        """Read the runs as methods, and print a line for each run that is ignored, and for a target that worse models reach."""
         from fedsgd.analysis import load_methods
         from fedsgd.cli import terminal
 
+        print_direction_note(self.target)
         with terminal.spinner("reading runs", self.quiet):
             return load_methods(self.runs, self.target, self.tuned, print_note)
 
@@ -289,9 +290,7 @@ def _build_network_options() -> list[Callable[..., Any]]:
             "--server-down", metavar="RATE", help="Speed at which the server sends to all clients; the network's by default."
         ),
         network_option(
-            "--broadcast/--no-broadcast",
-            default=None,
-            help="Broadcast channel: each distinct frame is sent down once; the network's by default.",
+            "--broadcast/--no-broadcast", default=None, help="Send each distinct frame down once; the network's by default."
         ),
         network_option(
             "--overhead-up", metavar="SIZE", help="Bytes that the transport adds to an uplink message; about 12kB for Flower."
@@ -343,8 +342,3 @@ def _build_pricing_options() -> list[Callable[..., Any]]:
             "[default: from the table of codec costs, so that equal runs have equal prices]",
         ),
     ]
-
-
-def print_note(text: str) -> None:
-    """Print a remark on the results on standard error."""
-    echo(f"fedsgd: {text}", err=True)

@@ -10,8 +10,8 @@ import click
 from fedsgd.cli.app import main
 from fedsgd.cli.fleet_options import FLEET_OPTIONS, build_fleet, fleet_options
 from fedsgd.cli.option_groups import GroupedCommand, output_option
-from fedsgd.cli.options import AnalysisOptions, UserPath, analysis_options, print_note
-from fedsgd.cli.streams import echo
+from fedsgd.cli.options import AnalysisOptions, UserPath, analysis_options
+from fedsgd.cli.streams import echo, print_note
 from fedsgd.errors import OutputError
 
 EXAMPLES = """Examples:

@@ -66,6 +66,11 @@ def echo(text: object = "", *, err: bool = False, nl: bool = True, **style: Any)
     click.echo(click.style(text, **style) if style else text, file=sys.stderr if err else sys.stdout, nl=nl)
 
 
+def print_note(text: str) -> None:
+    """Print a remark on the results on standard error."""
+    echo(f"fedsgd: {text}", err=True)
+
+
 def echo_json(text: str) -> None:
     """Print JSON. If the stream cannot encode a character, escape all non-ASCII characters, which only occur in strings."""
     try:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fedsgd.cli.streams import print_note
 from fedsgd.errors import ScenarioError
 
 if TYPE_CHECKING:
@@ -25,6 +26,15 @@ def parse_target_option(_context: click.Context, _parameter: click.Parameter, te
         is_word = not any(character in "<>.0123456789" for character in text)
         hint = "; quote the text, because a shell interprets < and >" if is_word else ""
         raise ScenarioError(f"--target: {error}{hint}") from None
+
+
+def print_direction_note(target: Target | None) -> None:
+    """Print a line for a target of finished runs that worse models reach; the commands that run a scenario warn of it."""
+    from fedsgd.experiment.scenario_warnings import find_direction_problem
+
+    problem = None if target is None else find_direction_problem(target)
+    if problem is not None:
+        print_note(f"--target {target}: {problem}")
 
 
 def report_target_option(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -13,6 +13,7 @@ from fedsgd.models.set_metrics import find_better_direction
 from fedsgd.optim import Adam, Optimizer
 from fedsgd.scenario.scenario import Scenario
 from fedsgd.scenario.sections import DownlinkConfig
+from fedsgd.scenario.target import Target
 from fedsgd.training import LocalTraining
 
 
@@ -86,11 +87,26 @@ def _find_client_warnings(training: LocalTraining, local_steps: int | None) -> I
 def _find_target_warnings(scenario: Scenario) -> Iterator[str]:
     """Warn of a target that worse models reach, such as "loss>0.3"."""
     for key, target in {"report": scenario.report.resolved_target, "stop": scenario.stop.resolved_target}.items():
-        better = None if target is None else find_better_direction(target.metric)
-        if target is not None and better is not None and better != {"above": "higher", "below": "lower"}[target.direction]:
-            sign, word = ("<", "smaller") if better == "lower" else (">", "larger")
-            usual = f"{target.metric}{sign}{target.threshold:g}"
-            yield f'{key}.target = "{target}": worse models reach it, because a {word} {target.metric} is better; set "{usual}"'
+        problem = None if target is None else find_direction_problem(target)
+        if problem is not None:
+            yield f'{key}.target = "{target}": {problem}'
+
+
+def find_direction_problem(target: Target) -> str | None:
+    """Return why worse models reach a target, and the usual target; None for a usual target or a metric of the user.
+
+    >>> find_direction_problem(Target("loss", above=0.3))
+    'worse models reach it, because a smaller loss is better; set "loss<0.3"'
+
+    Args:
+        target: target of a run or of a report.
+    """
+    better = find_better_direction(target.metric)
+    if better is None or better == {"above": "higher", "below": "lower"}[target.direction]:
+        return None
+    sign, word = ("<", "smaller") if better == "lower" else (">", "larger")
+    usual = f"{target.metric}{sign}{target.threshold:g}"
+    return f'worse models reach it, because a {word} {target.metric} is better; set "{usual}"'
 
 
 def _find_normalisation_warnings(training: LocalTraining) -> Iterator[str]:

@@ -124,6 +124,15 @@ def test_wrong_target_option_is_one_line(runs: Path, tmp_path: Path, command: st
     assert len(result.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("command", [("compare",), ("price", "--network", "4g")])
+def test_target_that_worse_models_reach_is_noted(runs: Path, command: tuple[str, ...]) -> None:
+    result = invoke(command[0], runs, *command[1:], "--target", "loss>0.5", "--json")
+    assert result.exit_code == 0
+    problem = 'worse models reach it, because a smaller loss is better; set "loss<0.5"'
+    assert result.stderr.splitlines()[0] == f"fedsgd: --target loss>0.5: {problem}"
+    assert "worse models" not in invoke(command[0], runs, *command[1:], "--target", "loss<0.5").stderr
+
+
 def test_default_target_without_accuracy_is_a_loss_that_all_methods_reach(methods: list[Method]) -> None:
     def drop_accuracy(run: Run) -> Run:
         settings = {key: value for key, value in run.settings.items() if "target" not in key}
