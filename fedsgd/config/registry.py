@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from fedsgd.config.component import describe_value
-from fedsgd.config.source_files import find_root, is_on_every_path
+from fedsgd.config.source_files import find_root, is_on_every_path, list_source_files
 from fedsgd.errors import ScenarioError, suggest_name
 from fedsgd.system.user_files import list_searched_folders
 
@@ -83,7 +83,7 @@ def import_by_path(path: str) -> Any:
         hint = f" ({searched_places}; run from its folder, or add the folder to PYTHONPATH)" if is_missing else ""
         raise ScenarioError(f'cannot import "{module_name}": {type(error).__name__}: {error}{hint}') from error
     if not _is_in_package(module_name) and module_name not in ("__main__", "__mp_main__"):
-        _check_not_shadowed(module_name.partition(".")[0])
+        _check_not_shadowed(module_name)
     try:
         return getattr(module, attribute)
     except AttributeError:
@@ -92,20 +92,27 @@ def import_by_path(path: str) -> Any:
 
 
 def _check_not_shadowed(module_name: str) -> None:
-    """Raise a ScenarioError if the scenario's folder has a module of this name, and another file was imported.
+    """Raise a ScenarioError if a scenario's folder has the module, and another file was imported for it or for its imports.
 
     Without this check, the second of two scenarios in different folders would have the classes of the first one. An installed
     package comes first in every process, so it may have the name of a module in the scenario's folder, such as its own source.
     """
-    loaded = getattr(sys.modules.get(module_name), "__file__", None)
+    top = module_name.partition(".")[0]
     for folder in reversed(list_searched_folders()):
-        found = PathFinder.find_spec(module_name, [folder])
-        if found is None or found.origin is None or not found.has_location:
+        found = PathFinder.find_spec(top, [folder])
+        if found is None:
             continue
-        if loaded is not None and (_is_same_file(loaded, found.origin) or _is_first_in_every_process(module_name)):
-            return
-        problem = f"{found.origin} has the name of {loaded or 'a module'}, which is imported in its place"
-        raise ScenarioError(f'cannot import "{module_name}": {problem}; rename one of them, or use a process for each')
+        files = {top: found.origin} if found.origin is not None and found.has_location else {}
+        for name, path in list_source_files(module_name, Path(folder)).items():
+            files[name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")] = str(path)
+        for name, file in files.items():
+            loaded = getattr(sys.modules.get(name), "__file__", None)
+            is_imported_later = loaded is None and name != top
+            if is_imported_later or (loaded and (_is_same_file(loaded, file) or _is_first_in_every_process(name))):
+                continue
+            problem = f"{file} has the name of {loaded or 'a module'}, which is imported in its place"
+            raise ScenarioError(f'cannot import "{module_name}": {problem}; rename one of them, or use a process for each')
+        return
 
 
 def _is_first_in_every_process(module_name: str) -> bool:

@@ -154,6 +154,26 @@ def test_module_of_another_scenario_with_the_same_name_is_refused(write_scenario
     fedsgd.load(first)
 
 
+@pytest.mark.parametrize("module", ["own_shared", "own_package.shared"])
+def test_module_of_another_scenario_that_a_module_imports_is_refused(
+    module: str, write_scenario: Callable[..., Path], tmp_path: Path
+) -> None:
+    scenarios = write_scenario("one", "own_first"), write_scenario("two", "own_second")
+    shared_file = Path(*module.split(".")).with_suffix(".py")  # own_package has no __init__.py
+    for scenario, name, density in zip(scenarios, ("own_first", "own_second"), (0.5, 0.25), strict=True):
+        shared = scenario.parent / shared_file
+        shared.parent.mkdir(exist_ok=True)
+        shared.write_text(HALF.format(density=density))
+        (scenario.parent / f"{name}.py").write_text(f"from {module} import Half\n")
+    assert fedsgd.load(scenarios[0]).uplink.compressor.density == 0.5  # type: ignore[attr-defined]
+    with pytest.raises(ScenarioError) as error:
+        fedsgd.load(scenarios[1])
+    assert str(error.value) == (
+        f'{scenarios[1]}: uplink.compressor.name: cannot import "own_second": {tmp_path}/two/{shared_file} has the name of '
+        f"{tmp_path}/one/{shared_file}, which is imported in its place; rename one of them, or use a process for each"
+    )
+
+
 @pytest.mark.parametrize("folder", ["site-packages", "libraries"])
 def test_installed_module_comes_before_one_in_the_scenarios_folder(
     folder: str, write_scenario: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
