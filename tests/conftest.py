@@ -9,24 +9,31 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import fcntl
-
-# One worker of pytest imports and collects while the others wait, and then finds the files of Python's and pytest's compilers. In a
-# new checkout, collection takes 35 s of processor time without these files and 15 s with them.
-COLLECTION = os.open(__file__, os.O_RDONLY)  # closed by `pytest_collection`
-if "PYTEST_XDIST_WORKER" in os.environ:
-    try:
-        fcntl.flock(COLLECTION, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:  # wait for the first worker, but not for the others
-        fcntl.flock(COLLECTION, fcntl.LOCK_SH)
-
 import gc
 import importlib.util
 import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
+
+COLLECTION_LOCKS: list[IO[str]] = []
+"""Lock of this worker of pytest until its tests are collected, in a new checkout."""
+
+# In a new checkout one worker imports and collects alone. The others wait for it, and then find the bytecode files that Python and
+# pytest wrote: collection takes 35 s of processor time without them and 15 s with them.
+HAS_BYTECODE = sys.dont_write_bytecode or (Path(__file__).parent / "wire" / "__pycache__").exists()
+if "PYTEST_XDIST_WORKER" in os.environ and not HAS_BYTECODE:
+    lock = (Path(tempfile.gettempdir()) / f"fedsgd-collection-{os.environ.get('PYTEST_XDIST_TESTRUNUID')}").open("w")
+    COLLECTION_LOCKS.append(lock)
+    with suppress(OSError):  # a file system without locks
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # wait for the first worker, but not for the others
+            fcntl.flock(lock, fcntl.LOCK_SH)
 
 import numpy as np
 import pytest
@@ -35,7 +42,7 @@ from hypothesis import settings
 from fedsgd.data import Dataset, Examples
 from fedsgd.numerics.kernels import Kernel
 from fedsgd.scenario.scenario import Scenario, load
-from tests.effort import EFFORT, examples, find_nightly_items
+from tests.effort import EFFORT, find_nightly_items
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -48,7 +55,7 @@ SLOW_KINDS = ("deployment", "browser", "examples")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a process in the background, from which all processes inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-settings.register_profile("default", examples(100), deadline=None, derandomize=True, print_blob=True)
+settings.register_profile("default", deadline=None, derandomize=True, print_blob=True, max_examples=50 if EFFORT == 1 else 100)
 settings.load_profile("default")
 
 
@@ -65,7 +72,10 @@ def pytest_collection() -> Iterator[object]:
     try:
         return (yield)
     finally:
-        os.close(COLLECTION)
+        while COLLECTION_LOCKS:
+            lock = COLLECTION_LOCKS.pop()
+            Path(lock.name).unlink(missing_ok=True)
+            lock.close()
         gc.collect()
         gc.freeze()
         gc.enable()

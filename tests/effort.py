@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from zlib import crc32
@@ -21,9 +22,10 @@ With 1, tests with the marker `nightly` are left out, and two thirds of the case
 def examples(n: int, nightly: int | None = None) -> settings:
     """Return settings for half of `n` examples; with a factor of the environment, `nightly` or else `n` examples times the factor.
 
-    Examples do not differ between runs, so a run by day repeats those of the day before.
+    Examples do not differ between runs, so a run by day repeats those of the day before. The first example is the simplest one,
+    such as no clients or a zero vector, so small numbers are not halved.
     """
-    return settings(max_examples=max(1, n // 2) if EFFORT == 1 else (nightly or n) * EFFORT)
+    return settings(max_examples=max(min(n, 3), n // 2) if EFFORT == 1 else (nightly or n) * EFFORT)
 
 
 def slow_unless(is_fast: Callable[[Any], bool], values: Iterable[Any]) -> list[Any]:
@@ -39,8 +41,8 @@ def nightly_unless(is_routine: Callable[[Any], bool], values: Iterable[Any]) -> 
 def find_nightly_items(items: Sequence[pytest.Item]) -> list[pytest.Item]:
     """Return the items that are left out by day.
 
-    The cases of a sampled test that run have the smallest checksums of their names. So a test of many components and laws has some
-    laws of each component, and a new case replaces at most one of the others.
+    Of a sampled test, the third of the cases with the smallest checksums of their names runs, and further cases until each
+    component of a test of components and laws has one.
     """
     nightly = [item for item in items if item.get_closest_marker("nightly")]
     cases: dict[str, list[pytest.Item]] = {}
@@ -48,8 +50,23 @@ def find_nightly_items(items: Sequence[pytest.Item]) -> list[pytest.Item]:
         if item.get_closest_marker("sampled") and not item.get_closest_marker("nightly"):
             cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
     for group in cases.values():
-        nightly += sorted(group, key=lambda item: crc32(item.nodeid.encode()))[-(-len(group) // 3) :]
+        nightly += _find_cases_to_leave_out(sorted(group, key=lambda item: crc32(item.nodeid.encode())))
     return nightly
+
+
+def _find_cases_to_leave_out(items: Sequence[pytest.Item]) -> list[pytest.Item]:
+    """Return the last two thirds of a test's cases, without the first case with each value of one of several parameters."""
+    values = [{*item.callspec.indices.items()} for item in items]
+    counts = Counter(value for case in values for value in case)
+    n_daily = -(-len(items) // 3)
+    covered = {value for case in values[:n_daily] for value in case}
+    left_out = []
+    for item, case in zip(items[n_daily:], values[n_daily:], strict=True):
+        if any(counts[value] > 1 for value in case - covered):
+            covered |= case
+        else:
+            left_out.append(item)
+    return left_out
 
 
 def _mark_unless(is_plain: Callable[[Any], bool], values: Iterable[Any], mark: pytest.MarkDecorator) -> list[Any]:

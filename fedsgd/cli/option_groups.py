@@ -139,5 +139,6 @@ def refuse_options_without_network(has_network: bool, names: Sequence[str]) -> N
     default = click.core.ParameterSource.DEFAULT
     name = next((name for name in names if context.get_parameter_source(name) is not default), None)
     if name is not None and not has_network:
-        option = f"--{name.removesuffix('_name').replace('_', '-')}"
+        parameter = next(parameter for parameter in context.command.params if parameter.name == name)
+        option = (parameter.secondary_opts if context.params[name] is False else parameter.opts)[0]
         raise click.UsageError(f"{option} needs a network: give --network, --up and --down, or --trace")

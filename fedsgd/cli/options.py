@@ -200,11 +200,10 @@ class AnalysisOptions:
         return {format_network_label(name, model): model for name, model in models.items()}
 
     def load_methods(self) -> list[Method]:
-        """Read the runs as methods, and print a line for each run that is ignored, and for a target that worse models reach."""
+        """Read the runs as methods, and print a line for each run that is ignored."""
         from fedsgd.analysis import load_methods
         from fedsgd.cli import terminal
 
-        print_direction_note(self.target)
         with terminal.spinner("reading runs", self.quiet):
             return load_methods(self.runs, self.target, self.tuned, print_note)
 
@@ -225,6 +224,7 @@ def analysis_options(command: Callable[..., None]) -> Callable[..., None]:
     def wrapper(**options: Any) -> None:
         pricing_options = {name: options.pop(name) for name in (*LINK_OPTIONS, *OTHER_OPTIONS)}
         run_options = {f.name: options.pop(f.name) for f in fields(AnalysisOptions) if f.name != "pricing_options"}
+        print_direction_note(run_options["target"])
         command(AnalysisOptions(**run_options, pricing_options=pricing_options), **options)
 
     decorators: list[Callable[[Any], Any]] = [*_build_run_options(), *_build_network_options(), *_build_pricing_options()]

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from fedsgd.config.component import describe_value
-from fedsgd.config.source_files import find_root, is_on_every_path, list_source_files
+from fedsgd.config.source_files import is_installed, list_source_files
 from fedsgd.errors import ScenarioError, suggest_name
 from fedsgd.system.user_files import list_searched_folders
 
@@ -92,10 +92,10 @@ def import_by_path(path: str) -> Any:
 
 
 def _check_not_shadowed(module_name: str) -> None:
-    """Raise a ScenarioError if a scenario's folder has the module, and another file was imported for it or for its imports.
+    """Raise a ScenarioError if a scenario's folder has the module, and another file is imported for it or for its imports.
 
-    Without this check, the second of two scenarios in different folders would have the classes of the first one. An installed
-    package comes first in every process, so it may have the name of a module in the scenario's folder, such as its own source.
+    Without this check, the second of two scenarios in different folders would have the classes of the first one. Equal files
+    are accepted: a package that is installed from its folder, and copies of one module.
     """
     top = module_name.partition(".")[0]
     for folder in reversed(list_searched_folders()):
@@ -106,23 +106,32 @@ def _check_not_shadowed(module_name: str) -> None:
         for name, path in list_source_files(module_name, Path(folder)).items():
             files[name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")] = str(path)
         for name, file in files.items():
-            loaded = getattr(sys.modules.get(name), "__file__", None)
-            is_imported_later = loaded is None and name != top
-            if is_imported_later or (loaded and (_is_same_file(loaded, file) or _is_first_in_every_process(name))):
+            loaded = _find_module_file(name)
+            if loaded is not None and _is_same_module(Path(loaded), Path(file)):
                 continue
+            is_package_installed = loaded is not None and any(map(is_installed, Path(loaded).parents))
+            remedy = "or install the package again" if is_package_installed else "or use a process for each"
             problem = f"{file} has the name of {loaded or 'a module'}, which is imported in its place"
-            raise ScenarioError(f'cannot import "{module_name}": {problem}; rename one of them, or use a process for each')
+            raise ScenarioError(f'cannot import "{module_name}": {problem}; rename one of them, {remedy}')
         return
 
 
-def _is_first_in_every_process(module_name: str) -> bool:
-    root = find_root(module_name)
-    return root is not None and is_on_every_path(root)
+def _find_module_file(name: str) -> str | None:
+    """Return the file of a module, or the file that an import of it would read; None for a module without a file."""
+    if name in sys.modules:
+        return getattr(sys.modules[name], "__file__", None)
+    parent = name.rpartition(".")[0]
+    spec = PathFinder.find_spec(name, None if not parent else getattr(sys.modules.get(parent), "__path__", []))
+    return spec.origin if spec is not None and spec.has_location else None
 
 
-def _is_same_file(path: str, other_path: str) -> bool:
+def _is_same_module(loaded: Path, file: Path) -> bool:
+    """Return True for one file, for a source file and its compiled form next to it, and for files with equal contents."""
     try:
-        return Path(path).samefile(other_path)
+        is_compiled = loaded.suffix != ".py" and loaded.name.partition(".")[0] == file.name.partition(".")[0]
+        if loaded.samefile(file) or (is_compiled and loaded.parent.samefile(file.parent)):
+            return True
+        return loaded.read_bytes() == file.read_bytes()
     except OSError:  # one of them was removed
         return False
 

@@ -14,6 +14,8 @@ from types import ModuleType
 from fedsgd.errors import ScenarioError
 
 _SEARCHED_FOLDERS: ContextVar[tuple[str, ...]] = ContextVar("searched_folders", default=())
+_FOLDERS_OF_MODULES: set[str] = set()
+"""Folders from which a module was imported in a context of `search_folders`, in any thread."""
 _BYTE_ORDER_MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
@@ -90,8 +92,10 @@ def search_folders(folders: Iterable[str | Path]) -> Iterator[None]:
         yield
     finally:
         _SEARCHED_FOLDERS.reset(token)
+        new_modules = set(sys.modules) - modules
+        _FOLDERS_OF_MODULES.update(name for name in names if _has_module(name, new_modules))
         for name in names:
-            if sys.path.count(name) > 1 or (name in sys.path and not _has_module(name, sys.modules.keys() - modules)):
+            if sys.path.count(name) > 1 or (name in sys.path and name not in _FOLDERS_OF_MODULES):
                 del sys.path[len(sys.path) - 1 - sys.path[::-1].index(name)]
 
 

@@ -113,7 +113,13 @@ def test_compare_writes_tables_and_refuses_wrong_options(runs: Path, stragglers:
     assert refused.exit_code == 2
     assert 'got a table ".doc"' in refused.stderr
     assert json.loads(invoke("compare", runs, "--json").stdout)["target"] is None
-    for option in (("--deadline", "5s"), ("--price-per-gigabyte", "5"), ("--device", "laptop"), ("--broadcast",)):
+    for option in (
+        ("--deadline", "5s"),
+        ("--price-per-gigabyte", "5"),
+        ("--device", "laptop"),
+        ("--broadcast",),
+        ("--no-broadcast",),
+    ):
         refused = invoke("compare", runs, *option)
         assert refused.exit_code == 2
         assert f"{option[0]} needs a network" in refused.stderr

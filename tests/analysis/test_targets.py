@@ -124,9 +124,14 @@ def test_wrong_target_option_is_one_line(runs: Path, tmp_path: Path, command: st
     assert len(result.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("command", [("compare",), ("price", "--network", "4g")])
-def test_target_that_worse_models_reach_is_noted(runs: Path, command: tuple[str, ...]) -> None:
-    result = invoke(command[0], runs, *command[1:], "--target", "loss>0.5", "--json")
+@pytest.mark.parametrize(
+    "command", [("compare", "--json"), ("price", "--network", "4g", "--json"), ("report", "--out", "r.html")]
+)
+def test_target_that_worse_models_reach_is_noted(
+    runs: Path, command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = invoke(command[0], runs, *command[1:], "--target", "loss>0.5")
     assert result.exit_code == 0
     problem = 'worse models reach it, because a smaller loss is better; set "loss<0.5"'
     assert result.stderr.splitlines()[0] == f"fedsgd: --target loss>0.5: {problem}"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import inspect
 import os
+import py_compile
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +17,7 @@ import pytest
 import fedsgd
 from fedsgd.config.source_files import find_root, is_on_every_path, list_source_files
 from fedsgd.errors import ScenarioError
-from fedsgd.system.user_files import search_scenario_folder
+from fedsgd.system.user_files import search_folders, search_scenario_folder
 
 
 def write_files(folder: Path, **sources: str) -> None:
@@ -124,7 +127,6 @@ def write_scenario(tmp_path: Path) -> Iterator[Callable[..., Path]]:
             del sys.modules[name]
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize("way", ["load", "run", "build", "sweep", "plan"])
 def test_module_next_to_a_scenario_is_imported(way: str, write_scenario: Callable[..., Path], tmp_path: Path) -> None:
     search_path, scenario = list(sys.path), write_scenario("one", "own_part")
@@ -174,16 +176,55 @@ def test_module_of_another_scenario_that_a_module_imports_is_refused(
     )
 
 
-@pytest.mark.parametrize("folder", ["site-packages", "libraries"])
-def test_installed_module_comes_before_one_in_the_scenarios_folder(
-    folder: str, write_scenario: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("density", [0.5, 0.25])
+def test_installed_package_comes_before_its_source_and_has_to_equal_it(
+    density: float, write_scenario: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    installed, scenario = write_scenario(folder, "own_installed"), write_scenario("two", "own_installed", 0.25)
+    installed, scenario = write_scenario("site-packages", "own_installed"), write_scenario("two", "own_installed", density)
     monkeypatch.syspath_prepend(installed.parent)
-    if folder == "libraries":
-        monkeypatch.setenv("PYTHONPATH", str(installed.parent))
-    loaded = fedsgd.load(scenario).uplink.compressor
-    assert inspect.getfile(type(loaded)) == str(installed.parent / "own_installed.py")
+    if density == 0.5:
+        loaded = fedsgd.load(scenario).uplink.compressor
+        assert inspect.getfile(type(loaded)) == str(installed.parent / "own_installed.py")
+    else:
+        with pytest.raises(ScenarioError, match=r"imported in its place; rename one of them, or install the package again$"):
+            fedsgd.load(scenario)
+
+
+def test_module_that_a_function_would_import_from_another_folder_is_refused(write_scenario: Callable[..., Path]) -> None:
+    first, second = write_scenario("one", "own_first"), write_scenario("two", "own_later")
+    for folder, density in ((first.parent, 0.5), (second.parent, 0.25)):
+        (folder / "own_lazy.py").write_text(f"DENSITY = {density}\n")
+    fedsgd.load(first)
+    (second.parent / "own_later.py").write_text(HALF.format(density=0.5) + "def read():\n    import own_lazy\n")
+    with pytest.raises(ScenarioError, match=r"two/own_lazy\.py has the name of .*/one/own_lazy\.py"):
+        fedsgd.load(second)
+    assert "own_lazy" not in sys.modules
+
+
+def test_compiled_module_is_the_module_of_the_source_next_to_it(write_scenario: Callable[..., Path]) -> None:
+    scenario = write_scenario("one", "own_compiled")
+    source = scenario.parent / "own_compiled.py"
+    compiled = Path(py_compile.compile(str(source), cfile=str(source.with_suffix(".pyc")), doraise=True))
+    spec = importlib.util.spec_from_file_location("own_compiled", compiled)
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules["own_compiled"] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert type(fedsgd.load(scenario).uplink.compressor).__module__ == "own_compiled"
+
+
+def test_folder_of_a_module_stays_on_the_path_after_contexts_that_overlap(tmp_path: Path) -> None:
+    (tmp_path / "own_overlap.py").write_text("")
+    search_path = list(sys.path)
+    first, second = search_folders([tmp_path]), search_folders([tmp_path])
+    first.__enter__()
+    importlib.import_module("own_overlap")
+    second.__enter__()
+    first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
+    assert sys.path == [*search_path, str(tmp_path)]
+    sys.path[:] = search_path
+    del sys.modules["own_overlap"]
 
 
 def test_module_of_another_scenario_is_refused_during_a_run_of_the_first(write_scenario: Callable[..., Path]) -> None:

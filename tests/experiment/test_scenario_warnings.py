@@ -198,7 +198,6 @@ def test_downlink_warnings_ignore_client_participation() -> None:
     assert warnings_of({"name": "dense"}, top_k, **ONE_OF_A_HUNDRED) == []
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("settings", "key"),
     [

@@ -207,7 +207,6 @@ BAD_REPLIES: dict[str, Callable[[Reply], Reply]] = {
 }
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize("spoil", BAD_REPLIES.values(), ids=BAD_REPLIES.keys())
 def test_invalid_reply_raises_wire_error_and_changes_nothing(scenario: Make, spoil: Callable[[Reply], Reply]) -> None:
     experiment = build_experiment(scenario())

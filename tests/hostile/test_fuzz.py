@@ -44,7 +44,7 @@ LARGEST = np.finfo(np.float32).max
 
 @pytest.mark.sampled
 @pytest.mark.slow
-@examples(1, nightly=15)
+@examples(2, nightly=15)
 @pytest.mark.parametrize("target", nightly_unless(lambda t: t.size == SIZE, TARGETS), ids=lambda t: f"{t.name}-{t.size}")
 @given(r=st.randoms(use_true_random=False), donor=st.sampled_from(TARGETS))
 def test_mutated_frame_is_rejected_or_harmless_with_both_kernels(target: Target, r: Random, donor: Target) -> None:

@@ -104,7 +104,6 @@ SCHEME_LAWS = [
 ]
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize("scheme", SCHEMES, ids=name_of)
 @examples(2, nightly=15)
 @given(updates=st.lists(DYADIC, min_size=1, max_size=12), data=st.data())

@@ -239,7 +239,6 @@ def assert_results_agree(
 OTHER_ENGINES = [name for name in ENGINES if name != "sequential"]
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize("name", OTHER_ENGINES)
 @examples(4, nightly=10)
 @given(case=cases(perceptrons()))

@@ -91,7 +91,6 @@ def test_partition_of_a_hundred_thousand_clients_has_no_empty_client(name: str) 
     assert partition.sizes().sum() == 300_000
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("targets", [np.linspace(0, 1, 30), np.zeros((30, 2), int)], ids=["floats", "two columns"])
 def test_targets_without_classes_raise_error_if_labels_are_needed(name: str, targets: np.ndarray) -> None:
@@ -367,7 +366,6 @@ def test_flwr_function_argument_accepts_import_path() -> None:
     assert np.diff(partition.sizes()).min() > 0
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("partitioner", "error", "message"),
     [
@@ -394,7 +392,6 @@ def test_flwr_partitioner_with_invalid_settings_raises_error(
         partition_examples(partitioner, LABELLED, 0)
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("partitioner", "message"),
     [

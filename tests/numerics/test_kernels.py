@@ -320,7 +320,6 @@ def list_kernels() -> Iterator[Any]:
             yield pytest.param(name.removeprefix("fedsgd."), loop, id=name.removeprefix("fedsgd."))
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize(("name", "loop"), list(list_kernels()))
 def test_kernel_after_compilation_gives_the_bytes_of_its_reference(name: str, loop: Kernel[..., Any]) -> None:
     compiled = loop.compile()

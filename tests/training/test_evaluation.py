@@ -255,7 +255,6 @@ REJECTED: dict[str, tuple[Any, Any, int, tuple[int, ...], str]] = {
 }
 
 
-@pytest.mark.sampled
 @pytest.mark.parametrize(("module", "loss", "classes", "places", "message"), REJECTED.values(), ids=REJECTED.keys())
 def test_undefined_accuracy_is_rejected_unless_a_metric_is_named(
     module: nn.Module, loss: Any, classes: int, places: tuple[int, ...], message: str

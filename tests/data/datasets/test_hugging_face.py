@@ -57,7 +57,6 @@ def test_hugging_face_images_without_features_load(tmp_path: Path) -> None:
     assert data.train.x[0, :, 0, 0].tolist() == pytest.approx([1, 0, 0.2])
 
 
-@pytest.mark.sampled
 @pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize(
     ("mode", "shape"), [("RGB", (3, 4, 6)), ("L", (4, 6)), ("1", (4, 6)), ("RGBA", (3, 4, 6)), ("P", (3, 4, 6))]
@@ -250,7 +249,6 @@ def test_hugging_face_grey_images_among_colour_images_get_three_channels(tmp_pat
         assert x[:, 5, 7].tolist() == pytest.approx([0.4] * 3)
 
 
-@pytest.mark.sampled
 @pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize(
     ("lines", "message"),
