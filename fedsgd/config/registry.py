@@ -10,19 +10,17 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import fields, is_dataclass
 from functools import cache
-from importlib.machinery import PathFinder
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from fedsgd.config.component import describe_value
-from fedsgd.config.source_files import is_installed, list_source_files
+from fedsgd.config.source_files import check_scenario_modules
 from fedsgd.errors import ScenarioError, suggest_name
 from fedsgd.system.user_files import list_searched_folders
 
@@ -83,57 +81,12 @@ def import_by_path(path: str) -> Any:
         hint = f" ({searched_places}; run from its folder, or add the folder to PYTHONPATH)" if is_missing else ""
         raise ScenarioError(f'cannot import "{module_name}": {type(error).__name__}: {error}{hint}') from error
     if not _is_in_package(module_name) and module_name not in ("__main__", "__mp_main__"):
-        _check_not_shadowed(module_name)
+        check_scenario_modules(module_name)
     try:
         return getattr(module, attribute)
     except AttributeError:
         names = [name for name in dir(module) if not name.startswith("_") and callable(getattr(module, name, None))]
         raise ScenarioError(f'"{module_name}" has no "{attribute}"{suggest_name(attribute, names)}') from None
-
-
-def _check_not_shadowed(module_name: str) -> None:
-    """Raise a ScenarioError if a scenario's folder has the module, and another file is imported for it or for its imports.
-
-    Without this check, the second of two scenarios in different folders would have the classes of the first one. Equal files
-    are accepted: a package that is installed from its folder, and copies of one module.
-    """
-    top = module_name.partition(".")[0]
-    for folder in reversed(list_searched_folders()):
-        found = PathFinder.find_spec(top, [folder])
-        if found is None:
-            continue
-        files = {top: found.origin} if found.origin is not None and found.has_location else {}
-        for name, path in list_source_files(module_name, Path(folder)).items():
-            files[name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")] = str(path)
-        for name, file in files.items():
-            loaded = _find_module_file(name)
-            if loaded is not None and _is_same_module(Path(loaded), Path(file)):
-                continue
-            is_package_installed = loaded is not None and any(map(is_installed, Path(loaded).parents))
-            remedy = "or install the package again" if is_package_installed else "or use a process for each"
-            problem = f"{file} has the name of {loaded or 'a module'}, which is imported in its place"
-            raise ScenarioError(f'cannot import "{module_name}": {problem}; rename one of them, {remedy}')
-        return
-
-
-def _find_module_file(name: str) -> str | None:
-    """Return the file of a module, or the file that an import of it would read; None for a module without a file."""
-    if name in sys.modules:
-        return getattr(sys.modules[name], "__file__", None)
-    parent = name.rpartition(".")[0]
-    spec = PathFinder.find_spec(name, None if not parent else getattr(sys.modules.get(parent), "__path__", []))
-    return spec.origin if spec is not None and spec.has_location else None
-
-
-def _is_same_module(loaded: Path, file: Path) -> bool:
-    """Return True for one file, for a source file and its compiled form next to it, and for files with equal contents."""
-    try:
-        is_compiled = loaded.suffix != ".py" and loaded.name.partition(".")[0] == file.name.partition(".")[0]
-        if loaded.samefile(file) or (is_compiled and loaded.parent.samefile(file.parent)):
-            return True
-        return loaded.read_bytes() == file.read_bytes()
-    except OSError:  # one of them was removed
-        return False
 
 
 def check_component_class(cls: object, base: type, description: str) -> None:

@@ -11,7 +11,11 @@ import os
 import site
 import sys
 from collections.abc import Iterator
+from importlib.machinery import PathFinder
 from pathlib import Path
+
+from fedsgd.errors import ScenarioError
+from fedsgd.system.user_files import list_searched_folders
 
 _PACKAGE_FOLDERS = ("site-packages", "dist-packages")
 
@@ -95,6 +99,54 @@ def list_source_files(module: str, root: Path) -> dict[str, Path]:
             package = name if path.name == "__init__.py" else name.rpartition(".")[0]
             queue += _list_imports(path, package)
     return dict(sorted(files.items()))
+
+
+def check_scenario_modules(module_name: str) -> None:
+    """Raise a ScenarioError if a scenario's folder has the module, and another file is imported for it or for its imports.
+
+    Without this check, the second of two scenarios in different folders would have the classes of the first one. Equal files
+    are accepted: a package that is installed from its folder, and copies of one module.
+
+    Args:
+        module_name: dotted name of a module that was imported.
+    """
+    top = module_name.partition(".")[0]
+    for folder in reversed(list_searched_folders()):
+        found = PathFinder.find_spec(top, [folder])
+        if found is None:
+            continue
+        files = {top: found.origin} if found.origin is not None and found.has_location else {}
+        for name, path in list_source_files(module_name, Path(folder)).items():
+            files[name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")] = str(path)
+        for name, file in files.items():
+            loaded = _find_module_file(name)
+            if loaded is not None and _is_same_module(Path(loaded), Path(file)):
+                continue
+            is_package_installed = loaded is not None and any(map(is_installed, Path(loaded).parents))
+            remedy = "or install the package again" if is_package_installed else "or use a process for each"
+            problem = f"{file} has the name of {loaded or 'a module'}, which is imported in its place"
+            raise ScenarioError(f'cannot import "{module_name}": {problem}; rename one of them, {remedy}')
+        return
+
+
+def _find_module_file(name: str) -> str | None:
+    """Return the file of a module, or the file that an import of it would read; None for a module without a file."""
+    if name in sys.modules:
+        return getattr(sys.modules[name], "__file__", None)
+    parent = name.rpartition(".")[0]
+    spec = PathFinder.find_spec(name, None if not parent else getattr(sys.modules.get(parent), "__path__", []))
+    return spec.origin if spec is not None and spec.has_location else None
+
+
+def _is_same_module(loaded: Path, file: Path) -> bool:
+    """Return True for one file, for a source file and its compiled form next to it, and for files with equal contents."""
+    try:
+        is_compiled = loaded.suffix != ".py" and loaded.name.partition(".")[0] == file.name.partition(".")[0]
+        if loaded.samefile(file) or (is_compiled and loaded.parent.samefile(file.parent)):
+            return True
+        return loaded.read_bytes() == file.read_bytes()
+    except OSError:  # one of them was removed
+        return False
 
 
 def _locate_source(root: Path, name: str) -> Path | None:
