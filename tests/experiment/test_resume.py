@@ -624,3 +624,4 @@ def test_module_of_the_run_is_found_from_another_folder(tmp_path: Path, monkeypa
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry != str(folder)])
     monkeypatch.delitem(sys.modules, "resumed_operator")
     assert resume(tmp_path / "run").history[-1].round == 5
+    assert sys.path.count(str(folder)) == 1, "the folder stays, because functions may import more later"
