@@ -239,6 +239,7 @@ def assert_results_agree(
 OTHER_ENGINES = [name for name in ENGINES if name != "sequential"]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", OTHER_ENGINES)
 @examples(4, nightly=10)
 @given(case=cases(perceptrons()))
@@ -246,6 +247,7 @@ def test_engine_on_perceptrons_agrees_with_sequential(name: str, case: Case) -> 
     compare_with_sequential(case, name)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", OTHER_ENGINES)
 @examples(3, nightly=6)
 @given(case=cases(convolutional(), image=True))
@@ -253,6 +255,7 @@ def test_engine_on_convolutional_networks_agrees_with_sequential(name: str, case
     compare_with_sequential(case, name)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", OTHER_ENGINES)
 @examples(3, nightly=6)
 @given(case=cases(recurrent(), words=True))
@@ -260,6 +263,7 @@ def test_engine_on_sequences_agrees_with_sequential(name: str, case: Case) -> No
     compare_with_sequential(case, name)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", OTHER_ENGINES)
 @examples(2, nightly=4)
 @given(case=cases(transformers(), words=True))

@@ -354,6 +354,7 @@ def test_other_target_than_the_tuned_one_is_noted(open_page: Callable[..., OpenP
     assert "tuned values are those that are best for 60 %, not for 70 %" in page.inner_text("#notes")
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     "address", ["#up=abc&down=-5&latency=1e99&target=7&axis=pie&hide=Z.&best=maybe", "#%E0%A4%A", "#target=", "#"]
 )
@@ -604,6 +605,7 @@ def test_speed_figure_after_another_target_is_drawn_again(open_page: Callable[..
     assert page.locator("#speed .legend .entry").count() == 2
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("seconds", [0.5, None])
 def test_utilization_table_and_figure_have_the_speeds_of_the_command(
     seconds: float | None, methods: list[Method], open_page: Callable[..., OpenPage]

@@ -162,6 +162,7 @@ def collect_results(result: Result) -> tuple[Any, ...]:
     return (*digests, table.to_pylist(), [(result.out / f).read_bytes() for f in files])
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("settings", SCENARIOS.values(), ids=SCENARIOS.keys())
 def test_results_do_not_depend_on_the_number_of_workers(scenario: Make, settings: dict[str, Any], tmp_path: Path) -> None:
     s = scenario(settings)
@@ -283,6 +284,7 @@ FAILURES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("settings", "functions", "expected"), FAILURES.values(), ids=FAILURES.keys())
 def test_client_error_is_the_same_with_workers(scenario: Make, settings: Any, functions: Any, expected: str) -> None:
     error, worker_error = (run_to_error(scenario(settings), workers, **functions) for workers in (1, 2))
