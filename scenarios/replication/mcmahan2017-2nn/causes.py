@@ -4,8 +4,8 @@
         [--rates 0.1 0.215] [--seeds 0 1 2] [--rounds 400] [--target 0.97] [--results causes.json]
 
 A run is scenarios/mnist_fedavg.toml with a split of SPLITS and a variant of VARIANTS, and ends at the target. Finished runs are
-stored in --results, with the number of correct test examples after each round. Only a run that missed its target is repeated,
-where --rounds allows more rounds.
+stored in --results, with the number of correct test examples after each round, 0 if it was not evaluated. Only a run that missed
+its target is repeated, where --rounds allows more rounds.
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ BASE = Path(__file__).parents[2] / "mnist_fedavg.toml"
 SPLITS: Mapping[str, Mapping[str, Any]] = {
     "iid": {"rounds": 250},
     "shards": {"rounds": 800, "data.partition": {"name": "shards", "clients": 100, "shards_per_client": 2}},
+    "iid, C = 0": {"rounds": 480, "server.cohort": 1},
+    "iid, C = 0.5": {"rounds": 113, "server.fraction": 0.5},
+    "iid, B = ∞": {"rounds": 2211, "client.batch_size": 600, "evaluation.every": 5},
 }
 
 
@@ -154,7 +157,7 @@ def run(key: Mapping[str, Any], rounds: int | None, mnist: fedsgd.Dataset) -> di
 
 def count_rounds(record: Mapping[str, Any]) -> float:
     """Return the rounds to the target by the paper's rule; NaN if it was missed."""
-    curve = [(n, value / 10_000) for n, value in enumerate(record["correct"], start=1)]
+    curve = [(n, value / 10_000) for n, value in enumerate(record["correct"], start=1) if value]
     reached = find_first_reached(curve, record["target"])
     return math.nan if reached is None else reached.rounds
 
