@@ -4,8 +4,8 @@
         [--rates 0.1 0.215] [--seeds 0 1 2] [--rounds 400] [--target 0.97] [--results causes.json]
 
 A run is scenarios/mnist_fedavg.toml with a split of SPLITS and a variant of VARIANTS, and ends at the target. Finished runs are
-stored in --results, with the number of correct test examples after each round, 0 if it was not evaluated. Only a run that missed
-its target is repeated, where --rounds allows more rounds.
+stored in --results, with the number of correct test examples after each round, 0 if it was not evaluated. Only a run that
+missed its target is repeated, where --rounds allows more rounds.
 """
 
 from __future__ import annotations
