@@ -14,9 +14,10 @@ from fedsgd.analysis.pricing import price as price_run
 from fedsgd.analysis.runs import load_run
 from fedsgd.config.component import describe_value
 from fedsgd.config.quantities import parse_seconds
-from fedsgd.errors import ScenarioError
+from fedsgd.errors import ScenarioError, ScenarioWarning, warn_once
+from fedsgd.experiment.scenario_warnings import find_direction_problem
 from fedsgd.network import Device, Link, Network, PricingModel, get_device, get_network
-from fedsgd.scenario.target import TargetLike
+from fedsgd.scenario.target import TargetLike, resolve_target
 from fedsgd.system.user_files import expand_user_path
 
 DEFAULT_DEVICE, DEFAULT_SERVER = "phone", "server"
@@ -81,7 +82,8 @@ def compare(
 
     Args:
         runs: run directories, folders of run directories and sweeps, each a path or a pair (label, path).
-        target: test accuracy, a text such as "loss<0.3", or a `Target`; None for the end of each run.
+        target: test accuracy, a text such as "loss<0.3", or a `Target`; None for the end of each run. A target that worse
+            models reach, such as "loss>0.3", causes a `ScenarioWarning`.
         networks: names of networks; or names, objects of `fedsgd.networks`, by heading.
         device: device of the clients, by name or as an object.
         server: device of the server, by name or as an object.
@@ -103,8 +105,12 @@ def compare(
         raise ScenarioError('networks: got a list with an object, expected names, or objects by heading: {"lab": network}')
     by_heading = networks if isinstance(networks, Mapping) else {name: name for name in networks}
     models = {heading: _build_pricing_model(network, device, server, None) for heading, network in by_heading.items()}
-    methods = load_methods(runs, target, tuned)
-    return compare_methods(methods, target, models, measured_coding=measured_coding, baseline=baseline)
+    goal = resolve_target(target)
+    problem = None if goal is None else find_direction_problem(goal)
+    if problem is not None:
+        warn_once(f'target = "{goal}": {problem}', ScenarioWarning, stacklevel=2)
+    methods = load_methods(runs, goal, tuned)
+    return compare_methods(methods, goal, models, measured_coding=measured_coding, baseline=baseline)
 
 
 def _build_pricing_model(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -12,7 +13,7 @@ import fedsgd
 from fedsgd.analysis import compare as compare_methods
 from fedsgd.analysis import load_methods, load_run
 from fedsgd.analysis import price as price_run
-from fedsgd.errors import FedsgdError
+from fedsgd.errors import FedsgdError, ScenarioWarning
 from fedsgd.network import build_pricing_model
 
 
@@ -45,6 +46,14 @@ def test_comparison_is_that_of_the_pricing_models(folder: Path) -> None:
     assert fedsgd.compare([("a", folder)], networks=networks).rows == expected.rows
     assert [*fedsgd.compare([folder], networks=["3g", "4g"]).pricing_models] == ["3g", "4g"]
     assert fedsgd.compare([folder], target=0.1).rows[0].network_costs == {}
+
+
+@pytest.mark.filterwarnings("always::fedsgd.errors.ScenarioWarning")
+def test_target_that_worse_models_reach_warns(folder: Path) -> None:
+    with pytest.warns(ScenarioWarning, match=r'^target = "loss>0.1": worse models reach it.*set "loss<0.1"$'):
+        fedsgd.compare([folder], "loss>0.1")
+    with warnings.catch_warnings(action="error"):
+        fedsgd.compare([folder], "loss<100")
 
 
 WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
