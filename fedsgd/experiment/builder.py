@@ -43,7 +43,13 @@ from fedsgd.system.user_files import expand_user_path, find_temporary_folder
 from fedsgd.training import EvaluationSets, TrainingEngine
 from fedsgd.training.device_memory import DeviceMemory, plan_memory
 from fedsgd.training.evaluation_trial import resolve_evaluation
-from fedsgd.training.selection import EngineChoice, make_engine, rank_batch_sizes, select_engine
+from fedsgd.training.selection import (
+    EngineChoice,
+    choose_typical_cohort,
+    make_engine,
+    rank_batch_sizes,
+    select_engine,
+)
 from fedsgd.training.slice_evaluation import SetMetrics
 from fedsgd.training.step_trial import check_training_steps
 
@@ -204,7 +210,8 @@ def _build_engine(
         deterministic=config.deterministic,
         keeps_updates=keeps_updates,
     )
-    engine, choice = select_engine(request, task, plan.local_training, dataset.train, sizes, plan.cohort_size, memory)
+    cohort = choose_typical_cohort(example_counts, client_counts, plan.cohort_size)
+    engine, choice = select_engine(request, task, plan.local_training, dataset.train, sizes, cohort, memory)
     return engine, choice, partial(make_engine, choice, sizes)
 
 

@@ -43,6 +43,9 @@ MAX_STACKED_PARAMETERS = 65_536
 """Maximum of P for a stack of "auto": the stacked weights of larger models do not fit in the cache."""
 MIN_STACKED_CLIENTS = 8
 """Minimum number of clients in a cohort that "auto" stacks."""
+MIN_CLIENTS_PER_STEP = 4.0
+"""Minimum mean number of clients in a step of a stack of "auto". Below it, calls for one client are faster: a call for a stack
+costs as much as 3 to 5 of them."""
 DEFAULT_STACK_SIZE = 32
 """Number of clients in a stack if the request has no number."""
 PARAMETERS_PER_STACK = 2**19
@@ -102,16 +105,18 @@ def select_engine(
     local_training: LocalTraining,
     sample: Examples,
     batch_sizes: Sequence[int],
-    cohort_size: int,
+    cohort: I64,
     memory: DeviceMemory | None = None,
 ) -> tuple[TrainingEngine, EngineChoice]:
     """Return an engine and its description; raise ModelError if the requested engine cannot train the task.
 
     "auto" selects the first engine that can train the task: stacked (on the CPU only a small model of linear layers and
-    embeddings, and a large cohort), captured, sequential. Steps are recorded and checked with examples of `sample`, for
+    embeddings, and a large cohort without clients that train alone for most of the time), captured, sequential. `cohort` has
+    the numbers of examples of a typical cohort's clients, [k]. Steps are recorded and checked with examples of `sample`, for
     `batch_sizes`, the most frequent size first. Without batch sizes, the engine is sequential. On a GPU, `memory` limits the
     stack; ScenarioError if the run does not fit.
     """
+    cohort_size = len(cohort)
     if memory is not None:
         stack = memory.choose_stack(request.stack, min(cohort_size, max(1, PARAMETERS_PER_GPU_STACK // task.layout.size)))
         request = replace(request, stack=stack if request.name in ("auto", "stacked") else None)
@@ -123,8 +128,9 @@ def select_engine(
     if not batch_sizes:
         choice = replace(request, name="sequential", stack=None, reason="no client has any examples")
         return _create(choice, task, local_training, sample, batch_sizes), choice
+    stack = request.stack or min(50, max(16, PARAMETERS_PER_STACK // task.layout.size), cohort_size)
     if memory is None:
-        objection = _find_reason_not_to_stack(task, batch_sizes, cohort_size)
+        objection = _find_reason_not_to_stack(task, local_training, cohort, stack)
         argument = f"{task.layout.size:,} parameters in linear layers, {cohort_size} clients a round"
     else:
         objection = f"not stacked, because {request.stack} client fits" if (request.stack or 0) < MIN_GPU_STACK else ""
@@ -132,7 +138,6 @@ def select_engine(
     candidates: list[tuple[EngineName, str]] = [("captured", objection)]
     if not objection:
         candidates.insert(0, ("stacked", argument))
-    stack = request.stack or min(50, max(16, PARAMETERS_PER_STACK // task.layout.size), cohort_size)
     reason = ""
     for name, rule in candidates:
         choice = replace(request, name=name, stack=stack if name == "stacked" else None, reason=rule or reason)
@@ -197,14 +202,21 @@ def _refuse_nondeterministic_operation(error: Exception) -> None:
         ) from error
 
 
-def _find_reason_not_to_stack(task: LearningTask, batch_sizes: Sequence[int], cohort_size: int) -> str:
+def _find_reason_not_to_stack(task: LearningTask, local_training: LocalTraining, cohort: I64, stack: int) -> str:
     """Return the reason not to stack clients; "" if nothing prevents a stack."""
     if not all(_is_linear(module) for module in task.module.modules()):
         return "not stacked, because a layer is neither linear nor an embedding"
     if task.layout.size > MAX_STACKED_PARAMETERS:
         return f"not stacked, because the model has {task.layout.size:,} parameters, more than {MAX_STACKED_PARAMETERS:,}"
-    if cohort_size < MIN_STACKED_CLIENTS:
-        return f"not stacked, because a cohort of {cohort_size} is smaller than {MIN_STACKED_CLIENTS}"
+    if len(cohort) < MIN_STACKED_CLIENTS:
+        return f"not stacked, because a cohort of {len(cohort)} is smaller than {MIN_STACKED_CLIENTS}"
+    n_steps = [local_training.n_steps(int(n)) for n in np.sort(cohort)[::-1]]
+    clients_per_step = sum(n_steps) / max(sum(n_steps[::stack]), 1)
+    if clients_per_step < MIN_CLIENTS_PER_STEP:
+        return (
+            f"not stacked, because clients differ in their steps: a step of a stack would have {clients_per_step:.1f} clients "
+            f"on average, fewer than {MIN_CLIENTS_PER_STEP:g}"
+        )
     return ""
 
 
@@ -213,6 +225,22 @@ def _is_linear(module: nn.Module) -> bool:
     from torch import nn
 
     return not module._parameters or type(module) in (nn.Linear, nn.Embedding)
+
+
+def choose_typical_cohort(example_counts: I64, client_counts: I64, cohort_size: int) -> I64:
+    """Return the numbers of examples of clients at equal distances in the order of their sizes, [cohort_size].
+
+    >>> choose_typical_cohort(np.array([1, 5, 9]), np.array([2, 3, 1]), 3).tolist()
+    [1, 5, 9]
+
+    Args:
+        example_counts: distinct numbers of examples, ascending, [m].
+        client_counts: number of clients with each number of examples, [m].
+        cohort_size: number of clients in a cohort.
+    """
+    ends = np.cumsum(client_counts)
+    places = (2 * np.arange(cohort_size) + 1) * ends[-1] // (2 * cohort_size)
+    return np.asarray(example_counts[np.searchsorted(ends, places, side="right")], dtype=np.int64)
 
 
 def rank_batch_sizes(example_counts: I64, local_training: LocalTraining, client_counts: I64 | None = None) -> list[int]:

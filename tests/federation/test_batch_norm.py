@@ -296,7 +296,7 @@ def test_buffers_that_change_require_the_sequential_engine(policy: str, data: Da
     for engine in (Captured, Stacked):
         with pytest.raises(NotCapturableError, match=r"training changes the buffer 1\.running_mean"):
             engine(task, recipe, data.train, [10])
-    chosen_engine, choice = select_engine(EngineChoice(), task, recipe, data.train, [10], 40)
+    chosen_engine, choice = select_engine(EngineChoice(), task, recipe, data.train, [10], np.full(40, 30))
     assert (type(chosen_engine), choice.name) == (Sequential, "sequential")
     assert choice.reason == "the model cannot be captured: training changes the buffer 1.running_mean"
     for name in ("captured", "stacked"):

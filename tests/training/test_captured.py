@@ -84,7 +84,7 @@ def test_module_that_cannot_be_captured_is_trained_by_autograd(
     with pytest.raises(NotCapturableError, match=reason):
         Captured(build_task(Mlp(), blobs, 0, module=make()), local_training, blobs.train, [10])
     task = build_task(Mlp(), blobs, 0, module=make())
-    engine, choice = select_engine(EngineChoice(), task, local_training, blobs.train, [10], 4)
+    engine, choice = select_engine(EngineChoice(), task, local_training, blobs.train, [10], np.full(4, 30))
     assert isinstance(engine, Sequential)
     assert choice.name == "sequential"
     assert reason in choice.reason
@@ -139,7 +139,7 @@ def test_char_gpt_of_default_size_is_captured_bit_for_bit() -> None:
     task, local_training = build_task(MODELS["char-gpt"](), data, 0), LocalTraining(SGD(lr=0.1), 1, None, 3)
     job = TrainingJob(0, 1, 0, task.initial_parameters, data.train)
     (expected,) = Sequential(task, local_training).train([job])
-    engine, choice = select_engine(EngineChoice(update="exact"), task, local_training, data.train, [3, 2], 4)
+    engine, choice = select_engine(EngineChoice(update="exact"), task, local_training, data.train, [3, 2], np.full(4, 5))
     (result,) = engine.train([job])
     assert (choice.name, type(engine)) == ("captured", Captured)
     assert result.update.tobytes() == expected.update.tobytes()

@@ -447,7 +447,9 @@ def test_stack_of_a_gpu_follows_from_size_memory_and_cohort(images: Dataset) -> 
 
     def select(free: int, cohort: int, **request: Any) -> EngineChoice:
         memory = DeviceMemory("cuda:0", free, 0, 1_000_000)
-        return select_engine(EngineChoice(**request), task, TRAININGS["plain"], images.train, [10], cohort, memory)[1]
+        return select_engine(
+            EngineChoice(**request), task, TRAININGS["plain"], images.train, [10], np.full(cohort, 30), memory
+        )[1]
 
     choice = select(10**9, 12)
     assert (choice.name, choice.stack) == ("stacked", 12)
