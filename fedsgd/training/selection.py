@@ -210,8 +210,9 @@ def _find_reason_not_to_stack(task: LearningTask, local_training: LocalTraining,
         return f"not stacked, because the model has {task.layout.size:,} parameters, more than {MAX_STACKED_PARAMETERS:,}"
     if len(cohort) < MIN_STACKED_CLIENTS:
         return f"not stacked, because a cohort of {len(cohort)} is smaller than {MIN_STACKED_CLIENTS}"
-    n_steps = [local_training.n_steps(int(n)) for n in np.sort(cohort)[::-1]]
-    clients_per_step = sum(n_steps) / max(sum(n_steps[::stack]), 1)
+    sizes, places = np.unique(-cohort, return_inverse=True)  # the order of a stack: many examples first
+    n_steps = np.array([local_training.n_steps(-int(n)) for n in sizes])[np.sort(places)]
+    clients_per_step = n_steps.sum() / max(n_steps[::stack].sum(), 1)
     if clients_per_step < MIN_CLIENTS_PER_STEP:
         return (
             f"not stacked, because clients differ in their steps: a step of a stack would have {clients_per_step:.1f} clients "
