@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -16,6 +17,9 @@ from fedsgd.errors import ScenarioError
 _SEARCHED_FOLDERS: ContextVar[tuple[str, ...]] = ContextVar("searched_folders", default=())
 _FOLDERS_OF_MODULES: set[str] = set()
 """Folders from which a module was imported in a context of `search_folders`, in any thread."""
+_PATH_LOCK = threading.Lock()
+"""Held while entries of `sys.path` are added or removed. The list is replaced and not changed, because an import in another
+thread that goes through it would miss an entry that moves."""
 _BYTE_ORDER_MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
@@ -86,17 +90,20 @@ def search_folders(folders: Iterable[str | Path]) -> Iterator[None]:
         folders: absolute paths.
     """
     names, modules = [str(folder) for folder in folders], set(sys.modules)
-    sys.path += names  # also if an entry is there: it may belong to another thread, which removes it
+    with _PATH_LOCK:
+        sys.path = sys.path + names  # also if an entry is there: it may belong to another thread, which removes it
     token = _SEARCHED_FOLDERS.set((*_SEARCHED_FOLDERS.get(), *names))
     try:
         yield
     finally:
         _SEARCHED_FOLDERS.reset(token)
         new_modules = set(sys.modules) - modules
-        _FOLDERS_OF_MODULES.update(name for name in names if _has_module(name, new_modules))
-        for name in names:
-            if sys.path.count(name) > 1 or (name in sys.path and name not in _FOLDERS_OF_MODULES):
-                del sys.path[len(sys.path) - 1 - sys.path[::-1].index(name)]
+        with _PATH_LOCK:
+            _FOLDERS_OF_MODULES.update(name for name in names if _has_module(name, new_modules))
+            for name in names:
+                if sys.path.count(name) > 1 or (name in sys.path and name not in _FOLDERS_OF_MODULES):
+                    last = len(sys.path) - 1 - sys.path[::-1].index(name)
+                    sys.path = sys.path[:last] + sys.path[last + 1 :]
 
 
 def list_searched_folders() -> tuple[str, ...]:

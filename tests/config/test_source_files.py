@@ -257,17 +257,39 @@ def test_scenario_that_was_loaded_from_a_file_keeps_its_module(write_scenario: C
     assert len(fedsgd.resume(tmp_path / "run", rounds=3).history) == 3
 
 
-def test_threads_that_load_from_one_folder_find_its_modules(tmp_path: Path, write_scenario: Callable[..., Path]) -> None:
-    write_scenario("one", "own_start")
-    paths = []
+@pytest.mark.parametrize("folders", [1, 4])
+def test_threads_that_load_scenarios_find_the_modules_of_their_folders(
+    tmp_path: Path, write_scenario: Callable[..., Path], folders: int
+) -> None:
+    before, paths = sys.path.copy(), []
+    for name in range(folders):
+        write_scenario(str(name), "own_start")
     for i in range(40):
-        (tmp_path / "one" / f"own_thread{i}.py").write_text(HALF.format(density=0.5))
-        paths.append(tmp_path / "one" / f"{i}.toml")
-        paths[-1].write_text(SCENARIO.format(module=f"own_thread{i}"))
+        folder = tmp_path / str(i % folders)
+        (folder / f"own_thread{folders}_{i}.py").write_text(HALF.format(density=0.5))
+        paths.append(folder / f"{i}.toml")
+        paths[-1].write_text(SCENARIO.format(module=f"own_thread{folders}_{i}"))
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     try:
-        with ThreadPoolExecutor(2) as pool:
+        with ThreadPoolExecutor(4) as pool:
             assert len(list(pool.map(fedsgd.load, paths))) == 40
     finally:
         sys.setswitchinterval(interval)
+    new = [entry for entry in sys.path if entry not in before]
+    assert sorted(new) == sorted(str(tmp_path / str(i)) for i in range(folders))
+
+
+def test_threads_leave_the_path_as_it_was() -> None:
+    def search(i: int) -> None:
+        with search_folders([f"/absent/{i % 2}"] * 3):
+            pass
+
+    before, interval = sys.path.copy(), sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(search, range(10_000)))
+    finally:
+        sys.setswitchinterval(interval)
+    assert sys.path == before
