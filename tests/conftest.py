@@ -60,9 +60,9 @@ settings.load_profile("default")
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
-    """Return one worker more than there are cores, because tests of processes spend most of their time waiting."""
-    return len(os.sched_getaffinity(0)) + 1
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Return one worker more than there are cores if there are slow tests, because tests of processes spend their time waiting."""
+    return len(os.sched_getaffinity(0)) + (config.option.markexpr != "not slow")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -88,7 +88,7 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark tests that open a browser with `browser`, and tests of each slow kind with `slow`; leave out nightly cases.
+    """Mark docstrings' examples and tests that open a browser, and tests of each slow kind with `slow`; leave out nightly cases.
 
     Modules with slow tests come first. One of them alone at the end would leave the other workers of pytest without work.
     """
@@ -98,6 +98,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out = set(nightly)
         items[:] = [item for item in items if item not in left_out]
     for item in items:
+        if isinstance(item, pytest.DoctestItem):
+            item.add_marker("examples")
         if "browser" in getattr(item, "fixturenames", ()):
             item.add_marker("browser")
         if any(item.get_closest_marker(kind) for kind in SLOW_KINDS):

@@ -85,6 +85,7 @@ MAX_PARAMETERS = 8
 """Limit of a function that fedsgd exports."""
 
 
+@pytest.mark.slow
 def test_package_has_few_entries_and_floors() -> None:
     assert len(structure.top_entries()) <= MAX_TOP_ENTRIES
     assert len(FLOORS) <= MAX_FLOORS
@@ -103,10 +104,12 @@ def test_page_on_the_architecture_has_the_floors() -> None:
     assert [label for label in labels if not label.isdecimal()] == [name for names in reversed(FLOORS) for name in names]
 
 
+@pytest.mark.slow
 def test_module_imports_only_its_package_and_lower_floors() -> None:
     assert structure.upward_imports() == []
 
 
+@pytest.mark.slow
 def test_functions_outside_cli_import_no_own_modules() -> None:
     assert structure.inner_imports() == []
 
@@ -121,6 +124,7 @@ def test_modules_have_no_import_cycle() -> None:
     assert structure.cycles() == []
 
 
+@pytest.mark.slow
 def test_class_names_are_unique() -> None:
     assert structure.duplicate_classes() == {}
 
@@ -137,6 +141,7 @@ def imported_libraries(tree: ast.AST) -> Iterator[tuple[str, int]]:
             yield ast.literal_eval(node.args[0]).split(".")[0], node.lineno
 
 
+@pytest.mark.slow
 def test_library_is_imported_by_few_modules() -> None:
     for module in structure.modules():
         check_imports(module)
@@ -162,6 +167,7 @@ def test_dependencies_of_the_project_are_the_imported_libraries() -> None:
     assert declared == {DISTRIBUTIONS.get(name, name.replace("_", "-")) for name in LIBRARIES} - {*EXTRAS}
 
 
+@pytest.mark.slow
 def test_module_and_its_functions_are_short() -> None:
     for module in structure.modules():
         check_lengths(module)
@@ -183,6 +189,7 @@ def docstring_lines(tree: ast.AST) -> int:
     return sum(len(text.split("\n")) for text in docstrings)
 
 
+@pytest.mark.slow
 def test_code_uses_no_global_generator() -> None:
     for module in structure.modules():
         check_generators(module)

@@ -38,6 +38,7 @@ def test_bytes_of_8_bit_codecs_follow_from_their_formats(ratios: ModuleType) -> 
     assert sizes["fedsgd, integer with entropy"] < 0.9 * ratios.SIZE
 
 
+@pytest.mark.slow
 def test_tables_have_at_most_80_columns(ratios: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     ratios.main()
     assert all(len(line) <= 80 for line in capsys.readouterr().out.splitlines())

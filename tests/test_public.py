@@ -77,6 +77,7 @@ assert not {"numpy", "torch", "click", "msgspec"} & set(sys.modules)
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.slow
 def test_namespaces_load_no_large_dependency() -> None:
     code = f"""
 import sys, fedsgd

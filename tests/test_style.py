@@ -6,6 +6,8 @@ import pytest
 
 from tests import structure
 
+pytestmark = pytest.mark.slow
+
 
 def test_docstring_does_not_begin_with_a_clause() -> None:
     assert structure.clause_docstrings() == []

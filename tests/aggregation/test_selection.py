@@ -253,6 +253,7 @@ def test_robust_rules_end_a_run_with_other_parameters_than_the_weighted_mean(sce
     assert len({result.summary["params_sha256"] for result in results}) == len(results)
 
 
+@pytest.mark.slow
 def test_named_weighted_mean_ends_a_run_with_the_parameters_of_the_default(scenario: Make) -> None:
     default, named = (fedsgd.run(scenario({"rounds": 2, **s})) for s in ({}, {"server.aggregator": "weighted-mean"}))
     assert named.summary["params_sha256"] == default.summary["params_sha256"]

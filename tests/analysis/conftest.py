@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +25,37 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
+def build_once(factory: pytest.TempPathFactory, name: str, build: Callable[[Path], None]) -> Path:
+    """Return a folder that one worker of pytest fills, while the others wait for it."""
+    base = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    folder, done = base / name, base / f"{name}.done"
+    with (base / f"{name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed
+            folder.mkdir()
+            build(folder)
+            done.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def runs(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run folders of three methods with two seeds each, six rounds of the quickstart."""
-    folder = tmp_path_factory.mktemp("runs")
-    for name, settings in METHODS.items():
-        for seed in (0, 1):
-            scenario = fedsgd.load(root / "scenarios" / "quickstart.toml", {**TINY, **settings, "seed": seed})
-            fedsgd.run(scenario, out=folder / f"{name}-{seed}")
-    return folder
+
+    def run_methods(folder: Path) -> None:
+        for name, settings in METHODS.items():
+            for seed in (0, 1):
+                scenario = fedsgd.load(root / "scenarios" / "quickstart.toml", {**TINY, **settings, "seed": seed})
+                fedsgd.run(scenario, out=folder / f"{name}-{seed}")
+
+    return build_once(tmp_path_factory, "runs", run_methods)
 
 
 @pytest.fixture(scope="session")
 def stragglers(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run folder of a scenario with a deadline."""
-    folder = tmp_path_factory.mktemp("stragglers") / "run"
-    fedsgd.run(
-        fedsgd.load(root / "scenarios" / "participation" / "stragglers.toml", {"rounds": 3, "client.epochs": 1}), out=folder
-    )
-    return folder
+    scenario = fedsgd.load(root / "scenarios" / "participation" / "stragglers.toml", {"rounds": 3, "client.epochs": 1})
+    return build_once(tmp_path_factory, "stragglers", lambda folder: fedsgd.run(scenario, out=folder / "run")) / "run"

@@ -84,6 +84,7 @@ def folder(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_settings_of_methods_and_tuned_settings_give_equal_limits(folder: Path) -> None:
     apart = list(collect_setting_values(load_methods([folder])))
     tuned = list(collect_setting_values(load_methods(sorted(folder.glob("topk-*")), None, [KEY])))
@@ -113,6 +114,7 @@ def test_lines_name_the_compressor_of_the_direction_and_settings_that_differ() -
     assert labels == ["top-k, error feedback none", "top-k, error feedback persist"]
 
 
+@pytest.mark.slow
 def test_command_gives_the_limit_between_two_runs(folder: Path) -> None:
     rows = price_fleet([folder], FleetConfig(30)).rows
     points = {row.label: row.client_95th_percentile_bytes_per_month.median for row in rows if row.label.startswith("top-k")}

@@ -14,6 +14,8 @@ from fedsgd.analysis import compare, load_methods
 from fedsgd.network import build_pricing_model, get_device
 from tests.analysis.helpers import PHONE, invoke
 
+pytestmark = pytest.mark.slow
+
 
 def test_price_prints_the_fastest_method_first(runs: Path) -> None:
     result = invoke("price", runs, "--network", "lora,10g", "--target", "0.3", "--price-per-gigabyte", "0.1")

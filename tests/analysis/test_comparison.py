@@ -24,6 +24,7 @@ from fedsgd.scenario.target import Criterion
 from tests.analysis.helpers import PRICING_MODEL, TINY, invoke
 
 
+@pytest.mark.slow
 def test_comparison_equals_medians_over_runs(runs: Path) -> None:
     methods = load_methods([runs])
     target = 0.5
@@ -50,6 +51,7 @@ def test_comparison_equals_medians_over_runs(runs: Path) -> None:
     assert whole_runs.rows[0].up_bytes.low == methods[0].runs[0].summary["uplink_bytes"]
 
 
+@pytest.mark.slow
 def test_cost_of_broadcast_downlink_counts_distinct_frames(runs: Path) -> None:
     methods = load_methods([runs / "dense-0"])
     network = replace(PRICING_MODEL.network, downlink="broadcast")
@@ -107,6 +109,7 @@ def fail_on_some_batches(output: Any, target: Any) -> Any:
     return loss
 
 
+@pytest.mark.slow
 def test_unanswered_messages_are_reported(root: Path, tmp_path: Path) -> None:
     partition = {"name": "dirichlet", "clients": 20, "alpha": 1.0}
     settings = {**TINY, "rounds": 2, "participation.on_failure": "continue", "data.partition": partition}

@@ -25,6 +25,7 @@ from fedsgd.training.flops import _disable_fused_layers, _FlopCounter, count_tra
 from tests.analysis.helpers import PRICING_MODEL, edit_summary
 
 
+@pytest.mark.slow
 def test_training_flops_equal_those_of_the_layers(runs: Path) -> None:
     """64 → 64 → 10: two operations for each weight forward, for its gradient, and for the gradient of all but the first input."""
     run = load_run(runs / "dense-0")
@@ -88,6 +89,7 @@ def test_memcpy_seconds_grow_with_the_size() -> None:
     assert memcpy_seconds(0) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "shape"),
     [

@@ -49,6 +49,7 @@ def test_other_differences_of_many_values_name_the_first_three(runs: Path) -> No
     assert sentence == "the runs differ in more than their method: rounds (1; 2; 3; 2 more)"
 
 
+@pytest.mark.slow
 def test_compare_mentions_only_runs_of_different_experiments(runs: Path, stragglers: Path) -> None:
     equal = invoke("compare", runs)
     mixed = invoke("compare", runs, stragglers)

@@ -139,6 +139,7 @@ def test_traffic_equals_sums_of_the_ledger(runs: Path) -> None:
     assert (np.diff(traffic.client_bytes) >= 0).all()
 
 
+@pytest.mark.slow
 def test_dropouts_before_and_after_the_download_are_priced(scenario: Make, tmp_path: Path) -> None:
     """Dense updates, and the whole model as downlink, have equal bytes for all clients and rounds."""
     (tmp_path / "trace.csv").write_text("client,first_round,last_round\n" + "".join(f"{c},1,3\n" for c in range(3)))
@@ -204,6 +205,7 @@ def test_python_and_command_have_equal_figures(runs: Path) -> None:
     assert expected["methods"][0]["sampled_share"]["median"] == 0.5
 
 
+@pytest.mark.slow
 def test_command_prints_tables_of_eighty_columns(runs: Path) -> None:
     options = ("--clients", "1000000", "--rounds-per-month", "30", "--price-per-gigabyte", "0.02", "--cap", "400kB/month")
     text = invoke("price", runs, *options).stdout

@@ -21,6 +21,7 @@ from fedsgd.network import ClientTraffic
 from tests.analysis.helpers import PRICING_MODEL, TINY, read_all_traffic
 
 
+@pytest.mark.slow
 def test_client_traffic_equals_sums_of_the_ledger(runs: Path) -> None:
     run = load_run(runs / "topk-0")
     ledger = pd.read_parquet(runs / "topk-0" / "ledger.parquet")

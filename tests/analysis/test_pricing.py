@@ -40,6 +40,7 @@ def test_rounds_without_clients_take_no_time(root: Path, tmp_path: Path) -> None
     assert row.network_costs["slow"].seconds.median == row.network_costs["slow"].n_bytes.median == 0, "no client took part"
 
 
+@pytest.mark.slow
 def test_price_equals_computation_by_pandas(runs: Path) -> None:
     """All clients of all rounds by pandas, on a link of 1 Mbit/s up, 4 Mbit/s down and 20 ms one way."""
     run = load_run(runs / "topk-0")
@@ -77,6 +78,7 @@ def test_price_of_several_models_equals_single_prices(runs: Path) -> None:
         np.testing.assert_array_equal(price(run, [model])[0].cumulative_seconds, priced.cumulative_seconds)
 
 
+@pytest.mark.slow
 def test_price_of_run_that_depended_on_time_is_refused(stragglers: Path) -> None:
     with pytest.raises(ReportError, match=r"cannot be priced on another network: \[participation\] deadline = 60 s decided"):
         price(load_run(stragglers), [PRICING_MODEL])

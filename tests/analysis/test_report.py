@@ -64,6 +64,7 @@ def test_report_selects_tuned_values_by_its_default_target(runs: Path, tmp_path:
     assert selected == [({"client.optimizer.lr": 0.05}, parse_target(0.9))]
 
 
+@pytest.mark.slow
 def test_report_command_mentions_runs_of_different_experiments(runs: Path, stragglers: Path, tmp_path: Path) -> None:
     options = ("--network", "4g", "--target", "0.3", "--out")
     result = invoke("report", runs / "topk-0", stragglers, *options, tmp_path / "page.html")

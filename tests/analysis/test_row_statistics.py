@@ -253,6 +253,7 @@ def seeds(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_command_prints_ratios_within_80_columns(seeds: Path) -> None:
     result = invoke("compare", seeds, "--target", "0.3", "--network", "4g")
     assert result.exit_code == 0, result.output
@@ -318,6 +319,7 @@ def test_sweep_prints_best_values_edges_cost_of_tuning_and_ratios(seeds: Path, c
     assert max(len(line) for line in lines[: lines.index("medians over the finished seeds of each row")]) <= 80
 
 
+@pytest.mark.slow
 def test_commands_without_intervals_do_not_load_scipy(seeds: Path) -> None:
     code = f"""
 import sys

@@ -24,6 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_price_of_a_directory_is_that_of_the_pricing_model(folder: Path) -> None:
     model = build_pricing_model("3g", device_name="laptop", deadline="30 s")
     (expected,) = price_run(load_run(folder), [model])
@@ -33,6 +34,7 @@ def test_price_of_a_directory_is_that_of_the_pricing_model(folder: Path) -> None
     assert priced.pricing_model.deadline_seconds == 30.0
 
 
+@pytest.mark.slow
 def test_slower_device_makes_a_run_slower(folder: Path) -> None:
     devices = [fedsgd.networks.Device(compute=f"{rate} MFLOP/s", copy="1 GB/s") for rate in (1, 1000)]
     slow, fast = (fedsgd.price(folder, "1g", device=device).cumulative_seconds[-1] for device in devices)

@@ -9,6 +9,7 @@ import pytest
 from tests.analysis.helpers import invoke
 
 
+@pytest.mark.slow
 def test_compare_fits_80_columns_and_names_what_it_drops(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     result = invoke("compare", runs, "--network", "4g,3g,wifi,lora", "--target", "0.3", "--price-per-gigabyte", "1")

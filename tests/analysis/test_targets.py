@@ -41,6 +41,7 @@ def target(methods: list[Method]) -> Target:
     return Target("loss", below=math.ceil(100 * max(lowest)) / 100)
 
 
+@pytest.mark.slow
 def test_comparison_has_the_rounds_at_which_the_loss_falls_to_the_target(methods: list[Method], target: Target) -> None:
     comparison = compare(methods, str(target), {"slow": PRICING_MODEL})
     assert comparison.target == target
@@ -124,6 +125,7 @@ def test_wrong_target_option_is_one_line(runs: Path, tmp_path: Path, command: st
     assert len(result.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command", [("compare", "--json"), ("price", "--network", "4g", "--json"), ("report", "--out", "r.html")]
 )
@@ -159,6 +161,7 @@ def test_default_target_without_accuracy_is_a_loss_that_all_methods_reach(method
     assert choose_default_target(with_target) == Target("loss", below=0.25)
 
 
+@pytest.mark.slow
 def test_payload_and_figures_have_the_metric_of_the_target(methods: list[Method], target: Target) -> None:
     options = ReportOptions("Loss", target, PRICING_MODEL, "slow")
     payload = build_payload(methods[:1], options)

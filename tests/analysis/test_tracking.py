@@ -14,6 +14,8 @@ from fedsgd.network import build_pricing_model
 from fedsgd.trackers import RunFinished, RunStarted, TrackerWarning
 from tests.analysis.helpers import PRICING_MODEL, TINY
 
+pytestmark = pytest.mark.slow
+
 
 class RecordingTracker:
     """Tracker that stores its calls."""
@@ -32,7 +34,6 @@ class RecordingTracker:
         self.outcomes.append(outcome)
 
 
-@pytest.mark.slow
 def test_priced_tracker_forwards_times_on_networks(root: Path, tmp_path: Path) -> None:
     tracker, pricing_models = RecordingTracker(), {"4g": build_pricing_model("4g"), "slow": PRICING_MODEL}
     scenario = fedsgd.load(root / "scenarios" / "quickstart.toml", {**TINY, "rounds": 3})
@@ -46,7 +47,6 @@ def test_priced_tracker_forwards_times_on_networks(root: Path, tmp_path: Path) -
         assert list(seconds) == priced.cumulative_seconds[1:].tolist()
 
 
-@pytest.mark.slow
 def test_priced_tracker_of_unpriceable_run_forwards_the_rest(root: Path, tmp_path: Path) -> None:
     settings = {"rounds": 2, "client.epochs": 1}
     with_deadline = fedsgd.load(root / "scenarios" / "participation" / "stragglers.toml", settings)

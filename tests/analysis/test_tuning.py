@@ -113,6 +113,7 @@ def test_share_of_zero_is_the_method_of_runs_without_the_key(runs: Path, tmp_pat
     assert [len(method.runs) for method in load_methods([runs / "dense-0", zero])] == [2]
 
 
+@pytest.mark.slow
 def test_sweep_that_tunes_is_compared_by_its_validation_split(root: Path, tmp_path: Path) -> None:
     scenario = fedsgd.load(root / "scenarios" / "quickstart.toml", {"rounds": 2, "client.epochs": 1})
     fedsgd.sweep(scenario, tune={LR: [0.02, 0.1]}, out=tmp_path / "sweep")

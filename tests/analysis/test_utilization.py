@@ -72,6 +72,7 @@ def test_utilization_equals_computation_by_pandas(runs: Path) -> None:
     assert priced.round_time_model.utilization(1e6, 4e6, 0.02) == pytest.approx(slowest.training.sum() / total, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_utilizations_summarize_seeds_and_leave_out_unpriced_methods(runs: Path, stragglers: Path) -> None:
     methods = load_methods([("top-k", runs / "topk-0"), ("top-k", runs / "topk-1"), ("late", stragglers)])
     model = PricingModel(Network(Link(1e6, 4e6, 0.02)), PHONE, SERVER, training_seconds=3.0)
@@ -97,6 +98,7 @@ def test_training_option_replaces_the_operations_of_clients_that_trained(runs: P
         build_pricing_model("4g", training="1s", flops="1 GFLOP/s")
 
 
+@pytest.mark.slow
 def test_price_command_prints_utilization_in_80_columns_and_in_json(runs: Path) -> None:
     arguments = (
         "price",

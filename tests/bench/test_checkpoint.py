@@ -8,6 +8,8 @@ import pytest
 
 from tests.bench.checkpoint import measure_registered, measure_run, measure_states
 
+pytestmark = pytest.mark.slow
+
 
 def test_benchmark_measures_a_run_states_and_registered_clients(tmp_path: Path) -> None:
     run = measure_run(tmp_path, n_rounds=1, n_examples=1000)

@@ -17,6 +17,7 @@ SIZES = (2000, 5000)
 UNAVAILABLE = {"dgc", "sign", "int8", "qsgd", "eden"} - {"int8" if name == "integer" else name for name in COMPRESSORS}
 
 
+@pytest.mark.slow
 def test_codec_benchmark_reports_every_case(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "figures.json"
     main(["--sizes", "2000,5000", "--repetitions", "1", "--pool", "1", "--json", str(file)])

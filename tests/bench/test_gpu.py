@@ -11,6 +11,7 @@ import pytest
 from tests.bench import gpu
 
 
+@pytest.mark.slow
 def test_works_have_the_cohorts_and_batches_of_their_names() -> None:
     works = {work.load.name: work for work in gpu.WORKS}
     pfl = works["CIFAR-10 CNN"]
@@ -34,6 +35,7 @@ def test_cells_beyond_the_time_say_so() -> None:
     assert (ratios[0], ratios[-1]) == ("1.00", "5.00"), "the naive loop, and 25 clients a second to its 5"
 
 
+@pytest.mark.slow
 def test_error_of_a_law_or_cell_is_reported_and_the_others_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("no memory")

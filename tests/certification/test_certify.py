@@ -59,6 +59,8 @@ from fedsgd.system.global_generators import read_generator_states
 from fedsgd.wire import Sections, decode_values, encode_values
 from tests.laws import planted, planted_bytes, planted_rounds
 
+pytestmark = pytest.mark.slow
+
 SMALL_SAMPLE: dict[str, Any] = {"data": "gaussian", "size": 1000}
 USER_MODULE = """
 import os
@@ -182,7 +184,6 @@ def list_broken_laws(certificate: Certificate) -> dict[str, str]:
 
 
 @pytest.mark.nightly
-@pytest.mark.slow
 @pytest.mark.usefixtures("fresh_interpreter")
 def test_dense_float32_has_32_bits_a_parameter_and_no_error() -> None:
     certificate = fedsgd.certify("dense", **SMALL_SAMPLE)
@@ -201,7 +202,6 @@ def test_dense_float32_has_32_bits_a_parameter_and_no_error() -> None:
 
 
 @pytest.mark.nightly
-@pytest.mark.slow
 def test_rand_k_has_the_stated_variance_and_no_bias() -> None:
     errors = certify_small(RandK(density=0.1)).errors
     assert errors is not None
@@ -212,7 +212,6 @@ def test_rand_k_has_the_stated_variance_and_no_bias() -> None:
     assert errors.stated_contraction is None
 
 
-@pytest.mark.slow
 def test_top_k_is_biased_and_contracts_more_than_stated() -> None:
     certificate = fedsgd.certify("top-k", {"density": 0.1}, **SMALL_SAMPLE)
     traffic, errors = certificate.traffic, certificate.errors
@@ -241,7 +240,6 @@ def test_entropy_of_bytes_is_zeroth_order() -> None:
     assert measure._entropy_bits(np.array([])) == 0
 
 
-@pytest.mark.slow
 @pytest.mark.nightly
 def test_scheme_errors_are_delivered_and_undelivered_updates() -> None:
     certificate = fedsgd.certify("top-k", {"density": 0.1}, error_feedback="persist", **SMALL_SAMPLE)
@@ -305,7 +303,6 @@ def test_reference_frame_of_scheme_is_counted_and_decoded() -> None:
     assert "reference frame, bytes" in report.to_markdown(certificate)
 
 
-@pytest.mark.slow
 def test_certificate_has_a_result_for_every_law() -> None:
     laws = [law.__name__ for law in (*SAMPLED_VECTOR_LAWS, *INPUT_LAWS)]
     names = [name for name in laws if name not in ("mean_error", "variance")]  # dense is neither unbiased nor random
@@ -323,7 +320,6 @@ def test_certificate_has_a_result_for_every_law() -> None:
 
 
 @pytest.mark.sampled
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("compressor", "law", "figures"),
     [
@@ -343,7 +339,6 @@ def test_broken_law_is_reported_with_its_figures(compressor: Any, law: str, figu
 
 
 @pytest.mark.nightly
-@pytest.mark.slow
 def test_broken_law_gives_exit_status_1(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path, str(root)])
     result = run_certify("tests.laws.planted:SignInAByte")
@@ -370,7 +365,6 @@ def test_exception_of_compressor_is_a_broken_law_with_its_location(user_folder: 
     assert report.build_comparison_rows([certificate])[0][2:7] == ("", "", "", "", "")
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("fresh_interpreter")
 @pytest.mark.nightly
 def test_bytes_that_differ_in_a_fresh_interpreter_are_not_reproducible(user_folder: Path) -> None:
@@ -384,7 +378,6 @@ def test_bytes_that_differ_in_a_fresh_interpreter_are_not_reproducible(user_fold
 
 
 @pytest.mark.nightly
-@pytest.mark.slow
 @pytest.mark.usefixtures("fresh_interpreter")
 def test_decoder_that_uses_more_than_the_bytes_breaks_a_law(user_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TMPDIR", "TEMP", "TMP"):
@@ -410,7 +403,6 @@ def test_decoder_that_uses_more_than_the_bytes_breaks_a_law(user_folder: Path, m
 
 
 @pytest.mark.nightly
-@pytest.mark.slow
 @pytest.mark.usefixtures("fresh_interpreter")
 def test_client_that_reads_the_aggregate_from_the_process_is_not_reproducible() -> None:
     compressors = [planted_bytes.FreeReference(TopK()), CAFe(TopK())]
@@ -426,7 +418,6 @@ def test_certificate_of_a_seeding_compressor_leaves_the_global_generators_alone(
     assert read_generator_states() == before
 
 
-@pytest.mark.slow
 def test_class_in_main_within_a_scheme_is_not_tried_in_a_fresh_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planted_rounds.PeekingDecoder, "__module__", "__main__")
     certificate = fedsgd.certify(ErrorFeedback(planted_rounds.PeekingDecoder(0.1)), **SMALL_SAMPLE)
@@ -438,7 +429,6 @@ def test_class_in_main_within_a_scheme_is_not_tried_in_a_fresh_interpreter(monke
     assert f"{len(unbroken.laws) - 2} of {len(unbroken.laws)} laws hold, 2 not tried: " in repr(unbroken)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("fresh_interpreter")
 @pytest.mark.nightly
 def test_decoder_that_does_not_return_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -451,7 +441,6 @@ def test_decoder_that_does_not_return_is_stopped(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.nightly
-@pytest.mark.slow
 @pytest.mark.usefixtures("fresh_interpreter")
 def test_fresh_interpreter_that_cannot_start_or_unpickle_gives_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     class Local(TopK):
@@ -542,7 +531,6 @@ def test_invalid_arguments_raise_scenario_error() -> None:
         fedsgd.certify(number, **SMALL_SAMPLE)
 
 
-@pytest.mark.slow
 def test_user_class_is_certified(user_folder: Path) -> None:
     result = run_certify("mine_certified:Half", "--json", "--set", "density=0.25")
     assert result.exit_code == 0, result.output
@@ -557,7 +545,6 @@ def test_user_class_is_certified(user_folder: Path) -> None:
 
 
 @pytest.mark.nightly
-@pytest.mark.slow
 def test_command_imports_a_module_of_the_working_directory(user_folder: Path, root: Path) -> None:
     command = [sys.executable, "-m", "fedsgd", "certify", "mine_certified:Half", "--data", "laplace", "--size", "500"]
     environment = {**os.environ, "PYTHONPATH": str(root)}
@@ -606,7 +593,6 @@ def test_tables_fit_a_terminal_of_80_columns(user_folder: Path) -> None:
 
 
 @pytest.mark.nightly
-@pytest.mark.slow
 def test_table_of_all_compressors_is_sorted_by_bits_per_parameter(monkeypatch: pytest.MonkeyPatch) -> None:
     tables = json.loads(run_certify("--all", "--no-laws", "--json").stdout)
     certificates = certify_all(laws=False, **SMALL_SAMPLE)

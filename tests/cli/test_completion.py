@@ -76,6 +76,7 @@ def test_completions_continue_the_last_word(line: str, expected: list[str]) -> N
     assert sorted(complete(line)) == sorted(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "line",
     ["fedsgd explain ", "fedsgd run x.toml --set uplink.compressor.", "fedsgd price a --network ", "fedsgd compare runs/"],

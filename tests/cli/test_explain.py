@@ -40,6 +40,7 @@ def test_listed_section_has_each_key_with_default_type_and_meaning(name: str) ->
     assert section["keys"][1]["bounds"] == {"minimum": 0, "exclusiveMaximum": 1}
 
 
+@pytest.mark.slow
 def test_list_of_sections_has_all_sections_and_keys() -> None:
     output = fedsgd("list", "sections").stdout
     assert all(f"\n  [{name}]: " in output for name in list_sections()[1:])

@@ -23,6 +23,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.slow
 def test_scenario_without_options_is_written_and_runs() -> None:
     result = fedsgd("init")
     assert (result.exit_code, result.stdout) == (0, "written to scenario.toml\nnext: fedsgd run scenario.toml\n")

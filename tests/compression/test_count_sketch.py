@@ -23,6 +23,7 @@ def test_sketches_are_additive_and_large_coordinates_can_be_read() -> None:
     assert sorted(np.argsort(-np.abs(estimates))[:3].tolist()) == [5, 77, 1999]
 
 
+@pytest.mark.slow
 def test_count_sketch_of_one_row_has_the_variance_of_the_docstring() -> None:
     x, op = draw_gaussian(40), CountSketch(0.25, rows=1)
     errors = np.mean([np.square(encode_and_decode(op, x, make_context(40, r)) - x) for r in range(1, 5001)], axis=0)

@@ -112,6 +112,7 @@ def test_dgc_masking_clears_sent_entries_and_a_lost_reply_restores_them() -> Non
     assert replace(scheme, masking=False).send(x, {}, make_context(4)).state["u"].tolist() == x.tolist()
 
 
+@pytest.mark.slow
 def test_dgc_clip_grows_with_the_root_of_the_cohort() -> None:
     """|x| = 5, clip 1 and four clients: the clipped norm is 2."""
     x = np.array([3, 4], dtype=np.float32)

@@ -11,6 +11,8 @@ from tests.compression.helpers import (
     make_context,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def test_qsgd_level_frequencies_equal_their_probabilities() -> None:
     """s = 2 on (.6, .8): 2·.6 = 1.2 is rounded up to 2 in a fifth of the draws, 1.6 in three fifths."""

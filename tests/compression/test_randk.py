@@ -38,6 +38,7 @@ def test_random_support_of_a_context_never_changes() -> None:
     assert random_support(5, CodecContext(0, 1, 0, ParameterLayout.from_size(1000))).tolist() == SUPPORT
 
 
+@pytest.mark.slow
 def test_scaled_rand_k_has_the_stated_variance() -> None:
     """E|C(x) − x|² = (P/k − 1)|x|², as the mean over 6000 supports of a short vector."""
     x = np.random.default_rng(3).standard_normal(40).astype(np.float32)

@@ -147,6 +147,7 @@ def test_user_subclass_of_each_compressor_passes_in_every_wrapper(name: str, siz
         try_it(compressor, example_layout(size))
 
 
+@pytest.mark.slow
 def test_every_setting_of_built_in_compressors_passes() -> None:
     layout = example_layout(SIZE)
     x = draw_gaussian(np.random.default_rng(0), SIZE) * VECTOR_SCALE

@@ -23,6 +23,7 @@ from tests.compression.helpers import (
 from tests.effort import nightly_unless
 
 
+@pytest.mark.slow
 @pytest.mark.sampled
 @pytest.mark.parametrize(
     "op",

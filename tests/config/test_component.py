@@ -98,6 +98,7 @@ def validated_classes() -> list[type[ValidatedConfig]]:
     return [cls for cls in classes if not inspect.isabstract(cls)]
 
 
+@pytest.mark.slow
 def test_invalid_value_for_any_field_is_refused_in_plain_words() -> None:
     n_refused, kinds = 0, set()
     for cls in validated_classes():

@@ -40,6 +40,8 @@ from fedsgd.scenario.target import parse_target
 from fedsgd.sweeps.runner import sweep
 from fedsgd.trackers.base import RunStarted
 
+pytestmark = pytest.mark.slow
+
 Make = Callable[..., Scenario]
 HERE = __name__
 SHORT = {"rounds": 2, "report.target_accuracy": 0.05}

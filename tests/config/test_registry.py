@@ -165,6 +165,7 @@ def test_listing_names_plugins_their_packages_and_their_faults() -> None:
     assert COMPRESSORS["top-k"] is TopK
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("installed_package")
 def test_plugin_is_explained_and_its_faults_are_messages() -> None:
     (component,) = explain("own-top-k").components

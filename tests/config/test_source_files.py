@@ -127,6 +127,7 @@ def write_scenario(tmp_path: Path) -> Iterator[Callable[..., Path]]:
             del sys.modules[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["load", "run", "build", "sweep", "plan"])
 def test_module_next_to_a_scenario_is_imported(way: str, write_scenario: Callable[..., Path], tmp_path: Path) -> None:
     search_path, scenario = list(sys.path), write_scenario("one", "own_part")
@@ -248,6 +249,7 @@ def test_folders_with_the_same_file_under_two_paths_are_the_same(write_scenario:
     assert fedsgd.load(scenario) == fedsgd.load(tmp_path / "two" / "own.toml")
 
 
+@pytest.mark.slow
 def test_scenario_that_was_loaded_from_a_file_keeps_its_module(write_scenario: Callable[..., Path], tmp_path: Path) -> None:
     scenario = fedsgd.load(write_scenario("one", "own_kept")).with_settings({"rounds": 2, "checkpoint.every": 1})
     assert "own_kept:Half" in scenario.to_toml()
@@ -280,6 +282,7 @@ def test_threads_that_load_scenarios_find_the_modules_of_their_folders(
     assert sorted(new) == sorted(str(tmp_path / str(i)) for i in range(folders))
 
 
+@pytest.mark.slow
 def test_threads_leave_the_path_as_it_was() -> None:
     def search(i: int) -> None:
         with search_folders([f"/absent/{i % 2}"] * 3):
@@ -289,7 +292,7 @@ def test_threads_leave_the_path_as_it_was() -> None:
     sys.setswitchinterval(1e-6)
     try:
         with ThreadPoolExecutor(4) as pool:
-            list(pool.map(search, range(10_000)))
+            list(pool.map(search, range(1500)))
     finally:
         sys.setswitchinterval(interval)
     assert sys.path == before

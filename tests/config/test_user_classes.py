@@ -63,6 +63,7 @@ def test_paths_of_a_scenario_are_those_of_all_families(scenario: Make, user_fold
     ]
 
 
+@pytest.mark.slow
 def test_identity_changes_with_the_source_of_the_class_and_of_its_imports(user_folder: Path) -> None:
     write_rules(user_folder, "identified_rules")
     path = "identified_rules:HalfTopK"
@@ -79,6 +80,7 @@ def test_identity_changes_with_the_source_of_the_class_and_of_its_imports(user_f
     assert reload_identity(path).sha256 not in (identity.sha256, other_helper.sha256)
 
 
+@pytest.mark.slow
 def test_identity_of_an_installed_class_has_its_release(monkeypatch: pytest.MonkeyPatch) -> None:
     (identity,) = identify_classes(["numpy.random:Generator"])
     assert identity.release.startswith("numpy ")

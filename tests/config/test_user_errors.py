@@ -205,6 +205,7 @@ def test_partitioner_that_raises_is_named(scenario: Make) -> None:
     assert re.fullmatch(rf"data.partition \({__name__}:BadPartitioner\): {cause}", text)
 
 
+@pytest.mark.slow
 def test_compressor_that_raises_at_a_client_is_named(scenario: Make) -> None:
     text = run_error(scenario({"uplink.compressor": f"{__name__}:BadOperator", "server.cohort": N}))
     cause = rf"ZeroDivisionError: no {LOCATION} encode\)"

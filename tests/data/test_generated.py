@@ -117,6 +117,7 @@ def test_test_examples_come_from_further_clients() -> None:
             train.examples_of(client)
 
 
+@pytest.mark.slow
 def test_all_examples_of_too_many_clients_raise_error() -> None:
     _, train, _ = generate_clients(Synthetic(clients=10**6), 0.0, 0)
     with pytest.raises(
@@ -132,6 +133,7 @@ def test_all_examples_of_too_many_clients_raise_error() -> None:
     assert unequal.sizes_of(range(n)).sum() <= MAX_MATERIALIZED_EXAMPLES < unequal.sizes_of(range(n + 1)).sum()
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_number_of_clients() -> None:
     def measure_peak(n: int) -> int:
         tracemalloc.start()
@@ -170,6 +172,7 @@ def test_cohort_larger_than_generated_clients_raises_error() -> None:
     assert build_experiment(make_scenario({"server.fraction": 0.5})).plan.cohort_size == 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("held_out", [0.0, 0.25])
 def test_worker_count_changes_no_result(held_out: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedsgd.runtime.workers.pool.MIN_DISTRIBUTED_EVALUATION", 0)
@@ -222,6 +225,7 @@ def test_synthetic_settings_beyond_float32_raise_error(key: str) -> None:
     build_experiment(make_scenario({f"data.{key}": 3e38, "data.iid": False}))
 
 
+@pytest.mark.slow
 def test_partition_summary_of_many_clients_has_first_thousand() -> None:
     split = summarize_partition(make_scenario({"data.clients": 10**6, "data.held_out": 0.25}))
     assert (len(split.sizes), split.n_registered, split.n_unassigned) == (1000, 10**6, 0)
@@ -237,6 +241,7 @@ def test_partition_summary_of_many_clients_has_first_thousand() -> None:
     assert few.counts[7].tolist() == labels.tolist()
 
 
+@pytest.mark.slow
 def test_partition_command_of_many_clients_names_the_shown_part(root: Path, tmp_path: Path) -> None:
     file, settings = str(root / "scenarios" / "synthetic.toml"), ["--set", "data.clients=5000", "--set", "data.examples=3"]
     result = CliRunner().invoke(main, ["partition", file, *settings, "--picture", str(tmp_path / "split.png")])

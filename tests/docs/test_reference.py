@@ -31,6 +31,8 @@ from tests.docs.key_pages import FAMILIES, list_dotted_keys
 from tests.docs.markdown import MAX_LINES, escape
 from tests.docs.python_pages import list_registry_constants
 
+pytestmark = pytest.mark.slow
+
 COMMAND = "python -m tests.docs.generate"
 HAND_WRITTEN = {"wire-format.md", "wire-format-values.md", "glossary.md"}
 
@@ -197,7 +199,6 @@ def test_column_without_a_meaning_is_refused() -> None:
     assert read_rows("| column | type | meaning |\n|---|---|---|\n| a, b | int | sum |") == {"a, b": ("int", "sum")}
 
 
-@pytest.mark.slow
 def test_keys_of_summary_have_an_entry() -> None:
     summary = fedsgd.run(fedsgd.Scenario(name="digits", rounds=1)).summary
     documented = list_summary_keys()

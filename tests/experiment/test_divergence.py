@@ -134,6 +134,7 @@ def test_run_without_evaluations_is_not_divergent() -> None:
 # ------------------------------------------------------------------------------------------------------------- where it is shown
 
 
+@pytest.mark.slow
 def test_initial_metrics_match_the_untrained_model_in_pytorch(blobs: Dataset, scenario: Make) -> None:
     """PyTorch computes cross-entropy and accuracy from the same initial weights on the same test examples."""
     import torch
@@ -151,6 +152,7 @@ def test_initial_metrics_match_the_untrained_model_in_pytorch(blobs: Dataset, sc
     assert result.summary["diverged"] is None
 
 
+@pytest.mark.slow
 def test_failure_of_initial_metrics_keeps_the_finished_run(blobs: Dataset, scenario: Make) -> None:
     rounds: list[int] = []
     failures = 0
@@ -194,6 +196,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
     return summary
 
 
+@pytest.mark.slow
 def test_summary_field_diverged_is_none_for_a_run_that_learns(runs: Path) -> None:
     bad, good = read_summary(runs / "bad"), read_summary(runs / "good")
     loss, initial = bad["final_metrics"]["loss"], bad["initial_metrics"]["loss"]
@@ -234,6 +237,7 @@ def test_residuals_of_error_feedback_warn_only_under_unbounded_growth(
     assert not diverged or evidence.startswith("residual norm ")
 
 
+@pytest.mark.slow
 def test_compare_names_the_divergent_seed_in_every_format(runs: Path, tmp_path: Path) -> None:
     outs = [tmp_path / f"table{suffix}" for suffix in (".md", ".csv", ".json", ".tex")]
     options = [option for out in outs for option in ("--out", out)]

@@ -59,6 +59,7 @@ def test_worst_tenth_is_rounded_up_to_whole_clients() -> None:
     assert values["client_accuracy_worst_tenth"] == pytest.approx((0 + 0.05 + 0.1) / 3)
 
 
+@pytest.mark.slow
 def test_optional_evaluations_are_named_in_summary_and_table(scenario: Make, tmp_path: Path) -> None:
     settings = {"data.held_out": 0.25, "evaluation.clients": True, "evaluation.training": True, "evaluation.every": 2}
     result = run(scenario(settings), out=tmp_path / "run")
@@ -99,6 +100,7 @@ def test_accuracy_by_client_matches_separate_evaluations(scenario: Make) -> None
     assert values["client_accuracy_std"] == pytest.approx(np.std(accuracies), rel=1e-12)
 
 
+@pytest.mark.slow
 def test_test_examples_of_clients_are_all_held_out_examples_together(scenario: Make) -> None:
     settings = {"data.held_out": 0.3, "evaluation.clients": True, "evaluation.test": "clients"}
     results = [run(scenario(settings), execution=ExecutionConfig(workers=workers)) for workers in (1, 2)]
@@ -118,6 +120,7 @@ def test_test_examples_of_clients_without_any_raise_error(scenario: Make) -> Non
         build_experiment(scenario({"evaluation.test": "clients"}))
 
 
+@pytest.mark.slow
 def test_accuracy_of_each_client_is_in_the_result_and_in_a_file(scenario: Make, tmp_path: Path) -> None:
     custom = scenario({"data.held_out": 0.1, "evaluation.clients": True, "data.partition.clients": 300, "rounds": 1})
     custom = custom.with_settings({"downlink.compressor.values": "bfloat16"})  # clients are tested on what they decode
@@ -202,6 +205,7 @@ def test_non_finite_client_accuracy_is_distinguished_from_no_examples(scenario: 
     assert min(table["test_examples"]) > 0
 
 
+@pytest.mark.slow
 def test_client_examples_are_evaluated_once_a_round(scenario: Make) -> None:
     n_examples = 0
 

@@ -54,6 +54,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.sampled
 @pytest.mark.parametrize("settings", CASES.values(), ids=CASES.keys())
 def test_steps_give_the_results_of_run(scenario: Make, settings: dict[str, Any]) -> None:
@@ -66,6 +67,7 @@ def test_steps_give_the_results_of_run(scenario: Make, settings: dict[str, Any])
     assert (federation.client_accuracy is None) == (result.client_accuracy is None)
 
 
+@pytest.mark.slow
 def test_steps_with_workers_give_the_results_of_one_process(scenario: Make) -> None:
     with fedsgd.build(scenario(), execution=fedsgd.ExecutionConfig(workers=2)) as federation:
         state, _ = run_all_rounds(federation)
@@ -85,6 +87,7 @@ def test_federation_gives_access_to_its_description(scenario: Make, tmp_path: Pa
 # ------------------------------------------------------------------------------------------------------ the latest state alone
 
 
+@pytest.mark.slow
 def test_older_state_is_refused_and_the_latest_continues(scenario: Make) -> None:
     with fedsgd.build(scenario()) as federation:
         first = federation.initial_state()

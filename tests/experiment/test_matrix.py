@@ -254,6 +254,7 @@ def restored_accuracy(parts: list[tuple[Examples, nn.Module]]) -> float:
     return float(torch.cat(correct).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["model", "shift"])
 def test_evaluated_model_that_differs_from_the_server_model_has_its_own_file(policy: str, tmp_path: Path) -> None:
     compressor = {"name": "dense", "values": "bfloat16"} if policy == "model" else {"name": "top-k", "density": 0.1}
@@ -271,6 +272,7 @@ def test_evaluated_model_that_differs_from_the_server_model_has_its_own_file(pol
     assert any(not torch.equal(server[name], evaluated[name]) for name in server)
 
 
+@pytest.mark.slow
 def test_loss_with_parameters_has_its_own_file(tmp_path: Path) -> None:
     scenario = make_scenario(CASES["loss with a parameter"], tmp_path / "data.npz", 4)
     result = fedsgd.run(scenario, out=tmp_path / "run")
@@ -285,6 +287,7 @@ def test_loss_with_parameters_has_its_own_file(tmp_path: Path) -> None:
         assert float(loss(module(x), y)) == pytest.approx(result.history[-1].metrics["loss"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_state_in_an_attribute_raises_a_warning_with_its_name(tmp_path: Path) -> None:
     scenario = make_scenario(CASES["counter"], tmp_path / "data.npz", 4)
     with pytest.warns(ModelWarning, match="training changes Counter.calls in Python, which is reset for each client"):

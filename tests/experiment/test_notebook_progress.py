@@ -37,6 +37,7 @@ def test_long_run_shows_one_line_that_ends_with_the_result(
     assert outputs[-1][0].endswith(result.history[-1].describe())
 
 
+@pytest.mark.slow
 def test_short_run_and_run_with_a_callback_show_nothing(
     outputs: list[tuple[str, bool]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -56,6 +56,7 @@ def test_counts_add_up_to_the_dataset() -> None:
     assert whole.n_unassigned == 0
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The sum of partition sizes:UserWarning")
 def test_held_out_and_unassigned_examples_are_counted_separately() -> None:
     with_held_out = split(held_out=0.25)
@@ -162,6 +163,7 @@ def random_split(clients: int, classes: int) -> PartitionSummary:
     return PartitionSummary("s", "p", names, counts, counts.sum(axis=1), None, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("clients", "classes"),
     nightly_unless(lambda size: size in ((1, 1), (1000, 65)), [(1, 1), (10, 10), (40, 62), (41, 10), (1000, 65), (5000, 3)]),
@@ -179,6 +181,7 @@ def test_pictures_of_any_size_are_valid_and_reproducible(clients: int, classes: 
     assert (tmp_path / "0.svg").stat().st_size < 600_000
 
 
+@pytest.mark.slow
 def test_pictures_of_regression_targets_are_drawn(tmp_path: Path) -> None:
     for clients in (4, 60):
         sizes = np.arange(1, clients + 1)
@@ -198,6 +201,7 @@ def test_bar_lengths_are_the_client_sizes() -> None:
     assert lefts.T.tolist() == (partition.counts.cumsum(axis=1) - partition.counts).tolist(), "stacked without gaps"
 
 
+@pytest.mark.slow
 def test_map_sorts_clients_by_their_largest_class() -> None:
     from fedsgd.analysis.figures.partition import _draw_map
 
@@ -274,6 +278,7 @@ def fedsgd(root: Path) -> Callable[..., Result]:
     return call
 
 
+@pytest.mark.slow
 def test_partition_command_prints_a_table_and_draws_a_picture(fedsgd: Callable[..., Result], tmp_path: Path) -> None:
     result = fedsgd("--picture", str(tmp_path / "split.png"), "--set", "data.held_out=0.2")
     assert result.exit_code == 0, result.output

@@ -29,6 +29,8 @@ from fedsgd.scenario.overrides import parse_setting
 from fedsgd.scenario.scenario import Scenario, load, parse_scenario
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.slow
+
 SCENARIOS = ROOT / "scenarios"
 MAX_ERROR = 0.25
 """Relative error of a plan, at most."""
@@ -92,7 +94,6 @@ def small_plan(small_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Ru
 
 
 @pytest.mark.nightly
-@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_plan_differs_from_the_run_by_at_most_a_quarter(name: str, tmp_path: Path) -> None:
     scenario = load(SCENARIOS / name, dict(map(parse_setting, CASES[name])))

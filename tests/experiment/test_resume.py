@@ -34,6 +34,8 @@ from fedsgd.scenario.scenario import Scenario
 from tests.effort import EFFORT, nightly_unless
 from tests.torture import Torturer, find_difference, read_results
 
+pytestmark = pytest.mark.slow
+
 BASE: Mapping[str, Any] = {
     "name": "short",
     "rounds": 5,

@@ -18,6 +18,8 @@ from fedsgd.federation.round_record import RoundRecord
 from fedsgd.sweeps import executor
 from tests.experiment.test_resume import SETTINGS, find_difference, make_scenario, read_results
 
+pytestmark = pytest.mark.slow
+
 ON_DISK = {**SETTINGS["bfloat16 on disk"], "state.store": "memory", "checkpoint.every": 1, "rounds": 12}
 
 

@@ -35,6 +35,8 @@ from fedsgd.storage.run_directory import RUN_FILES
 from fedsgd.wire import encode_values, frame_overhead
 from tests.effort import nightly_unless
 
+pytestmark = pytest.mark.slow
+
 Make = Callable[..., Scenario]
 
 
@@ -320,7 +322,6 @@ OTHER_PROCESSES = {
 
 
 @pytest.mark.nightly  # by day, tests/runtime compares workers and ranks
-@pytest.mark.slow
 @pytest.mark.parametrize("threads", OTHER_PROCESSES)
 def test_digests_repeat_in_other_processes_with_any_threads(root: Path, threads: str) -> None:
     path = root / "scenarios" / "quickstart.toml"
@@ -378,7 +379,6 @@ def test_failed_run_leaves_a_finished_ledger(scenario: Make, tmp_path: Path) -> 
     assert not (tmp_path / "r" / "summary.json").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.nightly
 def test_killed_run_leaves_a_readable_ledger(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"

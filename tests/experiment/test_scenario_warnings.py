@@ -232,6 +232,7 @@ def test_warning_of_a_target_in_the_wrong_direction_names_the_other(scenario: Ma
     )
 
 
+@pytest.mark.slow
 def test_dgc_without_momentum_equals_error_feedback_over_top_k(scenario: Make) -> None:
     dgc = fedsgd.run(scenario({**DGC, "uplink.compressor.momentum": 0.0})).summary
     top_k = fedsgd.run(scenario()).summary
@@ -282,6 +283,7 @@ def write_scenario(scenario: Make, folder: Path, settings: Mapping[str, Any] = D
     return path
 
 
+@pytest.mark.slow
 def test_run_in_python_issues_the_warning_and_summarizes_it(scenario: Make, tmp_path: Path) -> None:
     with pytest.warns(ScenarioWarning, match=re.escape(DGC_WARNING)) as records:
         result = fedsgd.run(scenario({"rounds": 1, **DGC}), out=tmp_path / "run")
@@ -304,6 +306,7 @@ def test_script_shows_a_repeated_warning_once_at_its_line(scenario: Make, tmp_pa
     assert process.stderr.count("ScenarioWarning") == 1
 
 
+@pytest.mark.slow
 def test_command_line_prints_the_warning_first_and_in_its_summary(scenario: Make, tmp_path: Path) -> None:
     path = write_scenario(scenario, tmp_path)
     plain, quiet, as_json = (
@@ -346,6 +349,7 @@ def test_sweep_with_a_failing_cell_warns(scenario: Make, tmp_path: Path) -> None
     assert len(records) == 1
 
 
+@pytest.mark.slow
 def test_comparison_and_page_payload_name_the_warning(scenario: Make, tmp_path: Path) -> None:
     from fedsgd.analysis import compare, load_methods
     from fedsgd.analysis.page.payload import ReportOptions, build_payload

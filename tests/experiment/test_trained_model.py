@@ -45,6 +45,7 @@ def test_parameters_and_buffers_of_a_result_are_loaded(tmp_path: Path, dtype: to
     assert not torch.equal(module[2].running_mean, torch.zeros(6, dtype=dtype)), "buffers are trained"
 
 
+@pytest.mark.slow
 def test_parameters_of_a_run_directory_are_those_of_the_evaluated_model(tmp_path: Path) -> None:
     settings = {"downlink.policy": "model", "downlink.compressor": {"name": "dense", "values": "bfloat16"}}
     result = run_net(tmp_path, **settings)
@@ -54,6 +55,7 @@ def test_parameters_of_a_run_directory_are_those_of_the_evaluated_model(tmp_path
     assert equal_states(module, result.state_dict)
 
 
+@pytest.mark.slow
 def test_tensors_of_a_client_are_loaded_on_request(tmp_path: Path) -> None:
     settings = {"model.batch_norm": "local", "data.held_out": 0.2, "evaluation.clients": True}
     result = run_net(tmp_path, **settings)
@@ -85,6 +87,7 @@ def test_named_model_needs_no_class_of_another_section(tmp_path: Path) -> None:
     assert equal_states(load_model(tmp_path / "run"), result.state_dict)
 
 
+@pytest.mark.slow
 def test_module_of_python_is_not_built_again(tmp_path: Path) -> None:
     run_net(tmp_path)
     with pytest.raises(ModelError, match=r"the model is a Python object, expected fedsgd\.load_parameters\('.*run', module\)"):

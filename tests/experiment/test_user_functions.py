@@ -120,6 +120,7 @@ def test_changed_buffers_are_named_in_singular_or_plural(names: list[str], probl
     assert problem in str(error.value)
 
 
+@pytest.mark.slow
 def test_metric_never_finite_is_named_in_summary_and_closing_table(capsys: pytest.CaptureFixture[str]) -> None:
     def late(output: Tensor, target: Tensor) -> Tensor:
         counts.append(1)

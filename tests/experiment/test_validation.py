@@ -41,6 +41,7 @@ def rows_by_client(data: Any) -> list[set[int]]:
 # --------------------------------------------------------------------------------------------------------------------- the split
 
 
+@pytest.mark.slow
 def test_validation_examples_are_a_part_of_each_clients_training_examples(scenario: Make) -> None:
     """The partition and the examples of data.held_out stay as they are without a validation split."""
     settings = {"data.partition.name": "shards", "data.partition.clients": 8, "data.held_out": 0.25}
@@ -122,6 +123,7 @@ def test_own_data_in_python_has_validation_columns_after_all_others(blobs: Datas
     assert "validation = 0.1" in (tmp_path / "run" / "scenario.toml").read_text()
 
 
+@pytest.mark.slow
 def test_texts_have_a_validation_split() -> None:
     rng = np.random.default_rng(0)
     train, test = (Examples(rng.integers(0, 9, (n, 7)), rng.integers(0, 9, (n, 7))) for n in (40, 10))
@@ -151,6 +153,7 @@ def test_local_models_are_evaluated_on_the_clients_own_validation_examples(blobs
     assert tuple(values) == experiment.evaluation.metric_names
 
 
+@pytest.mark.slow
 def test_share_of_zero_changes_no_result(scenario: Make, tmp_path: Path) -> None:
     unset, zero, split = (
         fedsgd.run(scenario(settings), out=tmp_path / name)
@@ -164,6 +167,7 @@ def test_share_of_zero_changes_no_result(scenario: Make, tmp_path: Path) -> None
     assert "validation" not in (tmp_path / "unset" / "scenario.toml").read_text()
 
 
+@pytest.mark.slow
 def test_target_on_validation_figures_stops_a_run(scenario: Make) -> None:
     result = fedsgd.run(scenario({**VALIDATION, "stop.target": "validation_accuracy>0.01"}))
     assert (result.summary["rounds"], result.summary["stopped_by"]) == (1, "target")

@@ -23,6 +23,8 @@ from fedsgd.scenario.sections import DownlinkConfig
 from fedsgd.sweeps.cells import plan_cells
 from fedsgd.sweeps.directory import resume_sweep
 
+pytestmark = pytest.mark.slow
+
 Make = Callable[..., Scenario]
 OPERATORS = {"shift": TopK(0.1), "plain": QSGD()}
 SETTINGS: dict[str, dict[str, Any]] = {

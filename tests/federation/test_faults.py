@@ -64,12 +64,14 @@ def test_random_update_has_the_norm_of_the_trained_update_and_its_own_stream() -
     assert not faults.replace_update(np.zeros(5, dtype=np.float32), 0, 1, 0).any()
 
 
+@pytest.mark.slow
 def test_run_without_hostile_clients_is_that_of_a_share_of_zero() -> None:
     plain = final_model(make_scenario())
     assert final_model(make_scenario(kind="scaling", share=0.0)) == plain
     assert final_model(make_scenario(kind="scaling", share=0.3)) != plain
 
 
+@pytest.mark.slow
 def test_all_clients_with_flipped_signs_send_the_opposite_updates() -> None:
     hostile: dict[str, dict[str, object]] = {
         "plain": {},
@@ -81,6 +83,7 @@ def test_all_clients_with_flipped_signs_send_the_opposite_updates() -> None:
     np.testing.assert_allclose(models["flipped"] - models["initial"], models["initial"] - models["plain"], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_two_workers_have_the_same_hostile_clients() -> None:
     scenario = make_scenario(kind="random", share=0.3)
     assert final_model(scenario, workers=2) == final_model(scenario)
@@ -102,6 +105,7 @@ def test_hostile_clients_survive_the_round_trip_through_toml(tmp_path: Path) -> 
     assert fedsgd.load(tmp_path / "hostile.toml") == scenario
 
 
+@pytest.mark.slow
 def test_summary_and_table_of_a_run_name_its_hostile_clients(capsys: pytest.CaptureFixture[str]) -> None:
     hostile_run = fedsgd.run(make_scenario(kind="scaling", share=0.3))
     assert hostile_run.summary["hostile"] == {"clients": 3, "kind": "scaling", "factor": 10.0}

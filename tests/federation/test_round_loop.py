@@ -36,6 +36,8 @@ from fedsgd.wire import Frame, FrameKind, Header, Section, SectionKind, decode_f
 from tests.effort import nightly_unless
 from tests.executions import run_rounds, start_in_process
 
+pytestmark = pytest.mark.slow
+
 Make = Callable[..., Scenario]
 DENSE = {"uplink.compressor.name": "dense", "uplink.error_feedback": "none"}
 PLAIN = {**DENSE, "client.optimizer.name": "sgd", "client.optimizer.lr": 0.1}
@@ -272,7 +274,6 @@ def test_summary_and_table_report_failed_clients(scenario: Make, capsys: pytest.
     assert (quiet["failures"], quiet["first_failure"]) == (0, None)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("weighting", nightly_unless("examples".__eq__, ["examples", "uniform"]))
 def test_mean_with_inclusion_probabilities_is_unbiased(scenario: Make, weighting: str) -> None:
     """Over many draws, the mean of the estimates is the result of full participation (Horvitz and Thompson 1952)."""

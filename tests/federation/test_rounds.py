@@ -66,6 +66,7 @@ def replace_sections(frame: bytes, sections: tuple[Section, ...]) -> bytes:
     return encode_frame(Frame(decode_frame(frame).header, sections))
 
 
+@pytest.mark.slow
 def test_aggregate_does_not_depend_on_the_order_of_replies(scenario: Make) -> None:
     experiment = build_experiment(scenario({"server.cohort": 8, "uplink.compressor.name": "dense"}))
     replies = collect_replies(experiment, range(8))
@@ -91,6 +92,7 @@ def test_aggregate_weights_clients_by_the_weighting_setting(scenario: Make, weig
     assert (next_server.weights == experiment.initial_server_state.weights + mean).all()
 
 
+@pytest.mark.slow
 def test_fedsgd_with_all_clients_equals_gradient_descent_on_all_examples(scenario: Make) -> None:
     """One full-batch step a client, weighted by examples: the gradient of the whole training set."""
     import torch
@@ -165,6 +167,7 @@ def test_residual_is_committed_or_rolled_back_by_the_next_acknowledgement(scenar
     )
 
 
+@pytest.mark.slow
 def test_accepted_reply_is_acknowledged_and_lost_reply_is_not(scenario: Make) -> None:
     """The reply of client 1 in round 1 is lost, so its residual in round 2 is the whole update."""
     experiment = build_experiment(scenario({"server.cohort": 8}))
@@ -284,6 +287,7 @@ def run_n_rounds(experiment: Experiment, n: int, runtime: Any = None) -> list[Fr
     return events
 
 
+@pytest.mark.slow
 def test_observer_gets_all_frames_in_a_fixed_order(scenario: Make) -> None:
     experiment = build_experiment(scenario())
     spy = Spy(experiment)
@@ -344,6 +348,7 @@ def test_corrupted_reply_is_observed_and_ends_the_run(scenario: Make) -> None:
     assert [c.n_coordinates for c in events if c.direction == "up"] == [0] * 4
 
 
+@pytest.mark.slow
 @pytest.mark.sampled
 @pytest.mark.parametrize("spoil", BAD_REPLIES.values(), ids=BAD_REPLIES.keys())
 def test_invalid_reply_ends_the_loop_with_a_wire_error(scenario: Make, spoil: Callable[[Reply], Reply]) -> None:

@@ -31,6 +31,8 @@ from fedsgd.scenario.scenario import Scenario
 from fedsgd.training import LocalTraining, TrainingJob
 from fedsgd.training.selection import EngineChoice, make_engine
 
+pytestmark = pytest.mark.slow
+
 Make = Callable[..., Scenario]
 HALF = {"client.epochs": 5, "participation.stragglers": 0.5}
 DROP = {**HALF, "participation.straggler_policy": "drop"}

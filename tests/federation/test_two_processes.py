@@ -24,6 +24,8 @@ from fedsgd.scenario.scenario import Scenario, parse_scenario
 from tests.effort import nightly_unless
 from tests.executions import run_rounds, start_in_process
 
+pytestmark = pytest.mark.slow
+
 ROUNDS = 4
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
+import pytest
 
 from fedsgd.aggregation import AggregationContext, AggregationResult, Aggregator, WeightedUpdate, weighted_sum
 from fedsgd.compression import StateArrays
@@ -56,6 +57,7 @@ def test_initial_state_stores_no_frame_of_an_exact_model(scenario: Make) -> None
     assert lossy.initial_server_state.public_model.full_model_frame is not None
 
 
+@pytest.mark.slow
 def test_ledger_stores_no_full_model_after_its_round(scenario: Make) -> None:
     for settings, n_frames in (({}, 0), ({"downlink.policy": "difference"}, 1)):
         experiment, ledger = build_experiment(scenario(settings)), Ledger()

@@ -39,6 +39,7 @@ def test_unpacked_content_equals_the_packed_content() -> None:
     assert unpacked["second"]["a"].numpy().tobytes() == values["a"].tobytes()
 
 
+@pytest.mark.slow
 def test_large_payload_is_an_array_and_a_small_payload_a_config_value() -> None:
     large = np.arange(MAX_CONFIG_VALUE_BYTES // 4 + 1, dtype=np.float32) / 1024
     grid = make_grid(nodes=NODES[:2])

@@ -62,6 +62,7 @@ def test_fuzzing_for_two_seconds_finds_no_violation(tmp_path: Path, capsys: pyte
     assert "0 violations" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_frame_is_determined_by_seed_and_number() -> None:
     frames = [fuzz.draw_frame(3, n)[1] for n in range(8)]
     assert frames == [fuzz.draw_frame(3, n)[1] for n in range(8)]

@@ -42,6 +42,7 @@ DAILY_OPTIMIZERS = ("momentum", "adamw")
 """Optimizers without a state, with one vector, and with two vectors and a number of steps."""
 
 
+@pytest.mark.slow
 @pytest.mark.sampled
 @pytest.mark.parametrize("name", ENGINES)
 @pytest.mark.parametrize("optimizer", nightly_unless(DAILY_OPTIMIZERS.__contains__, slow_unless("momentum".__eq__, OPTIMIZERS)))
@@ -308,6 +309,7 @@ class CenteredLoss(nn.Module):
         return loss
 
 
+@pytest.mark.slow
 def test_buffers_of_a_loss_have_the_policy_of_the_module(blobs: Dataset) -> None:
     with pytest.raises(ModelError, match=r"training changes the buffer loss\.mean"):
         build_task(Mlp(), blobs, 0, loss=CenteredLoss())

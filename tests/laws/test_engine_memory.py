@@ -39,6 +39,7 @@ def add_state(task: LearningTask, optimizer: Optimizer, job: TrainingJob, seed: 
     return replace(job, optimizer_state={name: value.numpy() for name, value in buffers.items()}, correction=correction)
 
 
+@pytest.mark.slow
 @pytest.mark.sampled
 @pytest.mark.parametrize("name", ENGINES)
 @each_optimizer
@@ -153,6 +154,7 @@ def test_client_without_examples_returns_its_state_unchanged(name: str, blobs: D
     assert results[1].optimizer_state["velocity"].tobytes() != jobs[1].optimizer_state["velocity"].tobytes()
 
 
+@pytest.mark.slow
 def test_state_of_the_fused_engine_is_in_wire_order() -> None:
     """The fused engine stores channels last."""
     rng = np.random.default_rng(0)

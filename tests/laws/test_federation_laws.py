@@ -111,7 +111,6 @@ def test_client_that_missed_rounds_decodes_the_same_bits(link: ModelBroadcast, p
 
 
 @pytest.mark.sampled
-@pytest.mark.slow
 @pytest.mark.parametrize("link", LINKS.values(), ids=LINKS.keys())
 @examples(10)
 @given(pattern=round_plans(loses_state=False))

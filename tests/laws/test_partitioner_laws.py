@@ -54,7 +54,6 @@ def make_partitioner(name: str, clients: int, labels: np.ndarray) -> Partitioner
 
 
 @pytest.mark.sampled
-@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @examples(20)
 @given(data=st.data())
@@ -80,6 +79,7 @@ def test_more_clients_than_examples_raise_error(name: str) -> None:
         partition_examples(make_partitioner(name, 11, np.zeros(10, int)), make_examples(np.zeros(10, int)), 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", nightly_unless(("iid", "dirichlet", "skewed").__contains__, [name for name in NAMES if name not in SLOW])
 )
@@ -132,6 +132,7 @@ def test_dirichlet_small_alpha_concentrates_classes() -> None:
     assert largest_share(1000.0) < 0.13
 
 
+@pytest.mark.slow
 def test_dirichlet_shares_have_the_mean_and_variance_of_theory() -> None:
     """For one class and 20 clients, a client's share has mean 1/20 and variance (1/20)(19/20)/(20α + 1)."""
     labels = np.zeros(20_000, dtype=np.int64)
@@ -299,6 +300,7 @@ def test_flwr_iid_examples_are_shuffled() -> None:
     assert counts.min() > 30
 
 
+@pytest.mark.slow
 def test_flwr_dirichlet_receives_label_and_seed() -> None:
     partitions = [
         partition_examples(make_flwr_partitioner("DirichletPartitioner", alpha=0.1), LABELLED, seed) for seed in (0, 0, 1)
@@ -309,6 +311,7 @@ def test_flwr_dirichlet_receives_label_and_seed() -> None:
     assert partitions[0].sizes().tolist() != partitions[2].sizes().tolist()
 
 
+@pytest.mark.slow
 def test_flwr_natural_id_clients_are_owners() -> None:
     writer = np.arange(len(LABELS)) % 17
     partition = partition_examples(make_flwr_partitioner("NaturalIdPartitioner", None), make_examples(LABELS, writer), 0)
@@ -328,6 +331,7 @@ def test_flwr_shards_omit_examples() -> None:
 DAILY_FLWR_PARTITIONERS = ("DistributionPartitioner", "ExponentialPartitioner", "InnerDirichletPartitioner")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "partitioner",
     nightly_unless(

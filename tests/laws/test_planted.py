@@ -42,7 +42,6 @@ def test_planted_scheme_breaks_its_law(scheme: CompressionScheme, law: str) -> N
         check_law(scheme, law)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("compressor", "law"), planted_rounds.REJECTED, ids=lambda v: getattr(v, "name", v))
 def test_planted_fault_of_rounds_breaks_its_law(compressor: CompressionOperator | CompressionScheme, law: str) -> None:
     with pytest.raises(LawError, match=rf"^{law}: "):
@@ -75,6 +74,7 @@ def test_client_pairs_with_cancelling_errors_are_accepted() -> None:
     check_compressor(planted.SharedRounding("pair"))
 
 
+@pytest.mark.slow
 def test_stated_shared_support_is_accepted_and_stated_by_composed_compressors() -> None:
     op = planted.StatedSharedSupport(density=0.1, scaled=False)
     check_compressor(op)

@@ -27,7 +27,6 @@ def open_execution(request: Any) -> Iterator[Callable[[Scenario], Execution]]:
         yield lambda scenario: stack.enter_context(make_execution(build_experiment(scenario, workers=2), request.param))
 
 
-@pytest.mark.slow
 def test_list_clients_returns_all_clients_ascending(open_execution: Callable[[Scenario], Execution], scenario: Make) -> None:
     assert list(open_execution(scenario()).runtime.list_clients()) == list(range(8))
 
@@ -48,6 +47,7 @@ def test_exchange_gives_one_outcome_per_message_with_the_bytes_of_client_update(
         assert outcome.frames == expected.frames
 
 
+@pytest.mark.slow
 def test_exchange_does_not_depend_on_the_order_of_messages(
     open_execution: Callable[[Scenario], Execution], scenario: Make
 ) -> None:

@@ -82,6 +82,7 @@ def test_cohorts_of_other_rounds_and_seeds_differ(name: str, folder: Path) -> No
     assert bind_sampler(name, folder, 2, sizes)(1, 20).cohort != cohorts[0]
 
 
+@pytest.mark.slow
 @pytest.mark.sampled
 @pytest.mark.parametrize("name", NAMES)
 def test_clients_without_inclusion_probabilities_are_drawn_equally_often(name: str, folder: Path) -> None:

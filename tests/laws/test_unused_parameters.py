@@ -66,6 +66,7 @@ def train_with_torch(module: nn.Module, job: TrainingJob, local_training: LocalT
     return torch.cat([p.detach().reshape(-1) for p in copied.parameters()]).numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("make", "size"), [(Branch, 1), (Spare, 4)])
 def test_unused_parameter_under_momentum_and_decay_changes_as_in_torch(make: type[nn.Module], size: int) -> None:
     torch.manual_seed(0)
@@ -109,6 +110,7 @@ def test_unused_layer_under_a_proximal_term_decays(engine: str) -> None:
     assert (np.sign(result.update[segment]) == -np.sign(task.initial_parameters[segment])).all()
 
 
+@pytest.mark.slow
 def test_unused_layer_after_one_step_has_a_zero_update() -> None:
     task = build_task(Mlp(), make_dataset(), 0, module=Spare())
     local_training = LocalTraining(PyTorchMomentum(lr=0.1, weight_decay=0.1), None, 1, None)

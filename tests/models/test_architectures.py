@@ -32,6 +32,7 @@ def make_characters(length: int, vocabulary: int) -> Dataset:
     return Dataset(examples, examples, vocabulary)
 
 
+@pytest.mark.slow
 @pytest.mark.sampled
 @pytest.mark.parametrize(
     ("name", "data", "parameters"),
@@ -111,6 +112,7 @@ def test_residual_block_shortcut_skips_pixels_and_pads_channels() -> None:
     assert not out[0, 2].any()
 
 
+@pytest.mark.slow
 def test_resnet_groups_that_do_not_divide_channels_raise_error() -> None:
     with pytest.raises(FieldError, match="groups: got 3, expected a divisor of 16"):
         MODELS["resnet-20"](groups=3)
@@ -125,6 +127,7 @@ def test_initial_parameters_depend_on_seed_and_keep_global_generator() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.slow
 def test_initial_parameters_do_not_depend_on_number_of_threads() -> None:
     """`orthogonal_` factorises a matrix, and the rounding of a factorisation depends on the number of threads."""
     from tests.models import orthogonal
@@ -190,6 +193,7 @@ def test_convolutional_network_equals_functional_layers(name: str) -> None:
     assert module(IMAGES).detach().numpy() == pytest.approx(apply_dense(x, w[4:]).numpy(), abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", [2, 8])
 def test_resnet_equals_functional_layers_of_he_et_al(groups: int) -> None:
     """The paper's section 4.2 has 6n + 2 = 20 layers, stride 2 at stages two and three, shortcut A, ReLU after the sum."""
@@ -215,6 +219,7 @@ def test_resnet_equals_functional_layers_of_he_et_al(groups: int) -> None:
     assert module(IMAGES).detach().numpy() == pytest.approx(expected.numpy(), rel=1e-4, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_resnet_convolutions_are_initialised_as_in_he_et_al_2015() -> None:
     task = build_task(MODELS["resnet-20"](), make_images(3, 32, 32), 0)
     for name, positions, shape in task.layout.list_slices():
@@ -252,6 +257,7 @@ def test_char_gpt_equals_encoder_layers_of_pytorch_with_a_causal_mask(bias: bool
     assert module(texts).detach().numpy() == pytest.approx(expected.transpose(1, 2).detach().numpy(), rel=1e-4, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_char_gpt_initial_weights_are_those_of_gpt_2() -> None:
     """Radford et al. 2019, section 2.3: layers before a residual sum are divided by the square root of the number of sums."""
     task = build_task(MODELS["char-gpt"](layers=8, bias=True), make_characters(9, 65), 0)

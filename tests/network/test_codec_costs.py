@@ -101,6 +101,7 @@ def collect_outputs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, 
     return printed | {name: Path(name).read_bytes() for name in (*tables, "page.html")}
 
 
+@pytest.mark.slow
 def test_prices_of_equal_runs_do_not_depend_on_measured_seconds(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,6 +116,7 @@ def test_prices_of_equal_runs_do_not_depend_on_measured_seconds(
     assert measured != call_command("price", tmp_path / "copy" / "runs" / "topk", *PRICING_OPTIONS, "--measured-coding").stdout
 
 
+@pytest.mark.slow
 def test_page_figures_do_not_depend_on_versions(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pages = []
     for machine in ("first", "second"):
@@ -261,6 +263,7 @@ def test_reference_frames_count_as_changed_values(runs: Path) -> None:
     assert priced.compute_profile.decode_copies > plain.compute_profile.decode_copies
 
 
+@pytest.mark.slow
 def test_repeated_difference_is_encoded_once(root: Path, tmp_path: Path) -> None:
     """With a ternary downlink, a client that was absent receives the stored frames of the differences it missed."""
     downlink = {"policy": "error-feedback", "compressor": {"name": "top-k", "density": 0.01, "values": "ternary"}}
@@ -372,6 +375,7 @@ def test_measured_coding_gives_intervals_of_times_and_break_evens(runs: Path, tm
     assert plain.low is plain.high is None
 
 
+@pytest.mark.slow
 def test_measured_coding_is_named_in_all_outputs(runs: Path, tmp_path: Path) -> None:
     arguments = (f"topk={runs / 'topk'}", f"dense={runs / 'dense'}", "--target", "0.3", "--measured-coding")
     tables = [f"{tmp_path}/table.{suffix}" for suffix in ("csv", "json", "md")]
@@ -442,6 +446,7 @@ def test_break_even_range_is_unbounded_without_change_of_order() -> None:
 # ------------------------------------------------------------------------------------------------------------------ measurement
 
 
+@pytest.mark.slow
 def test_measurement_covers_rows_of_the_cost_table() -> None:
     """One repetition at the smallest size gives exactly the rows of the committed table."""
     samples, rate = measure(Effort(pool_mib=1, seconds=0, fewest=1, most=1), passes=1, shapes=SHAPES[:1])

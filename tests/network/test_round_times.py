@@ -103,6 +103,7 @@ def test_overhead_counts_for_each_message() -> None:
     assert compute_seconds([{"round": 1, "client": 0, "up": 0, "up_messages": 2}], with_overhead) == pytest.approx([16 + 1])
 
 
+@pytest.mark.slow
 def test_jitter_is_exponential_for_each_message_and_reproducible() -> None:
     network = replace(PLAIN, link=replace(PLAIN.link, jitter_seconds=0.1))
     rows = [{"round": r, "client": 0} for r in range(1, 4001)]
@@ -250,6 +251,7 @@ NETWORKS = st.builds(
 )
 
 
+@pytest.mark.slow
 @examples(50)
 @given(draw_traffic(), NETWORKS, st.lists(LINK_SPEEDS, min_size=1, max_size=4))
 def test_omitted_clients_change_no_round(
@@ -282,6 +284,7 @@ def compute_all_columns(traffic: ClientTraffic, work: ComputeProfile, pricing_mo
     return _candidate_columns(traffic, traffic.round - traffic.first_round, work, pricing_model, 3)
 
 
+@pytest.mark.slow
 @given(hnp.arrays(np.int64, st.tuples(st.just(30), st.just(2)), elements=st.integers(1, 10**6)))
 def test_faster_links_never_take_longer(figures: Any) -> None:
     rows = [{"round": 1 + i // 10, "client": i, "down": int(d), "up": int(u)} for i, (d, u) in enumerate(figures)]

@@ -320,6 +320,7 @@ def list_kernels() -> Iterator[Any]:
             yield pytest.param(name.removeprefix("fedsgd."), loop, id=name.removeprefix("fedsgd."))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "loop"), list(list_kernels()))
 def test_kernel_after_compilation_gives_the_bytes_of_its_reference(name: str, loop: Kernel[..., Any]) -> None:
     compiled = loop.compile()
@@ -462,6 +463,7 @@ def count_stored_loops(folder: Path) -> int:
     return len(list(folder.rglob("*.nbi")))
 
 
+@pytest.mark.slow
 def test_signatures_that_are_stored_at_the_same_time_are_not_confused(
     user_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -490,6 +492,7 @@ def test_signatures_that_are_stored_at_the_same_time_are_not_confused(
     assert sum(later.stats.cache_hits.values()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("numba_folders_cannot_be_written")
 def test_fallback_cache_in_private_folder_is_created_and_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(FALLBACK_CACHE_VARIABLE, "")
@@ -531,6 +534,7 @@ def test_fallback_cache_in_folder_that_others_can_write_is_not_used(
     assert count_stored_loops(tmp_path) == 0
 
 
+@pytest.mark.slow
 def test_import_of_fedsgd_does_not_import_numba() -> None:
     code = "import sys, fedsgd, fedsgd.compression, fedsgd.cli; print('numba' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"

@@ -94,6 +94,7 @@ def train_with_torch(steps: int, **options: float | bool) -> np.ndarray:
     return torch.cat([p.detach().reshape(-1) for p in module.parameters()]).numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.sampled
 @pytest.mark.parametrize(
     ("optimizer", "options"),

@@ -46,6 +46,7 @@ def test_chunk_by_size_orders_by_size_and_then_by_client() -> None:
     assert chunk_by_size([], np.array([], dtype=int), 2) == []
 
 
+@pytest.mark.slow
 def test_engine_gets_chunks_of_its_preferred_size(scenario: Make) -> None:
     experiment = build_experiment(scenario())
     engine = ThreeAtOnce(experiment.task, experiment.plan.local_training)

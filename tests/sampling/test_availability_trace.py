@@ -37,6 +37,7 @@ def test_trace_with_period_repeats(tmp_path: Path) -> None:
     assert [sample_cohort(round, 5).cohort for round in range(1, 10)] == [(0,), (0,), (1,), (1,)] * 2 + [(0,)]
 
 
+@pytest.mark.slow
 def test_trace_draws_available_clients_uniformly(tmp_path: Path) -> None:
     """Clients 0 to 9 are available in different intervals. Each is in 3 of 10 cohorts, to five standard deviations."""
     sample_cohort = bind_trace(tmp_path, LINES + "".join(f"{c},1,{5000 + 7 * c}\n" for c in range(10)), clients=20)

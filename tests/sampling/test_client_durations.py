@@ -29,6 +29,7 @@ def test_duration_is_finite_deterministic_and_grows_with_steps(
     assert model.reply_seconds(seed, round, client, steps + 1) >= seconds
 
 
+@pytest.mark.slow
 def test_log_normal_durations_have_the_configured_moments() -> None:
     """Of 4000 clients, and of 4000 rounds of one client, the standard errors of mean and deviation are 0.016 and 0.011 of the
     deviation.

@@ -48,6 +48,7 @@ def test_straggler_work_is_uniform_from_one_to_all() -> None:
     assert chi_square < 16.3  # 0.999 quantile of three degrees of freedom
 
 
+@pytest.mark.slow
 def test_every_client_straggles_in_its_share_of_rounds() -> None:
     model = make_model(share=0.5)
     counts = np.array([sum(model.work_of(round, client) is not None for round in range(1, 401)) for client in range(N)])

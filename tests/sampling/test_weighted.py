@@ -29,6 +29,7 @@ def capped_probabilities(weights: np.ndarray, cohort_size: int) -> np.ndarray:
         is_certain |= probabilities > 1 + 1e-12
 
 
+@pytest.mark.slow
 @given(
     sizes=st.lists(st.integers(1, 10**4), min_size=1, max_size=40),
     exponent=st.sampled_from([0.0, 0.5, 1.0, 2.0]),
@@ -77,6 +78,7 @@ def test_weighted_probability_that_underflows_stays_above_zero() -> None:
     assert sampled.cohort == (0, 1, 2)
 
 
+@pytest.mark.slow
 def test_weighted_probabilities_are_exact_for_a_million_clients() -> None:
     sizes = np.random.default_rng(0).integers(1, 1000, 10**6)
     sizes[::100_000] = 10**9

@@ -43,6 +43,7 @@ def all_keys() -> Iterator[KeyReference]:
             yield from table.describe(key)
 
 
+@pytest.mark.slow
 def test_every_key_of_sections_and_components_has_type_meaning_and_an_example_that_loads() -> None:
     """The example is valid as TOML and as `--set`. A meaning of one symbol, such as "β.", explains nothing."""
     keys = list(all_keys())
@@ -60,6 +61,7 @@ def check_examples(described: KeyReference | ComponentReference) -> None:
     assert apply_settings(Scenario, table, settings) == table
 
 
+@pytest.mark.slow
 def test_members_of_the_reference_are_all_components_and_fields() -> None:
     """A component or field that the search for places misses would have no reference."""
     tables = KeyTable().find_members()
@@ -72,6 +74,7 @@ def test_members_of_the_reference_are_all_components_and_fields() -> None:
         assert set(field_types(table.cls)) - inline <= listed
 
 
+@pytest.mark.slow
 def test_every_component_has_an_example_that_loads() -> None:
     for registry in dict.fromkeys(REGISTRIES.values()):
         for name in registry:

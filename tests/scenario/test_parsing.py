@@ -39,6 +39,7 @@ REQUIRED = {
 """Settings that a component needs, by its name. An aggregator of a scheme has the scheme's name."""
 
 
+@pytest.mark.slow
 def test_every_component_round_trips_through_toml() -> None:
     keys = {
         "DatasetSource": "data",

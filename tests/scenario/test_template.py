@@ -41,6 +41,7 @@ def build(key: str, name: str, **settings: Any) -> Scenario:
     return scenario
 
 
+@pytest.mark.slow
 @pytest.mark.sampled
 @pytest.mark.parametrize(
     ("key", "names"),
@@ -75,6 +76,7 @@ def test_compressor_brings_the_settings_that_it_needs(compressor: str, error_fee
     assert (scenario.uplink.error_feedback, scenario.server.weighting) == (error_feedback, weighting)
 
 
+@pytest.mark.slow
 def test_chosen_settings_are_kept() -> None:
     assert build("uplink.compressor.name", "top-k", **{"uplink.error_feedback": "none"}).uplink.error_feedback == "none"
     with pytest.raises(ScenarioError, match="ef21 gives all clients equal weights"):

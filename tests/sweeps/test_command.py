@@ -18,6 +18,7 @@ from fedsgd.sweeps import Sweep, executor
 from tests.sweeps.helpers import SHORT_RUN, run_command, states
 
 
+@pytest.mark.slow
 def test_command_prints_a_table_and_a_line_for_each_cell(quickstart: Path, run_folders: list[Path]) -> None:
     arguments = (quickstart, *SHORT_RUN, "--methods", "m.toml", "--grid", "rounds=1,2", "--tune", "client.optimizer.lr=0.1,0.2")
     first = run_command(*arguments, "--seeds", "3", "--seed", "5")
@@ -121,6 +122,7 @@ def test_terminal_shows_a_progress_bar(
     assert "a [b], seed 1: accuracy 0.4000, up 1.2 kB, down 34 kB, 1.0 s" in text
 
 
+@pytest.mark.slow
 def test_invalid_cell_is_an_error_before_torch_is_imported(quickstart: Path) -> None:
     code = f"""
 import sys

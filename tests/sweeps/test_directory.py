@@ -111,6 +111,7 @@ def test_finished_cell_with_another_scenario_is_an_error_before_any_run(
     assert not run_folders, "a cell that is finished with the same scenario does not run again"
 
 
+@pytest.mark.slow
 def test_finished_cell_with_an_edited_class_is_an_error(scenario: Make, tmp_path: Path, user_folder: Path) -> None:
     compressor = write_rules(user_folder, "swept_rules")["uplink.compressor"]
     out, settings = tmp_path / "o", {"rounds": 1, "uplink.compressor": compressor}

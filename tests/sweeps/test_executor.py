@@ -22,6 +22,8 @@ from fedsgd.scenario.scenario import Scenario
 from fedsgd.sweeps import Sweep, executor
 from tests.sweeps.helpers import states
 
+pytestmark = pytest.mark.slow
+
 StartScript = Callable[[str, str], subprocess.Popen[str]]
 
 
@@ -50,7 +52,6 @@ def test_error_of_fedsgd_is_an_outcome_and_other_errors_are_raised(
 # ------------------------------------------------------------------------------------------------------------------ in processes
 
 
-@pytest.mark.slow
 def test_number_of_jobs_does_not_change_results(short_scenario: Scenario, tmp_path: Path) -> None:
     methods = {"top-k": {}, "nothing left out": {"uplink": {"compressor": "dense", "error_feedback": "none"}}}
     first, second = (
@@ -70,7 +71,6 @@ def test_number_of_jobs_does_not_change_results(short_scenario: Scenario, tmp_pa
 
 
 @pytest.mark.nightly
-@pytest.mark.slow
 def test_error_in_a_process_is_raised_or_recorded(
     short_scenario: Scenario, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,7 +155,6 @@ def have_ended(processes: Sequence[psutil.Process]) -> bool:
 
 
 @pytest.mark.nightly
-@pytest.mark.slow
 def test_ctrl_c_in_a_terminal_leaves_no_process(start_script: StartScript) -> None:
     script = start_script(SLEEP, MAIN_GUARD)
     workers = wait_for_cells(2)
@@ -169,7 +168,6 @@ def test_ctrl_c_in_a_terminal_leaves_no_process(start_script: StartScript) -> No
 
 
 @pytest.mark.nightly
-@pytest.mark.slow
 def test_processes_of_a_killed_sweep_end(start_script: StartScript) -> None:
     script = start_script(SLEEP, MAIN_GUARD)
     workers = wait_for_cells(2)
@@ -179,7 +177,6 @@ def test_processes_of_a_killed_sweep_end(start_script: StartScript) -> None:
 
 
 @pytest.mark.nightly
-@pytest.mark.slow
 def test_killed_process_is_an_error_of_one_line(start_script: StartScript) -> None:
     body = "__import__('os').kill(__import__('os').getpid(), 9)"
     script = start_script(

@@ -102,6 +102,7 @@ def test_missing_data_in_a_later_cell_is_a_failure_that_runs_again(quickstart: P
     assert run_command(quickstart, "--seeds", "2", "--out", "o").exit_code == 1, "a RunError is stored, and does not run again"
 
 
+@pytest.mark.slow
 def test_round_callback_is_called_with_each_cell(short_scenario: Scenario, tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
     fedsgd.sweep(

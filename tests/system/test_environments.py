@@ -108,6 +108,7 @@ def test_help_of_every_command_is_ascii(name: list[str]) -> None:
     assert invoke(*name, "--help").stdout.isascii()
 
 
+@pytest.mark.slow
 @pytest.mark.sampled
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 @pytest.mark.parametrize("command", [["list", "models"], ["--help"], ["--version"], ["run", "--help"]])
@@ -122,6 +123,7 @@ def test_output_to_a_full_device_is_one_line(command: list[str]) -> None:
 # ------------------------------------------------------------------------------------------------------------- files of the user
 
 
+@pytest.mark.slow
 def test_scenario_and_methods_with_byte_order_mark_are_read(quick: Scenario) -> None:
     Path("bom.toml").write_bytes(b"\xef\xbb\xbf" + QUICK.replace("\n", "\r\n").encode())
     Path("methods.toml").write_bytes(b'\xef\xbb\xbf[dense]\nuplink.compressor.name = "dense"\n')
@@ -149,6 +151,7 @@ def test_scenario_in_another_encoding_is_one_line(data: bytes, message: str, tmp
     assert len(result.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_home_folder_in_paths_is_expanded(quick: Scenario, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = tmp_path / "home"
     home.mkdir()
@@ -196,6 +199,7 @@ def test_pictures_under_user_settings_have_equal_bytes(quick: Scenario) -> None:
     assert images[1] == images[0]
 
 
+@pytest.mark.slow
 def test_import_of_pictures_keeps_the_users_backend(quick: Scenario) -> None:
     script = "import fedsgd.analysis.figures.partition, matplotlib, os; print(matplotlib.rcParams['backend'], os.environ['MPLBACKEND'])"
     env = {**os.environ, "MPLBACKEND": "svg"}
@@ -234,6 +238,7 @@ def test_main_script_without_a_file_is_not_imported(tmp_path: Path, monkeypatch:
         assert main_module.__file__ == path
 
 
+@pytest.mark.slow
 def test_run_without_a_temporary_folder_stores_states_in_memory(quick: Scenario, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail_without_folder() -> str:
         raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
@@ -277,6 +282,7 @@ def full_disk_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parquet.pq, "ParquetWriter", full)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("full_disk_at_the_end")
 def test_full_disk_at_the_end_saves_parameters_summary_and_segments(quick: Scenario) -> None:
     with pytest.raises(OutputError) as error:
@@ -310,6 +316,7 @@ def test_full_disk_for_parameters_saves_summary_and_tables(quick: Scenario, monk
     assert sorted(p.name for p in Path("o").iterdir()) == ["ledger.parquet", "rounds.parquet", "scenario.toml", "summary.json"]
 
 
+@pytest.mark.slow
 def test_full_disk_for_segments_is_an_error_with_the_lost_rows(quick: Scenario, monkeypatch: pytest.MonkeyPatch) -> None:
     write_table = pq.write_table
 
@@ -364,6 +371,7 @@ def test_rows_of_a_failed_segment_are_written_later(tmp_path: Path, monkeypatch:
     assert pq.read_table(tmp_path / "t.parquet")["n"].to_pylist() == [1, 2]
 
 
+@pytest.mark.slow
 def test_cell_of_a_sweep_without_parameters_is_run_again(quick: Scenario) -> None:
     def states() -> list[str]:
         folders: list[str] = []

@@ -19,6 +19,8 @@ from fedsgd.system.machine import measure_peak_memory
 from tests.effort import nightly_unless
 from tests.executions import run_rounds
 
+pytestmark = pytest.mark.slow
+
 FEW, MANY = 10**4, 10**6
 STORED_BYTES = {"uniform": 0, "cyclic": 4, "weighted": 16}
 PEAK_BYTES = {"uniform": 0, "cyclic": 16, "weighted": 48}

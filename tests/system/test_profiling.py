@@ -88,6 +88,7 @@ def test_first_round_counts_only_if_it_is_the_only_round(clock: list[float]) -> 
     assert round_profile.average_per_round()["server"]["other"] == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_profile_of_a_run_has_all_phases(scenario: Callable[..., Scenario], workers: int) -> None:
     result = run(scenario({"rounds": 3}), execution=ExecutionConfig(workers=workers, profile=True))
@@ -101,6 +102,7 @@ def test_profile_of_a_run_has_all_phases(scenario: Callable[..., Scenario], work
     assert "profile" not in run(scenario()).summary
 
 
+@pytest.mark.slow
 def test_run_command_prints_the_profile(quickstart: str) -> None:
     result = CliRunner().invoke(main, ["run", quickstart, "--set", "rounds=2", "--profile", "--quiet"])
     assert result.exit_code == 0, result.output

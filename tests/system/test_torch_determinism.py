@@ -61,6 +61,7 @@ SETTINGS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 DAILY_SETTINGS = {"float64", "autocast", "inference mode", "deterministic mode", "numpy's errors"}
 
 
+@pytest.mark.slow
 @pytest.mark.sampled
 @pytest.mark.filterwarnings("ignore:TF32 acceleration")  # torch warns where MKL-DNN's flags are set, on any machine
 @pytest.mark.parametrize("name", nightly_unless(DAILY_SETTINGS.__contains__, SETTINGS))
@@ -85,6 +86,7 @@ def read_settings() -> tuple[Any, ...]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_run_inside_a_device_block_is_rejected(scenario: ScenarioMaker) -> None:
     with (
         torch.device("meta"),
@@ -94,6 +96,7 @@ def test_run_inside_a_device_block_is_rejected(scenario: ScenarioMaker) -> None:
     assert fedsgd.run(scenario({"rounds": 1})).summary["rounds"] == 1
 
 
+@pytest.mark.slow
 def test_runs_in_two_threads_have_the_digests_of_single_runs(scenario: ScenarioMaker) -> None:
     modules, scenarios = [make_dropout_module() for _ in range(4)], [scenario({"seed": seed}) for seed in range(4)]
     expected = [run_digest(s, module) for s, module in zip(scenarios, modules, strict=True)]
@@ -101,6 +104,7 @@ def test_runs_in_two_threads_have_the_digests_of_single_runs(scenario: ScenarioM
         assert list(pool.map(run_digest, scenarios, modules)) == expected
 
 
+@pytest.mark.slow
 def test_callback_waits_for_a_run_in_another_thread_under_the_callers_settings(scenario: ScenarioMaker) -> None:
     results: list[Any] = []
 
@@ -145,6 +149,7 @@ def test_draws_of_two_threads_are_independent() -> None:
     assert thread_draws == [draw()]
 
 
+@pytest.mark.slow
 def test_drawing_thread_changes_neither_engine_nor_digest(scenario: ScenarioMaker) -> None:
     def run_scenario() -> tuple[str, str]:
         summary = fedsgd.run(scenario({"server.cohort": 8})).summary

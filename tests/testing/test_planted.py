@@ -56,6 +56,7 @@ def test_correct_component_obeys_its_law(law: Law) -> None:
     law()
 
 
+@pytest.mark.slow
 def test_sampler_whose_draws_depend_on_the_number_of_clients_obeys_all_other_laws() -> None:
     broken_laws = []
     for law in list_laws(PoissonSampler()):

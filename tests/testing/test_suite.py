@@ -122,6 +122,7 @@ def test_partitioner_is_checked_with_the_examples_of_the_user() -> None:
         check_partitioner(Shards(7, 2), examples=examples)
 
 
+@pytest.mark.slow
 def test_global_generators_keep_their_states() -> None:
     state = np.random.get_bit_generator().state["state"]["key"].copy()
     check_sampler(Uniform())

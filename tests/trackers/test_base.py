@@ -31,6 +31,7 @@ def digests(result: fedsgd.Result) -> tuple[str, str]:
 # ------------------------------------------------------------------------------------------------------------------ the protocol
 
 
+@pytest.mark.slow
 def test_tracker_receives_all_events_in_order_and_does_not_change_the_run(scenario: Make, tmp_path: Path) -> None:
     tracker, out = RecordingTracker(), tmp_path / "run"
     earlier_methods: list[tuple[int, list[str]]] = []
@@ -48,6 +49,7 @@ def test_tracker_receives_all_events_in_order_and_does_not_change_the_run(scenar
     assert digests(result) == digests(fedsgd.run(scenario()))
 
 
+@pytest.mark.slow
 def test_run_folder_exists_at_the_begin_event_and_is_complete_at_the_end_event(scenario: Make, tmp_path: Path) -> None:
     class FileRecorder(RecordingTracker):
         def _record(self, method: str, argument: Any) -> None:
@@ -59,6 +61,7 @@ def test_run_folder_exists_at_the_begin_event_and_is_complete_at_the_end_event(s
     assert tracker.calls[-1] == ("end", sorted(RUN_FILES))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("failing_method", "methods"), [("begin", ["begin"]), ("round", ["begin", "round"]), ("end", COMPLETE_RUN)]
 )
@@ -96,6 +99,7 @@ def test_failed_run_ends_its_trackers_once_with_the_error(blobs: Dataset, tmp_pa
     assert tracker.calls[-1][1] == RunFinished(error=caught.value)
 
 
+@pytest.mark.slow
 def test_interrupt_ends_all_trackers_that_received_begin(scenario: Make) -> None:
     first, last = RecordingTracker(), RecordingTracker()
     interrupted = RecordingTracker("round", KeyboardInterrupt())
@@ -154,6 +158,7 @@ def test_settings_of_a_run_number_the_tables_in_a_list(scenario: Make) -> None:
     assert settings["uplink.compressor.rules.1.op.name"] == "top-k"
 
 
+@pytest.mark.slow
 def test_tracker_is_created_by_name() -> None:
     with pytest.raises(ScenarioError, match='got "tensorbord", did you mean "tensorboard"'):
         create_tracker("tensorbord")
@@ -194,6 +199,7 @@ def test_unknown_tracker_is_an_error_with_the_valid_names(root: Path) -> None:
     assert result.stderr == 'fedsgd: --track: got "tensorbord", did you mean "tensorboard"?\n'
 
 
+@pytest.mark.slow
 def test_failing_tracker_is_a_line_on_standard_error(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
@@ -207,6 +213,7 @@ def test_failing_tracker_is_a_line_on_standard_error(root: Path, tmp_path: Path,
     assert (tmp_path / "runs" / "quickstart-1" / "summary.json").is_file()
 
 
+@pytest.mark.slow
 def test_tracker_receives_the_events_of_a_deployment(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scenario: Make
 ) -> None:

@@ -66,6 +66,7 @@ def find_runs(client: Any, experiment: str) -> list[Any]:
     return list(client.search_runs([client.get_experiment_by_name(experiment).experiment_id]))
 
 
+@pytest.mark.slow
 class TestMLflow:
     """Tests that need a store."""
 

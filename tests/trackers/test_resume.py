@@ -16,6 +16,8 @@ from fedsgd.trackers import RunFinished, TrackerRecord, TrackerWarning, create_t
 from fedsgd.trackers.tensorboard import TensorBoard
 from tests.trackers.helpers import RESUME_SETTINGS, Make, RecordingTracker, interrupt_run, run_command
 
+pytestmark = pytest.mark.slow
+
 Points = dict[str, list[tuple[int, float]]]
 
 

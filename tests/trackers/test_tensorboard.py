@@ -22,6 +22,8 @@ from fedsgd.trackers import RunFinished, RunStarted, TrackerWarning, create_trac
 from fedsgd.trackers.base import x_axes
 from tests.trackers.helpers import SECONDS_BY_NETWORK, Make, send_events
 
+pytestmark = pytest.mark.slow
+
 
 def read_events(folder: Path) -> Any:
     """Read all events of a folder."""

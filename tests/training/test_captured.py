@@ -123,6 +123,7 @@ def test_metric_that_needs_channels_first_gets_them() -> None:
     assert Captured(task, local_training, data.train, [10]).evaluate(task.initial_parameters, data.test).means == expected
 
 
+@pytest.mark.slow
 @pytest.mark.sampled
 @pytest.mark.parametrize("name", ["cnn", "lenet", "cifar-cnn", "resnet-20"])
 def test_convolutional_network_is_captured_with_channels_last(name: str) -> None:
@@ -132,6 +133,7 @@ def test_convolutional_network_is_captured_with_channels_last(name: str) -> None
     assert engine._step_buffers.tensor_format.channels_last
 
 
+@pytest.mark.slow
 def test_char_gpt_of_default_size_is_captured_bit_for_bit() -> None:
     """Attention over a whole context uses other blocks of its kernel than the short sequences of the engine laws."""
     x = np.random.default_rng(0).integers(0, 65, (8, 65))

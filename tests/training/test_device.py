@@ -92,6 +92,7 @@ TRAININGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("local_training", TRAININGS.values(), ids=TRAININGS)
 def test_no_operation_of_an_engine_has_tensors_of_two_devices(
     images: Dataset, task: LearningTask, local_training: LocalTraining
@@ -322,6 +323,7 @@ def test_deployment_on_a_gpu_is_refused(scenario: Make, gpus: Callable[[int], No
         deploy(scenario({"engine.device": "cuda"}), tmp_path / "run", nodes=2)
 
 
+@pytest.mark.slow
 def test_auto_and_cuda_are_the_devices_that_a_finished_cell_has(scenario: Make, tmp_path: Any) -> None:
     path = tmp_path / "scenario.toml"
     for stored, planned, differs in (
@@ -343,6 +345,7 @@ def test_cell_with_other_determinism_is_not_reused(scenario: Make, tmp_path: Any
     assert "engine.deterministic is False there" in find_difference(path, scenario({"engine": {"device": "cuda"}}))
 
 
+@pytest.mark.slow
 def test_device_of_a_run_is_resolved_and_in_the_summary(scenario: Make) -> None:
     result = fedsgd.run(scenario({"engine.device": "auto"}))
     assert (
@@ -490,6 +493,7 @@ def run_with_tensors(scenario: Scenario, keeps_tensors: bool, **options: Any) ->
     return result, [value for state in states for name, value in state.items() if name.startswith("scheme/")]
 
 
+@pytest.mark.slow
 @pytest.mark.sampled
 @pytest.mark.parametrize(
     ("engine", "uplink"),
@@ -510,6 +514,7 @@ def test_updates_on_the_device_give_the_digests_of_arrays(scenario: Make, uplink
         assert bool(floats) == (uplink != "plain")
 
 
+@pytest.mark.slow
 def test_run_with_states_on_the_device_is_resumed(scenario: Make, tmp_path: Any) -> None:
     settings = {"uplink": UPLINKS["dgc"], "checkpoint.every": 2, **LOSSES}
     run_with_tensors(scenario({"rounds": 4, **settings}), True, out=tmp_path / "run")
@@ -517,6 +522,7 @@ def test_run_with_states_on_the_device_is_resumed(scenario: Make, tmp_path: Any)
     assert resumed.summary["ledger_sha256"] == fedsgd.run(scenario({"rounds": 6, **settings})).summary["ledger_sha256"]
 
 
+@pytest.mark.slow
 def test_hostile_and_infinite_updates_on_the_device(scenario: Make) -> None:
     hostile = {"faults.hostile": {"kind": "sign-flip", "share": 0.3}, "uplink": UPLINKS["dgc"], "rounds": 4}
     s = scenario(hostile)

@@ -507,6 +507,7 @@ def test_loss_of_one_output_and_all_targets_is_rejected() -> None:
         build(data, make_linear(3), lambda o, t: (o[:, :1] - t).square().mean())
 
 
+@pytest.mark.slow
 def test_loss_that_pairs_outputs_and_targets_of_different_shapes_is_accepted() -> None:
     y = np.random.default_rng(4).normal(size=N + N_TEST).astype(np.float32)
     losses = (lambda o, t: (o[:, 0] - t).square().mean(), lambda o, t: functional.mse_loss(o, t[:, None]) + o.var())

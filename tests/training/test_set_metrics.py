@@ -133,6 +133,7 @@ def test_object_with_update_and_compute_is_a_metric_of_the_whole_set() -> None:
     assert metric.n == 0
 
 
+@pytest.mark.slow
 def test_metric_of_torchmetrics_is_computed_on_the_whole_set() -> None:
     torchmetrics = pytest.importorskip("torchmetrics")
     data, module = make_dataset(make_labels(3), 3), make_linear(3)
@@ -205,6 +206,7 @@ FORMS: dict[str, tuple[Any, Any, int, tuple[int, ...], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("module", "loss", "classes", "places", "form"), FORMS.values(), ids=FORMS.keys())
 def test_built_in_metrics_equal_those_of_all_outputs_at_once(
     module: nn.Module, loss: Any, classes: int, places: tuple[int, ...], form: dict[str, Any]

@@ -140,6 +140,7 @@ def test_failing_training_step_raises_error_before_round_1(
     assert re.fullmatch(f"a training step {message}", text), text
 
 
+@pytest.mark.slow
 @pytest.mark.sampled
 @pytest.mark.parametrize("policy", ["mean", "local", "batch"])
 @pytest.mark.parametrize("last_batch", ["drop", "merge"])

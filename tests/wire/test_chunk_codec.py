@@ -45,6 +45,7 @@ def draw_full(n_chunks: int, length: int, k: int, seed: int = 0) -> tuple[I64, C
     return np.concatenate(parts), Chunks(n_chunks * length, length, k, k)
 
 
+@pytest.mark.slow
 @examples(200)
 @given(st.data(), st.integers(1, 700), st.integers(1, 300))
 def test_positions_in_chunks_after_encoding_are_decoded_equal(data: st.DataObject, size: int, length: int) -> None:
@@ -126,6 +127,7 @@ def test_changed_code_is_rejected_or_is_the_code_of_other_positions(seed: int) -
         assert encode(decoded, chunks) == bytes(changed)
 
 
+@pytest.mark.slow
 def test_counts_have_one_code() -> None:
     deficits = np.array([0, 3, 1])
     shortest = int(gap_codec.choose_rice_parameters(deficits)[0][0])

@@ -111,6 +111,7 @@ def replace_index_section(data: bytes) -> bytes:
     return encode_frame(Frame(frame.header, (Section(SectionKind.INDEX, data), *frame.sections[1:])))
 
 
+@pytest.mark.slow
 def test_mutated_frames_always_raise_wire_error() -> None:
     """Frames are truncated, extended, random, or malformed with a valid checksum, or have changed bytes."""
     rng = np.random.default_rng(0)

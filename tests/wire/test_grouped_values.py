@@ -40,6 +40,7 @@ def test_each_value_is_decoded_as_the_mean_of_its_bin(size: int) -> None:
             assert decoded[bins == b] == pytest.approx(values[bins == b].mean(dtype=np.float64), rel=1e-6)
 
 
+@pytest.mark.slow
 @examples(200)
 @given(hnp.arrays(np.float32, st.integers(1, 60), elements=NONZERO))
 def test_two_bit_values_keep_sum_and_signs_and_have_the_variance_within_bins_as_error(values: F32) -> None:

@@ -31,6 +31,8 @@ from fedsgd.scenario.scenario import load
 from fedsgd.scenario.target import Criterion, parse_target
 from tests.effort import nightly_unless
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[3]
 DENSE = {"uplink.compressor.name": "dense", "uplink.error_feedback": "none", "downlink.policy": "model"}
 TARGET = 0.5
@@ -102,7 +104,6 @@ def test_runs_with_all_data_have_all_figures(drawn: dict[str, Figure]) -> None:
     assert {round(float(figure.get_size_inches()[0]), 3) for figure in drawn.values()} == {3.4, 7.0}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("format", nightly_unless("svg".__eq__, ["pdf", "svg", "png"]))
 def test_figure_files_have_their_format_and_are_reproducible(
     methods: list[Method], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: FigureFormat
@@ -236,7 +237,6 @@ HOSTILE = ["$x_1", "_hidden", r"\frac{", "a\nb\x00c\x1b[0m", "%&<>\"'", "", "x" 
 
 
 @pytest.mark.nightly
-@pytest.mark.slow
 def test_hostile_labels_are_drawn_as_text(methods: list[Method], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit_figures(monkeypatch, "accuracy-bytes", "link-speed", "anatomy", "round-time")
     many = [replace(methods[i % 2], label=label) for i, label in enumerate(HOSTILE)]
@@ -250,7 +250,6 @@ def test_hostile_labels_are_drawn_as_text(methods: list[Method], tmp_path: Path,
             assert label in text, path.name
 
 
-@pytest.mark.slow
 def test_svg_contains_text_as_text(methods: list[Method], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit_figures(monkeypatch, "clients", "pareto", "memory")
     for path in draw_figures(methods, make_options(), tmp_path / "svg", "svg"):
@@ -259,7 +258,6 @@ def test_svg_contains_text_as_text(methods: list[Method], tmp_path: Path, monkey
 
 
 @pytest.mark.nightly
-@pytest.mark.slow
 def test_thirteen_methods_fit_and_have_different_styles(methods: list[Method], monkeypatch: pytest.MonkeyPatch) -> None:
     limit_figures(monkeypatch, "accuracy-bytes", "accuracy-time", "pareto", "anatomy")
     many = [replace(methods[i % 2], label=f"method {i} of thirteen, with a long name") for i in range(13)]
@@ -276,7 +274,6 @@ def test_thirteen_methods_fit_and_have_different_styles(methods: list[Method], m
                 assert box.y1 <= ax.get_tightbbox().y0 + 1, f"{name}: the legend covers the axes"
 
 
-@pytest.mark.slow
 def test_figure_contains_all_of_its_axes(drawn: dict[str, Figure]) -> None:
     for name, figure in drawn.items():
         figure.draw_without_rendering()

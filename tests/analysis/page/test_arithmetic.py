@@ -14,6 +14,8 @@ from tests.golden.pricing import FILE, vectors
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
+pytestmark = pytest.mark.slow
+
 GOLDEN: dict[str, Any] = json.loads(FILE.read_text())
 EXACT = 1e-12
 

@@ -74,6 +74,7 @@ def payload(methods: list[Method]) -> dict[str, Any]:
     return build_payload(methods, ReportOptions("Digits", parse_target(TARGET), PRICING_MODEL, "4g", 0.09))
 
 
+@pytest.mark.slow
 def test_payload_has_the_built_in_networks_alone(methods: list[Method], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(NETWORKS, "_registered_plugins", {"lab": get_network("4g")})
     payload = build_payload(methods, ReportOptions("Digits", parse_target(TARGET), PRICING_MODEL, "4g", 0.09))
@@ -179,6 +180,7 @@ def settle(page: Page) -> None:
 # ---------------------------------------------------------------------------------------------------------- figures and texts
 
 
+@pytest.mark.slow
 def test_ranking_equals_prices_of_python(
     open_page: Callable[..., OpenPage], payload: dict[str, Any], methods: list[Method]
 ) -> None:
@@ -225,6 +227,7 @@ def test_ranking_shows_the_range_over_seeds(
             assert text in (f"{low} – {high}", f"{low.split()[0]}–{high}")
 
 
+@pytest.mark.slow
 def test_break_evens_equal_those_of_python(
     open_page: Callable[..., OpenPage], payload: dict[str, Any], methods: list[Method]
 ) -> None:
@@ -245,6 +248,7 @@ def test_break_evens_equal_those_of_python(
             assert f"below {format_rate(point.up_bits_per_second)} of uplink" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("back_after", nightly_unless((125).__eq__, [20, 80, 125, 160, 400]))
 def test_break_evens_are_those_of_the_last_slider_position(
     open_page: Callable[..., OpenPage], payload: dict[str, Any], methods: list[Method], back_after: int
@@ -284,6 +288,7 @@ def test_answer_is_a_sentence(open_page: Callable[..., OpenPage], payload: dict[
     assert {time for _, _, time, _ in read_ranking(page)} == {"not reached"}
 
 
+@pytest.mark.slow
 def test_typed_target_is_in_the_address(
     open_page: Callable[..., OpenPage], payload: dict[str, Any], methods: list[Method]
 ) -> None:
@@ -402,6 +407,7 @@ def expected_fleet(traffic: Sequence[Sequence[MeasuredTraffic]], fleet: FleetCon
     return rows
 
 
+@pytest.mark.slow
 def test_fleet_controls_give_the_figures_of_the_command(
     open_page: Callable[..., OpenPage], payload: dict[str, Any], methods: list[Method]
 ) -> None:
@@ -459,6 +465,7 @@ def test_fleet_of_other_samplers_has_the_figures_of_the_command(
 # ------------------------------------------------------------------------------------------------------------ unusual reports
 
 
+@pytest.mark.slow
 def test_hostile_names_are_text(open_page: Callable[..., OpenPage], payload: dict[str, Any]) -> None:
     label = "</script><script>alert(1)</script><img src=x onerror=alert(2)>, \"a\" & 'b'"
     runs = [
@@ -551,6 +558,7 @@ def test_failed_seeds_and_grid_edges_are_noted(open_page: Callable[..., OpenPage
     assert page.locator("#ranking tr[data-method='0'] td").last.inner_text() == "2 of 5"
 
 
+@pytest.mark.slow
 def test_runs_without_accuracy_have_no_accuracy_figure(open_page: Callable[..., OpenPage], payload: dict[str, Any]) -> None:
     nothing = {"round": {"f8": ""}, "value": {"f8": ""}}
     bare = [{**method, "runs": [{**run, "measured": nothing} for run in method["runs"]]} for method in payload["methods"]]
@@ -605,6 +613,7 @@ def test_speed_figure_after_another_target_is_drawn_again(open_page: Callable[..
     assert page.locator("#speed .legend .entry").count() == 2
 
 
+@pytest.mark.slow
 @pytest.mark.sampled
 @pytest.mark.parametrize("seconds", [0.5, None])
 def test_utilization_table_and_figure_have_the_speeds_of_the_command(
@@ -863,6 +872,7 @@ def test_hidden_method_is_not_drawn(open_page: Callable[..., OpenPage], payload:
     assert "no method is shown" in page.inner_text("#accuracy .plot")
 
 
+@pytest.mark.slow
 def test_narrow_screen_has_no_horizontal_scroll(open_page: Callable[..., OpenPage], payload: dict[str, Any]) -> None:
     page = open_page(payload, viewport={"width": 375, "height": 700}).page
     assert not page.is_visible("#up"), "the controls are closed"
@@ -973,6 +983,7 @@ def test_figures_are_saved_as_tables(open_page: Callable[..., OpenPage], payload
         assert {len(row) for row in rows} == {len(rows[0])}
 
 
+@pytest.mark.slow
 def test_saved_tables_have_the_values_of_python(
     open_page: Callable[..., OpenPage], payload: dict[str, Any], methods: list[Method]
 ) -> None:
@@ -996,6 +1007,7 @@ def test_saved_tables_have_the_values_of_python(
     ]
 
 
+@pytest.mark.slow
 def test_page_is_one_small_reproducible_file(payload: dict[str, Any]) -> None:
     page = render(payload)
     assert page == render(json.loads(json.dumps(payload)))
@@ -1013,6 +1025,7 @@ def test_vendored_files_have_their_published_digests() -> None:
         assert "</script" not in (ASSETS / name).read_text(encoding="utf-8").lower(), "would end its own element"
 
 
+@pytest.mark.slow
 def test_page_of_a_loss_has_its_direction_in_texts_controls_and_figures(
     open_page: Callable[..., OpenPage], methods: list[Method]
 ) -> None:

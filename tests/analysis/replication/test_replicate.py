@@ -32,6 +32,7 @@ def compute_cells():
 """
 
 
+@pytest.mark.slow
 def test_figures_are_medians_of_the_runs_and_verdicts_follow_the_tolerance(tmp_path: Path) -> None:
     cells = {"a": {"paper": 3}, "b": {"paper": 400, "cause": "another paper", "settings": {"client.steps": 4}}, "c": {}}
     folder = write_study(tmp_path / "mine", cells=cells, networks=["4g"])
@@ -48,6 +49,7 @@ def test_figures_are_medians_of_the_runs_and_verdicts_follow_the_tolerance(tmp_p
     assert [cell.verdict for cell in result.cells] == ["reproduced", "differs, cause known", "no published figure"]
 
 
+@pytest.mark.slow
 def test_cell_with_missing_seeds_shows_how_many_were_run(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "mine", cells={"a": {"paper": 3}}, seeds=2)
     replicate(folder, out=tmp_path / "out")
@@ -56,6 +58,7 @@ def test_cell_with_missing_seeds_shows_how_many_were_run(tmp_path: Path) -> None
     assert ", n = 2 of 3)" in to_markdown(build_replication(plan))
 
 
+@pytest.mark.slow
 def test_continued_study_runs_only_what_has_no_record(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "mine")
     first = replicate(folder, config=ReplicationConfig(("a",)), out=tmp_path / "first")
@@ -70,6 +73,7 @@ def test_continued_study_runs_only_what_has_no_record(tmp_path: Path) -> None:
     assert (folder / "RESULTS.md").read_text(encoding="utf-8") == report
 
 
+@pytest.mark.slow
 def test_record_of_other_settings_does_not_count(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "mine", cells={"a": {}})
     replicate(folder, out=tmp_path / "first")
@@ -81,6 +85,7 @@ def test_record_of_other_settings_does_not_count(tmp_path: Path) -> None:
     assert len(table["runs"]) == 2
 
 
+@pytest.mark.slow
 def test_tuned_value_is_selected_by_validation_examples(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "mine", cells={"a": {}}, tune={"client.optimizer.lr": [0.001, 0.5]})
     result = replicate(folder, out=tmp_path / "out")
@@ -94,6 +99,7 @@ def test_tuned_value_is_selected_by_validation_examples(tmp_path: Path) -> None:
     assert {fedsgd.load(path / "scenario.toml").seed for path in final} == {1, 2}
 
 
+@pytest.mark.slow
 def test_cell_without_its_target_is_not_reached_and_not_reproduced(tmp_path: Path) -> None:
     settings = {"client.optimizer.lr": 1e-6}
     folder = write_study(tmp_path / "mine", cells={"a": {"paper": 3, "settings": settings}, "b": {}}, seeds=1)
@@ -168,6 +174,7 @@ def test_records_do_not_depend_on_keys_with_their_defaults(tmp_path: Path) -> No
     assert [run.key for run in open_study(folder, ReplicationConfig(), None)[0].plan_final()] == keys
 
 
+@pytest.mark.slow
 def test_new_network_is_not_a_target_that_is_not_reached(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "mine", cells={"a": {}}, networks=["4g"])
     assert replicate(folder, out=tmp_path / "out").cells[0].network_seconds["4g"] < math.inf
@@ -177,6 +184,7 @@ def test_new_network_is_not_a_target_that_is_not_reached(tmp_path: Path) -> None
     assert replicate(folder, out=tmp_path / "out").cells[0].network_seconds == {}
 
 
+@pytest.mark.slow
 def test_baseline_of_a_chosen_cell_is_run_too(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "mine", measure="speedup", baseline="a", seeds=1, cells=PAIR)
     result = replicate(folder, config=ReplicationConfig(("b",)), out=tmp_path / "out")
@@ -184,6 +192,7 @@ def test_baseline_of_a_chosen_cell_is_run_too(tmp_path: Path) -> None:
     assert result.cells[0].value == 1.0
 
 
+@pytest.mark.slow
 def test_labels_that_differ_in_signs_have_their_own_folders(tmp_path: Path) -> None:
     cells = {"E = 1": {"settings": {"client.steps": 1}}, "E=1": {"settings": {"client.steps": 8}}}
     result = replicate(write_study(tmp_path / "mine", cells=cells, seeds=1), out=tmp_path / "out")
@@ -192,6 +201,7 @@ def test_labels_that_differ_in_signs_have_their_own_folders(tmp_path: Path) -> N
     assert rounds[0] != rounds[1]
 
 
+@pytest.mark.slow
 def test_cell_stays_readable_without_the_keys_that_were_tuned(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "mine", cells={"a": {}}, tune={"client.optimizer.lr": [0.5]}, seeds=1)
     replicate(folder, out=tmp_path / "out")

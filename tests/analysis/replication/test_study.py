@@ -75,6 +75,7 @@ def test_report_is_that_of_the_committed_results(name: str) -> None:
     assert (find_study(name) / "RESULTS.md").read_text(encoding="utf-8") == to_markdown(build_replication(plan))
 
 
+@pytest.mark.slow
 def test_page_has_the_verdicts_of_the_committed_results() -> None:
     text = (Path(__file__).parents[3] / "fedsgd" / "docs" / "results" / "replication.md").read_text(encoding="utf-8")
     rows = [f"| `{name}` | {title} | {verdicts} |" for name, title, verdicts in list_results()]

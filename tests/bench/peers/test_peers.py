@@ -96,6 +96,7 @@ def test_baseline_is_dense_fedsgd_with_equal_cores_or_one_core(tmp_path: Path) -
     assert peers_main.baseline(other, []) is None
 
 
+@pytest.mark.slow
 def test_measurement_counts_memory_of_orphans_and_ends_them(tmp_path: Path) -> None:
     ready, pid = tmp_path / "ready", tmp_path / "pid"
     orphan = f"import time; data = bytearray(b'x' * 300_000_000); open({str(ready)!r}, 'w').close(); time.sleep(600)"

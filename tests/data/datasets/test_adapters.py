@@ -247,6 +247,7 @@ def test_wrong_data_frames_are_refused_in_one_line(case: str) -> None:
 # ---------------------------------------------------------------------------------------------------------------- Hugging Face
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("offline")
 def test_tables_and_dictionaries_of_tables_are_read_alike() -> None:
     import datasets
@@ -261,6 +262,7 @@ def test_tables_and_dictionaries_of_tables_are_read_alike() -> None:
         assert dataset.train.writer.tolist() == [1, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("offline")
 def test_wrong_tables_are_refused_in_one_line() -> None:
     import datasets

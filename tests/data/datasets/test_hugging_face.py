@@ -38,6 +38,7 @@ def write_table(folder: Path, **columns: object) -> HuggingFace:
     return HuggingFace(path="mine", x="features")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("offline")
 def test_hugging_face_folder_has_labels_and_owners(tmp_path: Path) -> None:
     source = write_table(tmp_path, features=[[0.5, 1.0], [2.0, 3.0], [4.0, 5.0]], label=[2, 0, 1], who=["zoe", "ann", "zoe"])
@@ -48,6 +49,7 @@ def test_hugging_face_folder_has_labels_and_owners(tmp_path: Path) -> None:
     assert data.train.writer.tolist() == [1, 0, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("offline")
 def test_hugging_face_images_without_features_load(tmp_path: Path) -> None:
     write_cifar(tmp_path, "train", [encode_image((255, 0, 51)), encode_image((0, 0, 0))], [1, 0])
@@ -75,6 +77,7 @@ def test_hugging_face_images_of_usual_modes_load(tmp_path: Path, mode: str, shap
     assert data.train.x.sum() == np.prod(shape) - np.prod(shape[:-2])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("offline")
 def test_hugging_face_invalid_rows_raise_error_with_column(tmp_path: Path) -> None:
     for part in ("train", "test"):
@@ -93,6 +96,7 @@ def test_hugging_face_invalid_rows_raise_error_with_column(tmp_path: Path) -> No
             write_table(tmp_path, features=features, label=[0, 1]).load(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("offline")
 def test_hugging_face_unknown_columns_and_splits_raise_error_with_key(tmp_path: Path) -> None:
     source = write_table(tmp_path, features=[[0.5], [1.0, 2.0]], label=[0, 1])

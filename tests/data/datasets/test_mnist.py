@@ -29,6 +29,7 @@ def tiny_mnist(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_mnist_real_files_have_known_statistics(data_folder: Path) -> None:
     data = Mnist().load(data_folder)
     assert (len(data.train), len(data.test), data.shape, data.classes) == (60_000, 10_000, (28, 28), 10)

@@ -59,6 +59,7 @@ def test_npz_types_follow_pixels_integers_and_floats(tmp_path: Path) -> None:
         dataclasses.replace(write_npz(tmp_path, x_train=X, y_train=X[:, 0]), classes=3).load(tmp_path)
 
 
+@pytest.mark.slow
 def test_npz_with_any_damaged_byte_raises_no_other_error(tmp_path: Path) -> None:
     write_npz(tmp_path, x_train=X, y_train=Y)
     content, rng = (tmp_path / "own.npz").read_bytes(), np.random.default_rng(0)

@@ -456,6 +456,7 @@ def test_residual_of_arrays_that_some_replies_lack_is_sent_later(settings: dict[
     np.testing.assert_allclose(values["head"], 3 * np.linspace(0.1, 1, 6), atol=0.02)
 
 
+@pytest.mark.slow
 def test_server_steps_of_a_float16_model_are_sent() -> None:
     """A weight decay of 1 % a round is no rounding, although a mean of twenty float16 numbers may differ by as much."""
 

@@ -42,6 +42,7 @@ def list_check_messages(grid: RecordingGrid) -> list[int]:
     return [node for direction, node, content in grid.contents if direction == "down" and CLASS_CHECK_KEY in content]
 
 
+@pytest.mark.slow
 def test_allowed_compressor_of_a_user_trains_as_its_equal_of_fedsgd(user_folder: Path) -> None:
     """Each node is compared once, and only for a user's compressor."""
     user_compressor = make_user_compressor(user_folder, "allowed_rules")

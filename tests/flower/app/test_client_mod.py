@@ -124,6 +124,7 @@ def test_uncompressed_messages_errors_and_replies_without_arrays_pass_unchanged(
     assert list(replies[NODES[0]].content) == ["metrics"]
 
 
+@pytest.mark.slow
 def test_mod_imports_no_heavy_libraries() -> None:
     """Flower starts a new ClientApp process for each message."""
     heavy = {"torch", "numba", "pyarrow", "sklearn", "matplotlib", "ray"}

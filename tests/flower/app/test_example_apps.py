@@ -229,6 +229,7 @@ def test_median_of_random_coordinates_learns_less_than_their_mean(
     assert median.compressed.accuracies[-1] < mean.accuracies[-1] - 0.15
 
 
+@pytest.mark.slow
 def test_written_app_folder_has_its_components_and_settings(tmp_path: Path) -> None:
     app = write_app(tmp_path / "app", "dp-client-side", True, 3, tmp_path)
     project = tomllib.loads((app / "pyproject.toml").read_text())

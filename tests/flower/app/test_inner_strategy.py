@@ -54,6 +54,7 @@ class SavingFedAvg(FedAvg):
         return MetricRecord({"error": error})
 
 
+@pytest.mark.slow
 def test_start_logs_the_bytes_of_its_own_rounds_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="flwr")
     strategy = CompressedStrategy(FedAvg(), "dense")
@@ -69,6 +70,7 @@ def test_start_logs_the_bytes_of_its_own_rounds_at_the_end(caplog: pytest.LogCap
         assert line.endswith(f"; compression ratio {ratio:,.1f} both ways (bytes without compression, divided by these bytes)")
 
 
+@pytest.mark.slow
 def test_own_start_of_the_inner_strategy_runs_with_compressed_messages() -> None:
     plain, compressed = SavingFedAvg(), CompressedStrategy(SavingFedAvg(), "dense")
     plain.set_save_path("folder")
@@ -87,6 +89,7 @@ def test_own_start_of_the_inner_strategy_runs_with_compressed_messages() -> None
     assert all("fedsgd" in content for content in grid.contents)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("has_instance_method", [True, False])
 def test_methods_of_the_inner_strategy_are_restored_after_start(has_instance_method: bool) -> None:
     inner, summary = FedAvg(), mock.Mock()
@@ -235,6 +238,7 @@ class OneResultFedAvg(LoopFedAvg):
         return self.aggregate_train(server_round, replies)
 
 
+@pytest.mark.slow
 @pytest.mark.sampled
 @pytest.mark.parametrize(
     "strategy_class",

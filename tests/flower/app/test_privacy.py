@@ -97,6 +97,7 @@ def wrap_adaptive_clipping(inner: Strategy) -> Strategy:
 # ------------------------------------------------------------------------------------------------------- client-side clipping
 
 
+@pytest.mark.slow
 @pytest.mark.sampled
 @pytest.mark.parametrize("compressor", nightly_unless(("bfloat16", "sign", "rand-k", "qsgd").__contains__, COMPRESSORS))
 def test_norm_of_each_decoded_update_is_at_most_the_clipping_norm(compressor: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -134,6 +135,7 @@ def test_array_without_dimensions_does_not_count_in_the_norm() -> None:
     assert content["arrays"]["n"].numpy() == 50
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compressor", ["dense", "rand-k", "eden"])
 def test_norm_of_each_update_is_at_most_the_adaptive_clipping_norm_of_its_round(compressor: str) -> None:
     class RecordingNormFedAvg(NormFedAvg):
@@ -164,6 +166,7 @@ def test_uncompressed_update_is_clipped() -> None:
     assert max(inner.norms) <= NORM
 
 
+@pytest.mark.slow
 def test_dense_compressor_with_client_side_clipping_learns_as_without_compression() -> None:
     """The results are not equal bit for bit: in float32, w + (v − w) is v up to one rounding."""
     wrappers = [DifferentialPrivacyClientSideFixedClipping(FedAvg(), 0.0, 4.0, NODES) for _ in range(2)]
@@ -172,6 +175,7 @@ def test_dense_compressor_with_client_side_clipping_learns_as_without_compressio
     assert compressed_mse == pytest.approx(plain_mse, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_exact_arrays_count_in_the_norm() -> None:
     """Statistics of batch norm and integers change more than the weights."""
 
@@ -225,6 +229,7 @@ def make_clipping_norm(norm: float, arrays: ArrayRecord) -> ClippingNorm:
     return clipping_norm
 
 
+@pytest.mark.slow
 @given(
     st.integers(0, 2**32 - 1),
     st.sampled_from(["float16", "float32", "float64", "int64", "uint8", "bool"]),
@@ -288,6 +293,7 @@ def test_config_value_that_is_no_norm_is_ignored(value: Any) -> None:
 # -------------------------------------------------------------------------------------------- wrappers inside and around, noise
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compressor", ["dense", "rand-k", "eden"])
 def test_server_side_wrapper_inside_clips_decoded_updates(compressor: str) -> None:
     inner = NormFedAvg()
@@ -449,6 +455,7 @@ def test_memory_with_a_strategy_that_sends_a_clipping_norm_is_refused() -> None:
         strategy.start(make_grid(), make_zeros(), num_rounds=1)
 
 
+@pytest.mark.slow
 def test_norm_of_each_update_with_allowed_error_feedback_is_at_most_the_clipping_norm() -> None:
     inner = NormFedAvg()
     strategy = CompressedStrategy(wrap_fixed_clipping(inner), "top-k", error_feedback="persist", dp_error_feedback=True)

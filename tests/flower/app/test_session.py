@@ -76,6 +76,7 @@ pytestmark = pytest.mark.usefixtures("quick_collection")
 # ------------------------------------------------------------------------------------------------------------------- parity
 
 
+@pytest.mark.slow
 @pytest.mark.sampled
 @pytest.mark.parametrize(
     ("settings", "downlink", "is_exact"),
@@ -139,6 +140,7 @@ STRATEGIES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "downlink", nightly_unless(lambda downlink: downlink is not None, [None, DIFFERENCE]), ids=["model", "difference"]
 )
@@ -163,6 +165,7 @@ def test_strategy_with_lossless_compression_computes_the_same_models(
     assert not np.array_equal(flatten(make_model()), flatten(arrays))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", nightly_unless("shift".__ne__, ["error-feedback", "shift"]))
 def test_strategy_that_stores_its_model_continues_from_the_published_model(policy: str) -> None:
     """FedAvgM continues from the record that it returned.
@@ -195,6 +198,7 @@ def load_residual(state_root: Path, node: Node) -> np.ndarray:
     return FolderStore(folder).load(client).state_if_accepted["scheme/residual"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trouble", ["nothing", "lost replies", "corrupted replies"])
 def test_decoded_updates_and_residual_add_up_to_the_updates(state_root: Path, trouble: str) -> None:
     inner, grid = RecordingFedAvg(), make_grid()
@@ -225,6 +229,7 @@ def test_decoded_updates_and_residual_add_up_to_the_updates(state_root: Path, tr
 # ----------------------------------------------------------------------------------------------------------------- catch-up
 
 
+@pytest.mark.slow
 def test_node_with_a_deleted_state_folder_is_caught_up(state_root: Path) -> None:
     grid = make_grid()
     strategy = CompressedStrategy(FedAvg(), TOP_K, error_feedback="persist", downlink=DIFFERENCE)
@@ -247,6 +252,7 @@ def test_node_with_a_deleted_state_folder_is_caught_up(state_root: Path) -> None
         assert sum(getattr(traffic, direction) for traffic in strategy.traffic) == n_bytes
 
 
+@pytest.mark.slow
 def test_restarted_node_continues_from_its_disk(state_root: Path) -> None:
     """With node authentication, Flower identifies the node; its memory is empty."""
     inner, grid = RecordingFedAvg(), make_grid()
@@ -267,6 +273,7 @@ def test_restarted_node_continues_from_its_disk(state_root: Path) -> None:
     assert replies == expected_replies
 
 
+@pytest.mark.slow
 def test_federations_of_one_run_have_separate_states(state_root: Path) -> None:
     """Two strategies that share all nodes and begin at round 1 compute the same models as alone."""
     settings: dict[str, Any] = {"compressor": TOP_K, "error_feedback": "persist", "downlink": DIFFERENCE}
@@ -281,6 +288,7 @@ def test_federations_of_one_run_have_separate_states(state_root: Path) -> None:
             assert np.array_equal(flatten(next(run)[0]), flatten(expected.pop(0)[0]))
 
 
+@pytest.mark.slow
 def test_node_without_the_model_is_caught_up_before_its_evaluation(state_root: Path) -> None:
     grid = make_grid()
     strategy = CompressedStrategy(FedAvg(), TOP_K, error_feedback="persist", downlink=DIFFERENCE)
@@ -318,6 +326,7 @@ def test_message_parts_for_several_nodes_are_one_object() -> None:
 # ---------------------------------------------------------------------------------------------------------- changes of arrays
 
 
+@pytest.mark.slow
 def test_arrays_that_the_caller_changes_are_sent_whole() -> None:
     grid = make_grid()
     lossy = {"policy": "error-feedback", "compressor": TOP_K}
@@ -372,6 +381,7 @@ def test_smallest_change_of_a_client_is_sent(mods: bool) -> None:
     assert np.array_equal(flatten(arrays), flatten(changed))
 
 
+@pytest.mark.slow
 def test_server_momentum_of_unchanged_coordinates_is_sent() -> None:
     """A step of the server's momentum is larger than the rounding of a mean."""
     grid, plain_grid = make_grid(), make_grid(mods=False)

@@ -18,6 +18,7 @@ from tests.flower.app.fixed_updates import DIFFERENCE, TOP_K, flatten, make_grid
 pytestmark = pytest.mark.usefixtures("quick_collection")
 
 
+@pytest.mark.slow
 def test_start_runs_compressed_rounds_and_logs_their_bytes(caplog: pytest.LogCaptureFixture) -> None:
     grid, initial = make_grid(), make_model()
     strategy = CompressedStrategy(FedAvg(), TOP_K, error_feedback="persist", downlink=DIFFERENCE)

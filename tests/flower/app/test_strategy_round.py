@@ -57,6 +57,7 @@ def test_corrupted_reply_is_an_error_of_its_node(caplog: pytest.LogCaptureFixtur
     np.testing.assert_allclose(flatten(arrays), flatten(make_model()) + mean, atol=1e-6)
 
 
+@pytest.mark.slow
 @examples(10)
 @given(st.integers(0, 2**32), st.sampled_from(["flip", "cut", "grow", "swap"]))
 def test_arbitrary_bytes_of_one_node_leave_other_replies_aggregated(seed: int, change: str) -> None:

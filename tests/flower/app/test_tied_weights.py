@@ -94,6 +94,7 @@ def list_uncompressed(grid: RecordingGrid) -> list[bool]:
 # ---------------------------------------------------------------------------------------------------------------- detection
 
 
+@pytest.mark.slow
 @pytest.mark.sampled
 @pytest.mark.parametrize(
     ("compressor", "downlink", "create_strategy"),
@@ -156,6 +157,7 @@ def test_nonfinite_model_in_a_round_that_changes_ties_ends_the_run(tied: Any) ->
         list(run_rounds(CompressedStrategy(NonFiniteFedAvg(), RAND_K, tied=tied), grid, make_record(TIED_VALUES), 1))
 
 
+@pytest.mark.slow
 def test_evaluation_after_a_change_of_ties_uses_the_final_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.flower.app.fixed_updates.flatten", lambda arrays: arrays["e"].numpy())
     grid = make_app_grid(make_reply_function())
@@ -172,6 +174,7 @@ def test_evaluation_after_a_change_of_ties_uses_the_final_model(monkeypatch: pyt
     ]
 
 
+@pytest.mark.slow
 def test_layers_with_equal_initial_values_are_separated_by_the_first_replies(caplog: pytest.LogCaptureFixture) -> None:
     """The layers of torch.nn.TransformerEncoder are such layers, and so are a teacher and its student."""
     initial = {"layers.0.w": TABLE, "layers.0.b": ZEROS, "layers.1.w": TABLE, "layers.1.b": ZEROS}
@@ -193,6 +196,7 @@ def test_layers_with_equal_initial_values_are_separated_by_the_first_replies(cap
     assert array_bytes < row.plain_up < row.message_up < row.plain_up + 2000, "uncompressed arrays are counted"
 
 
+@pytest.mark.slow
 def test_arrays_that_are_equal_by_chance_are_separate() -> None:
     """Biases of zeros and scales of ones are constant, so they are not grouped."""
     initial = {"a.bias": ZEROS, "b.bias": ZEROS, "a.scale": ZEROS + 1, "b.scale": ZEROS + 1, "w": TABLE}
@@ -212,6 +216,7 @@ def sum_mean_updates(name: str, shape: tuple[int, ...], n_rounds: int) -> np.nda
     return sum(np.mean([draw_update(node, round, name, shape) for node in NODES[:3]], axis=0) for round in rounds)
 
 
+@pytest.mark.slow
 def test_tied_bias_of_zeros_is_detected_in_the_first_replies(caplog: pytest.LogCaptureFixture) -> None:
     """The weights of a module with two names are detected in the initial model, the constant biases in the replies."""
     initial = {"a.w": TABLE, "a.b": ZEROS, "a.s": np.float32(1), "b.w": TABLE, "b.b": ZEROS, "b.s": np.float32(1)}
@@ -409,6 +414,7 @@ def test_tied_names_of_overlapping_parameters_are_refused(view: Callable[[torch.
         tied_names(net)
 
 
+@pytest.mark.slow
 def test_embedding_that_is_also_the_output_layer_stays_one_tensor() -> None:
     class TiedModel(torch.nn.Module):
         def __init__(self) -> None:

@@ -57,6 +57,7 @@ def check_message_bytes(grid: CountingGrid, strategy: CompressedStrategy) -> Non
         assert sum_traffic(strategy, phase, "message_up") == grid.sum_of(phase, "up") > 0
 
 
+@pytest.mark.slow
 @pytest.mark.sampled
 @pytest.mark.parametrize("downlink", [None, DIFFERENCE], ids=["model", "difference"])
 @pytest.mark.parametrize("compressor", ["dense", TOP_K, "sign"], ids=str)
@@ -87,6 +88,7 @@ def test_traffic_of_evaluation_replies_counts_metrics() -> None:
         assert f"round {row.round}, evaluation: 0 bytes up, {row.down:,} down" in str(row)
 
 
+@pytest.mark.slow
 def test_traffic_of_a_second_message_counts_the_message_and_the_resync_reply(state_root: Path) -> None:
     """Without compression, there would be neither a RESYNC reply nor a second message."""
     send_numbers = iter(range(100))
@@ -125,6 +127,7 @@ def raise_at_node_1(number: int) -> None:
         raise ValueError("no data")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [replace_by_arrays, damage_record], ids=["plain arrays", "damaged"])
 def test_traffic_of_uncompressed_and_damaged_replies_counts_them_unchanged(
     change: Callable[[int, RecordDict], RecordDict],

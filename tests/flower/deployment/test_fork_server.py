@@ -60,6 +60,7 @@ def start_client(address: Path, *arguments: str, name: str = "me", **options: An
     return subprocess.Popen(command, **pipes, env={**os.environ, "NAME": name}, **options)
 
 
+@pytest.mark.slow
 def test_forked_process_has_arguments_environment_and_folder_of_its_client(
     fork_server: ForkServerProcess, tmp_path: Path
 ) -> None:
@@ -131,6 +132,7 @@ def test_client_without_fork_server_executes_the_command(tmp_path: Path) -> None
     assert result.stdout == "own a b c\n"
 
 
+@pytest.mark.slow
 def test_fork_server_ends_with_its_parent(tmp_path: Path) -> None:
     assert ForkServer.serve.__doc__
     code = f"""

@@ -17,6 +17,8 @@ from fedsgd.flower.deployment.addresses import ProcessAddresses
 from fedsgd.flower.deployment.guard import Guard
 from tests.flower.deployment.stubs import build_address, start_stub
 
+pytestmark = pytest.mark.slow
+
 LAUNCHER_CODE = """
 import os, sys, time
 from pathlib import Path

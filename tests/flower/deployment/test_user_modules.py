@@ -136,6 +136,7 @@ def test_module_without_a_source_is_refused(scenario: Make, user_folder: Path) -
         read_user_modules(s)
 
 
+@pytest.mark.slow
 def test_files_in_the_app_are_imported_after_installed_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     modules = {"app_rules.py": b"VALUE = 3", "json.py": b"", "app_package/deep/inner.py": b"VALUE = 4"}
     app = app_bundle.write_app(tmp_path / "app", {"a": 1}, modules)

@@ -130,6 +130,7 @@ CASES_AND_ENGINES = slow_unless(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.sampled
 @pytest.mark.parametrize(("case", "engine"), CASES_AND_ENGINES)
 def test_run_over_grid_has_the_results_of_a_simulation(scenario: Make, case: str, engine: str) -> None:
@@ -143,6 +144,7 @@ def test_run_over_grid_has_the_results_of_a_simulation(scenario: Make, case: str
     assert result.summary["states"]["place"] == "nodes"
 
 
+@pytest.mark.slow
 def test_each_node_receives_one_message_in_a_round_with_shared_frames_once(scenario: Make) -> None:
     s, events = scenario({"rounds": 2, "server.cohort": 8, "engine.name": "sequential"}), []
     grid = create_grid(s, 3)
@@ -176,6 +178,7 @@ def test_large_payload_is_written_in_parts_and_read_unchanged() -> None:
         read_payload(RecordDict({"other": ConfigRecord({"frames": b"x"})}))
 
 
+@pytest.mark.slow
 def test_node_builds_the_scenario_once_and_then_reads_its_cache(
     scenario: Make, state_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,6 +195,7 @@ def test_node_builds_the_scenario_once_and_then_reads_its_cache(
     assert prebuilt_result.summary["params_sha256"] == cached_result.summary["params_sha256"]
 
 
+@pytest.mark.slow
 def test_cache_of_a_node_has_only_the_examples_of_its_own_clients(scenario: Make, state_folder: Path) -> None:
     s = scenario({"rounds": 1})
     run_over_grid(create_grid(s, 2), s)
@@ -228,6 +232,7 @@ def exchange_errors(runtime: FlowerRuntime, experiment: Any, cohort: Sequence[in
     }
 
 
+@pytest.mark.slow
 def test_clients_of_an_unavailable_node_fail_with_its_cause(scenario: Make) -> None:
     experiment, grid, runtime = start_runtime(scenario())
     node_id = grid.find_id(1)
@@ -241,6 +246,7 @@ def test_clients_of_an_unavailable_node_fail_with_its_cause(scenario: Make) -> N
         failing_nodes.clear()
 
 
+@pytest.mark.slow
 def test_corrupt_reply_fails_the_clients_of_its_node(scenario: Make) -> None:
     experiment, grid, runtime = start_runtime(scenario())
     for data in (b"", b"\0" * 40, bytes(range(200))):
@@ -253,6 +259,7 @@ def test_corrupt_reply_fails_the_clients_of_its_node(scenario: Make) -> None:
     assert 'expected a record "fedsgd" with bytes in "frames"' in exchange_errors(runtime, experiment)[2]
 
 
+@pytest.mark.slow
 def test_error_of_a_client_fails_one_client_and_error_of_an_app_its_node(scenario: Make, state_folder: Path) -> None:
     experiment, grid, runtime = start_runtime(scenario())
     (state_folder / "run-77" / "node-1" / "client-1").mkdir()
@@ -268,12 +275,14 @@ def test_error_of_a_client_fails_one_client_and_error_of_an_app_its_node(scenari
     )
 
 
+@pytest.mark.slow
 def test_error_of_a_client_has_its_class_and_message_at_the_server(scenario: Make) -> None:
     s = scenario({"client.optimizer.lr": 1e38, "client.epochs": 2})
     with pytest.raises(NonFiniteError, match=r"round 1, client \d: the update is not finite"):
         run_over_grid(create_grid(s, 2), s)
 
 
+@pytest.mark.slow
 def test_missing_or_unsuitable_node_is_a_run_error(scenario: Make) -> None:
     s = scenario()
     grid = create_grid(s, 3)
@@ -290,6 +299,7 @@ def test_missing_or_unsuitable_node_is_a_run_error(scenario: Make) -> None:
         FlowerRuntime(grid_without_data, 8, 1).wait_for_nodes(5.0)
 
 
+@pytest.mark.slow
 def test_run_with_a_users_classes_over_grid_has_the_results_of_a_simulation(scenario: Make, user_folder: Path) -> None:
     s = scenario({**write_rules(user_folder, "grid_rules"), "rounds": 2, "engine.name": "sequential"})
     classes = identify_classes(find_import_paths(s))
@@ -299,6 +309,7 @@ def test_run_with_a_users_classes_over_grid_has_the_results_of_a_simulation(scen
         assert result.summary[digest] == simulation.summary[digest]
 
 
+@pytest.mark.slow
 def test_node_without_a_users_class_is_a_scenario_error_before_round_1(scenario: Make, user_folder: Path) -> None:
     """The node's message has the classes of the scenario and the missing module; the server does not wait for other nodes."""
     s = scenario(write_rules(user_folder, "lost_rules"))
@@ -337,6 +348,7 @@ def test_node_with_another_class_is_a_scenario_error_before_round_1(
     )
 
 
+@pytest.mark.slow
 def test_restarted_node_with_another_class_is_left_out(
     scenario: Make, user_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -402,6 +414,7 @@ def test_query_of_a_foreign_server_app_is_answered(scenario: Make) -> None:
     assert dict(reply.content["fedsgd"])["partition-id"] == 0
 
 
+@pytest.mark.slow
 def test_unsuitable_new_nodes_are_ignored_after_one_timeout(scenario: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """One new node has a wrong number of partitions, and one does not reply."""
     monkeypatch.setattr("fedsgd.flower.runtime.grid_runtime.RESTART_TIMEOUT_SECONDS", 0.2)

@@ -25,6 +25,8 @@ from fedsgd.system.torch_determinism import isolate_global_state
 from tests.effort import nightly_unless
 from tests.flower.grid import InProcessGrid, identity
 
+pytestmark = pytest.mark.slow
+
 Make = Callable[..., Scenario]
 DEPLOYMENT = {"nodes": 3, "execution": {}}
 SMALL = {"engine.name": "sequential", "checkpoint.every": 1}

@@ -227,6 +227,7 @@ def test_clients_without_a_state_take_no_memory(folder: Path | None) -> None:
     assert sizes[1] - sizes[0] <= 100 * PAGE_BYTES
 
 
+@pytest.mark.slow
 @given(CLIENT_STATES)
 def test_stored_bytes_exceed_written_bytes_by_less_than_a_page_and_less_than_double(state: ClientState) -> None:
     written = sum(-(-len(part) // 64) * 64 for part in serialize_state(state))
@@ -245,6 +246,7 @@ def test_file_on_disk_has_no_name(tmp_path: Path) -> None:
         SlotStore(3, tmp_path / "nowhere")
 
 
+@pytest.mark.slow
 @linux
 def test_killed_process_leaves_no_file(tmp_path: Path) -> None:
     script = (
@@ -275,6 +277,7 @@ def list_open_files(folder: Path) -> list[str]:
     return [link for link in links if link.startswith(str(folder))]
 
 
+@pytest.mark.slow
 @linux
 @pytest.mark.parametrize("workers", [1, 2])
 def test_file_is_removed_after_an_exception(scenario: Callable[..., Scenario], workers: int, tmp_path: Path) -> None:
