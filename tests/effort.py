@@ -15,7 +15,7 @@ from hypothesis import settings
 EFFORT = int(os.environ.get("FEDSGD_TEST_EFFORT", "1"))
 """Factor of the numbers of examples; the nightly workflow sets the environment variable FEDSGD_TEST_EFFORT to 8.
 
-With 1, tests with the marker `nightly` are left out, and two thirds of the cases of a test with the marker `sampled`.
+With 1, tests with the marker `nightly` are left out, and three quarters of the cases of a test with the marker `sampled`.
 """
 
 
@@ -41,7 +41,7 @@ def nightly_unless(is_routine: Callable[[Any], bool], values: Iterable[Any]) -> 
 def find_nightly_items(items: Sequence[pytest.Item]) -> list[pytest.Item]:
     """Return the items that are left out by day.
 
-    Of a sampled test, the third of the cases with the smallest checksums of their names runs, and further cases until each
+    Of a sampled test, the quarter of the cases with the smallest checksums of their names runs, and further cases until each
     component of a test of components and laws has one.
     """
     nightly = [item for item in items if item.get_closest_marker("nightly")]
@@ -55,10 +55,10 @@ def find_nightly_items(items: Sequence[pytest.Item]) -> list[pytest.Item]:
 
 
 def _find_cases_to_leave_out(items: Sequence[pytest.Item]) -> list[pytest.Item]:
-    """Return the last two thirds of a test's cases, without the first case with each value of one of several parameters."""
+    """Return the last three quarters of a test's cases, without the first case with each value of one of several parameters."""
     values = [{*item.callspec.indices.items()} for item in items]
     counts = Counter(value for case in values for value in case)
-    n_daily = -(-len(items) // 3)
+    n_daily = -(-len(items) // 4)
     covered = {value for case in values[:n_daily] for value in case}
     left_out = []
     for item, case in zip(items[n_daily:], values[n_daily:], strict=True):
