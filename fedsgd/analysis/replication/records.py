@@ -45,6 +45,7 @@ class RunRecord(ValidatedConfig):
         tuned: tuned settings by dotted key.
         error: message of the error that the run ended with; None for a finished run.
         rounds: rounds that were run.
+        round_limit: rounds after which a tuning run was ended because a better value needs fewer; None without such a limit.
         target: rounds, `uplink_bytes` and `downlink_bytes` to the target, interpolated; None if it was not reached.
         selection: the same rounds and uplink bytes, and the best value, by the metric that tuning uses.
         diverged: True if the run ended with numbers that count as diverged.
@@ -80,6 +81,7 @@ class RunRecord(ValidatedConfig):
     digests: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     made: dict[str, str] = field(default_factory=dict)
+    round_limit: int | None = None
 
     @property
     def key(self) -> tuple[str, str, int, str]:

@@ -6,6 +6,7 @@ import importlib.util
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -39,13 +40,30 @@ def run_study(plan: StudyPlan, out: Path, save: Callable[[], None], callbacks: S
         save()
         return
     end = None if plan.config.execution.stop_after is None else time.time() + plan.config.execution.stop_after
-    for phase, list_runs in (("tuning", plan.plan_tuning), ("final", plan.plan_final)):
-        waiting = plan.find_waiting(list_runs())
-        if waiting:
-            stop_after = None if end is None else max(0.0, end - time.time())
-            # a run folder of other settings has no valid record, so it may be replaced
-            execution = replace(plan.config.execution, stop_after=stop_after, overwrite=True)
-            _run_phase(plan, waiting, out / phase, execution, save, callbacks)
+    tuning = plan.find_waiting(plan.plan_tuning())
+    for runs in _divide_tuning(tuning, plan.config.execution.jobs):
+        _run_phase(plan, runs, out / "tuning", _limit_time(plan, end), save, callbacks)
+    final = plan.find_waiting(plan.plan_final())
+    if final:
+        _run_phase(plan, final, out / "final", _limit_time(plan, end), save, callbacks)
+
+
+def _limit_time(plan: StudyPlan, end: float | None) -> SweepConfig:
+    """Return the execution of the next runs. A run folder of other settings has no valid record, so it may be replaced."""
+    stop_after = None if end is None else max(0.0, end - time.time())
+    return replace(plan.config.execution, stop_after=stop_after, overwrite=True)
+
+
+def _divide_tuning(waiting: Sequence[StudyRun], jobs: int) -> list[list[StudyRun]]:
+    """Return tuning runs in groups: the first value of each cell, then the second, because a value limits the next."""
+    n_values: Counter[str] = Counter()
+    groups = []
+    for run in waiting:
+        groups.append(n_values[run.cell])
+        n_values[run.cell] += 1
+    ordered = [run for _, run in sorted(zip(groups, waiting, strict=True), key=lambda pair: pair[0])]
+    size = max(jobs, len(n_values))
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 
 def _run_phase(
@@ -57,12 +75,15 @@ def _run_phase(
     callbacks: SweepCallbacks,
 ) -> None:
     runs = {run.planned_cell.cell.folder: run for run in waiting}
+    cells = {folder: plan.limit_run(run) for folder, run in runs.items()}
 
     def add(cell: Cell, is_new: bool) -> None:
         if cell.state == "failed" and cell.cause not in DETERMINISTIC_ERRORS:
             plan.errors.append((f"{runs[cell.folder].cell}, seed {cell.seed}", str(cell.error)))
         elif cell.state != "waiting":
             record = _make_record(runs[cell.folder], folder, cell, plan.study)
+            if cells[cell.folder] != runs[cell.folder].planned_cell:
+                record = replace(record, round_limit=cells[cell.folder].scenario.rounds)
             plan.results.add(record if is_new else replace(record, made=_describe_earlier_run(folder / cell.folder)))
 
     def record(sweep: Sweep, cell: Cell, seconds: float) -> None:
@@ -79,7 +100,7 @@ def _run_phase(
             callbacks.on_begin(sweep)
 
     new_callbacks = SweepCallbacks(begin, callbacks.on_round, record)
-    run_plan([run.planned_cell for run in waiting], folder, execution, new_callbacks)
+    run_plan([*cells.values()], folder, execution, new_callbacks)
     save()
 
 

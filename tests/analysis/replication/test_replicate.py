@@ -100,6 +100,38 @@ def test_tuned_value_is_selected_by_validation_examples(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("measure", "share"), [("rounds", 1), ("uplink-bytes", 1.25), ("accuracy", math.inf)])
+def test_tuning_run_ends_where_it_is_not_selected_any_more(tmp_path: Path, measure: str, share: float) -> None:
+    text, tune = SCENARIO.replace("rounds = 4", "rounds = 30"), {"client.optimizer.lr": [0.05, 0.0001]}
+    folder = write_study(tmp_path / "mine", text, cells={"a": {}}, tune=tune, seeds=1, measure=measure)
+    result = replicate(folder, out=tmp_path / "out")
+    assert "lr = 0.05" in result.cells[0].tuned
+    plan, _ = open_study(folder, ReplicationConfig(), None)
+    first, second = (plan.results.runs[run.key] for run in plan.plan_tuning())
+    n_rounds = first.selection["rounds"]
+    assert n_rounds is not None
+    assert 4 < n_rounds < 20
+    limit = math.ceil(share * n_rounds) if share < math.inf else None
+    assert (first.round_limit, second.rounds, second.round_limit) == (None, limit or 30, limit)
+
+
+def test_limited_tuning_run_counts_only_with_the_value_that_limits_it(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "mine", cells={"a": {}}, tune={"client.optimizer.lr": [0.5, 0.4, 0.001]}, seeds=1)
+    plan, _ = open_study(folder, ReplicationConfig(), None)
+    first, second, third = plan.plan_tuning()
+    rows = [(first, 2.0, None, 2), (second, 3.5, None, 4), (third, None, 2, 2)]
+    for run, needed, limit, rounds in rows:
+        cell, phase, seed, digest = run.key
+        record = RunRecord(cell, phase, seed, digest, dict(run.planned_cell.cell.tuned), rounds=rounds)
+        plan.results.add(replace(record, round_limit=limit, selection={"rounds": needed, "best": 0.2}))
+    assert plan.find_waiting(plan.plan_tuning()) == []
+    assert plan.select_tuned("a") == {"client.optimizer.lr": 0.5}
+    del plan.results.runs[first.key]
+    assert plan.find_waiting(plan.plan_tuning()) == [first, third]
+    assert plan.limit_run(first).scenario.rounds == plan.limit_run(third).scenario.rounds == 4
+
+
+@pytest.mark.slow
 def test_cell_without_its_target_is_not_reached_and_not_reproduced(tmp_path: Path) -> None:
     settings = {"client.optimizer.lr": 1e-6}
     folder = write_study(tmp_path / "mine", cells={"a": {"paper": 3, "settings": settings}, "b": {}}, seeds=1)
