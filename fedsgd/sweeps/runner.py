@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import multiprocessing as mp
 import os
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -14,7 +15,7 @@ from typing import Any
 
 from fedsgd.config.argument_checks import resolve_config
 from fedsgd.config.component import Component
-from fedsgd.errors import ScenarioError, ScenarioWarning, suggest_name, warn_once
+from fedsgd.errors import FedsgdError, ScenarioError, ScenarioWarning, suggest_name, warn_once
 from fedsgd.scenario.parsing import dump_table
 from fedsgd.scenario.scenario import Scenario, open_scenario
 from fedsgd.sweeps.cells import DETERMINISTIC_ERRORS, Cell, PlannedCell, Sweep, plan_cells
@@ -79,7 +80,20 @@ def sweep(
 
 
 def run_plan(plan: Sequence[PlannedCell], folder: Path, execution: SweepConfig, callbacks: SweepCallbacks) -> Sweep:
-    """Run the planned cells that are not finished, each into a run folder in the folder of the sweep; errors as in `sweep`."""
+    """Run the planned cells that are not finished, each into a run folder in the folder of the sweep; errors as in `sweep`.
+
+    After an error that leaves no run folder, such as missing data, a new folder is removed.
+    """
+    is_new = not folder.exists()
+    try:
+        return _run_plan(plan, folder, execution, callbacks)
+    except FedsgdError:
+        if is_new and folder.is_dir() and not any(path.is_dir() for path in folder.iterdir()):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _run_plan(plan: Sequence[PlannedCell], folder: Path, execution: SweepConfig, callbacks: SweepCallbacks) -> Sweep:
     with locked_directory(folder):
         current_sweep = resume_sweep(folder, plan, execution.overwrite, execution.retry_failed)
         save(current_sweep)

@@ -81,8 +81,11 @@ def test_missing_data_in_the_first_cell_ends_the_sweep(quickstart: Path, monkeyp
     result = run_command(quickstart, "--set", "data.name=mnist", "--seeds", "2", "--out", "o")
     assert result.exit_code == 1
     assert "fedsgd: mnist: no data folder is set" in result.stderr
-    assert "0 of 2 cells are finished and stored in o" in result.stderr
-    assert states(Sweep.read("o")) == ["waiting", "waiting"]
+    assert "stored in o" not in result.stderr
+    assert not Path("o").exists()
+    Path("o").mkdir()
+    assert run_command(quickstart, "--set", "data.name=mnist", "--seeds", "2", "--out", "o").exit_code == 1
+    assert states(Sweep.read("o")) == ["waiting", "waiting"], "a folder of the user is not removed"
 
 
 def test_missing_data_in_a_later_cell_is_a_failure_that_runs_again(quickstart: Path, monkeypatch: pytest.MonkeyPatch) -> None:
