@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fedsgd.config.user_classes import digest_user_code
-from fedsgd.errors import OutputError, ReportError, ScenarioError
+from fedsgd.errors import FedsgdError, OutputError, ReportError, ScenarioError
 from fedsgd.scenario.parsing import dump_table, flatten_settings
 from fedsgd.scenario.scenario import Scenario, load
 from fedsgd.storage.parquet import count_rows
@@ -25,8 +25,10 @@ NO_VALIDATION = "evaluation.validation is unset there"
 def locked_directory(out: Path) -> Iterator[None]:
     """Create the folder if necessary, and lock it against other sweeps in the context, if the system supports locks.
 
-    A folder that another sweep has locked, and a folder with other files but no sweep.json, raise an OutputError.
+    After an error, a new folder that has only sweep.json is removed. A folder that another sweep has locked, and a folder with
+    other files but no sweep.json, raise an OutputError.
     """
+    is_new = not out.exists()
     try:
         out.mkdir(parents=True, exist_ok=True)
         names = sorted(path.name for path in out.iterdir())
@@ -36,7 +38,14 @@ def locked_directory(out: Path) -> Iterator[None]:
         examples = ", ".join(names[:3])
         raise OutputError(f"{out}: not the folder of a sweep: it has no {SWEEP_FILE}, but {examples}; choose another folder")
     with lock_folder(out, f"{out}: another sweep is writing to it"):
-        yield
+        try:
+            yield
+        except FedsgdError:
+            with suppress(OSError):
+                if is_new and [path.name for path in out.iterdir()] == [SWEEP_FILE]:
+                    (out / SWEEP_FILE).unlink()
+                    out.rmdir()
+            raise
 
 
 def save(sweep: Sweep) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import multiprocessing as mp
 import os
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -15,7 +14,7 @@ from typing import Any
 
 from fedsgd.config.argument_checks import resolve_config
 from fedsgd.config.component import Component
-from fedsgd.errors import FedsgdError, ScenarioError, ScenarioWarning, suggest_name, warn_once
+from fedsgd.errors import ScenarioError, ScenarioWarning, suggest_name, warn_once
 from fedsgd.scenario.parsing import dump_table
 from fedsgd.scenario.scenario import Scenario, open_scenario
 from fedsgd.sweeps.cells import DETERMINISTIC_ERRORS, Cell, PlannedCell, Sweep, plan_cells
@@ -79,21 +78,13 @@ def sweep(
         return run_plan(plan, folder, execution, callbacks)
 
 
-def run_plan(plan: Sequence[PlannedCell], folder: Path, execution: SweepConfig, callbacks: SweepCallbacks) -> Sweep:
+def run_plan(
+    plan: Sequence[PlannedCell], folder: Path, execution: SweepConfig, callbacks: SweepCallbacks, has_result: bool = False
+) -> Sweep:
     """Run the planned cells that are not finished, each into a run folder in the folder of the sweep; errors as in `sweep`.
 
-    After an error that leaves no run folder, such as missing data, a new folder is removed.
+    With `has_result`, cells that ended in an earlier call count, so that an error of the first cell does not end the sweep.
     """
-    is_new = not folder.exists()
-    try:
-        return _run_plan(plan, folder, execution, callbacks)
-    except FedsgdError:
-        if is_new and folder.is_dir() and not any(path.is_dir() for path in folder.iterdir()):
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-def _run_plan(plan: Sequence[PlannedCell], folder: Path, execution: SweepConfig, callbacks: SweepCallbacks) -> Sweep:
     with locked_directory(folder):
         current_sweep = resume_sweep(folder, plan, execution.overwrite, execution.retry_failed)
         save(current_sweep)
@@ -102,7 +93,7 @@ def _run_plan(plan: Sequence[PlannedCell], folder: Path, execution: SweepConfig,
         waiting_folders = {cell.folder for cell in current_sweep.cells if cell.state == "waiting"}
         waiting_cells = [planned_cell for planned_cell in plan if planned_cell.cell.folder in waiting_folders]
         issued_warnings = set[str]()
-        with closing(_run_cells(waiting_cells, folder, execution, callbacks.on_round)) as results:
+        with closing(_run_cells(waiting_cells, folder, execution, callbacks.on_round, has_result)) as results:
             for cell, outcome in results:
                 if not outcome.is_run:
                     continue
@@ -158,12 +149,15 @@ def _dump_components(grid: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
 
 
 def _run_cells(
-    planned_cells: Sequence[PlannedCell], out: Path, execution: SweepConfig, on_round: RoundCallback | None
+    planned_cells: Sequence[PlannedCell],
+    out: Path,
+    execution: SweepConfig,
+    on_round: RoundCallback | None,
+    has_result: bool,
 ) -> CellResults:
-    """Yield cells in the order in which they end. Raise an error that is not deterministic if no cell has ended before."""
+    """Yield cells in the order in which they end. Raise an error that is not deterministic if there is no result before."""
     if not planned_cells:
         return
-    has_result = False
     end = math.inf if execution.stop_after is None else time.time() + execution.stop_after
     run = bind_run_cell(None if execution.data is None else str(execution.data), end)
     if execution.launcher is not None:

@@ -59,8 +59,6 @@ from fedsgd.system.global_generators import read_generator_states
 from fedsgd.wire import Sections, decode_values, encode_values
 from tests.laws import planted, planted_bytes, planted_rounds
 
-pytestmark = pytest.mark.slow
-
 SMALL_SAMPLE: dict[str, Any] = {"data": "gaussian", "size": 1000}
 USER_MODULE = """
 import os
@@ -183,6 +181,7 @@ def list_broken_laws(certificate: Certificate) -> dict[str, str]:
 # ------------------------------------------------------------------------------------------------------------------- figures
 
 
+@pytest.mark.slow
 @pytest.mark.nightly
 @pytest.mark.usefixtures("fresh_interpreter")
 def test_dense_float32_has_32_bits_a_parameter_and_no_error() -> None:
@@ -201,6 +200,7 @@ def test_dense_float32_has_32_bits_a_parameter_and_no_error() -> None:
     assert certificate.frames_sha256 == certificate.fresh_frames_sha256
 
 
+@pytest.mark.slow
 @pytest.mark.nightly
 def test_rand_k_has_the_stated_variance_and_no_bias() -> None:
     errors = certify_small(RandK(density=0.1)).errors
@@ -212,6 +212,7 @@ def test_rand_k_has_the_stated_variance_and_no_bias() -> None:
     assert errors.stated_contraction is None
 
 
+@pytest.mark.slow
 def test_top_k_is_biased_and_contracts_more_than_stated() -> None:
     certificate = fedsgd.certify("top-k", {"density": 0.1}, **SMALL_SAMPLE)
     traffic, errors = certificate.traffic, certificate.errors
@@ -240,6 +241,7 @@ def test_entropy_of_bytes_is_zeroth_order() -> None:
     assert measure._entropy_bits(np.array([])) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.nightly
 def test_scheme_errors_are_delivered_and_undelivered_updates() -> None:
     certificate = fedsgd.certify("top-k", {"density": 0.1}, error_feedback="persist", **SMALL_SAMPLE)
@@ -292,6 +294,7 @@ class ReferencedUpdates(MemorylessScheme):
         return decode_values(sections, ctx.layout.size, "float32", False)
 
 
+@pytest.mark.slow
 def test_reference_frame_of_scheme_is_counted_and_decoded() -> None:
     certificate = fedsgd.certify(ReferencedUpdates(Dense()), **SMALL_SAMPLE)
     assert certificate.label == "referenced-updates(dense)"
@@ -303,6 +306,7 @@ def test_reference_frame_of_scheme_is_counted_and_decoded() -> None:
     assert "reference frame, bytes" in report.to_markdown(certificate)
 
 
+@pytest.mark.slow
 def test_certificate_has_a_result_for_every_law() -> None:
     laws = [law.__name__ for law in (*SAMPLED_VECTOR_LAWS, *INPUT_LAWS)]
     names = [name for name in laws if name not in ("mean_error", "variance")]  # dense is neither unbiased nor random
@@ -319,6 +323,7 @@ def test_certificate_has_a_result_for_every_law() -> None:
 # --------------------------------------------------------------------------------------------------------------- broken laws
 
 
+@pytest.mark.slow
 @pytest.mark.sampled
 @pytest.mark.parametrize(
     ("compressor", "law", "figures"),
@@ -338,6 +343,7 @@ def test_broken_law_is_reported_with_its_figures(compressor: Any, law: str, figu
     assert str(compressor) not in list_broken_laws(certificate)[law]
 
 
+@pytest.mark.slow
 @pytest.mark.nightly
 def test_broken_law_gives_exit_status_1(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path, str(root)])
@@ -351,6 +357,7 @@ def test_broken_law_gives_exit_status_1(root: Path, monkeypatch: pytest.MonkeyPa
     assert next(law["law"] for law in table["laws"] if not law["passed"]) == "preserves_zero"
 
 
+@pytest.mark.slow
 def test_exception_of_compressor_is_a_broken_law_with_its_location(user_folder: Path) -> None:
     result = run_certify("mine_certified:Raises")
     assert result.exit_code == 1
@@ -365,6 +372,7 @@ def test_exception_of_compressor_is_a_broken_law_with_its_location(user_folder: 
     assert report.build_comparison_rows([certificate])[0][2:7] == ("", "", "", "", "")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fresh_interpreter")
 @pytest.mark.nightly
 def test_bytes_that_differ_in_a_fresh_interpreter_are_not_reproducible(user_folder: Path) -> None:
@@ -377,6 +385,7 @@ def test_bytes_that_differ_in_a_fresh_interpreter_are_not_reproducible(user_fold
     assert certificate.frames_sha256[:16] in list_broken_laws(certificate)["reproducible"]
 
 
+@pytest.mark.slow
 @pytest.mark.nightly
 @pytest.mark.usefixtures("fresh_interpreter")
 def test_decoder_that_uses_more_than_the_bytes_breaks_a_law(user_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -402,6 +411,7 @@ def test_decoder_that_uses_more_than_the_bytes_breaks_a_law(user_folder: Path, m
     assert correct.passed
 
 
+@pytest.mark.slow
 @pytest.mark.nightly
 @pytest.mark.usefixtures("fresh_interpreter")
 def test_client_that_reads_the_aggregate_from_the_process_is_not_reproducible() -> None:
@@ -411,6 +421,7 @@ def test_client_that_reads_the_aggregate_from_the_process_is_not_reproducible() 
     assert correct.passed
 
 
+@pytest.mark.slow
 def test_certificate_of_a_seeding_compressor_leaves_the_global_generators_alone() -> None:
     before = read_generator_states()
     certificate = fedsgd.certify(planted_rounds.SeededByEncode(0.1), **SMALL_SAMPLE)
@@ -418,6 +429,7 @@ def test_certificate_of_a_seeding_compressor_leaves_the_global_generators_alone(
     assert read_generator_states() == before
 
 
+@pytest.mark.slow
 def test_class_in_main_within_a_scheme_is_not_tried_in_a_fresh_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planted_rounds.PeekingDecoder, "__module__", "__main__")
     certificate = fedsgd.certify(ErrorFeedback(planted_rounds.PeekingDecoder(0.1)), **SMALL_SAMPLE)
@@ -429,6 +441,7 @@ def test_class_in_main_within_a_scheme_is_not_tried_in_a_fresh_interpreter(monke
     assert f"{len(unbroken.laws) - 2} of {len(unbroken.laws)} laws hold, 2 not tried: " in repr(unbroken)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fresh_interpreter")
 @pytest.mark.nightly
 def test_decoder_that_does_not_return_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -440,6 +453,7 @@ def test_decoder_that_does_not_return_is_stopped(monkeypatch: pytest.MonkeyPatch
     assert list_broken_laws(certificate) == {"decodes_from_bytes": "the fresh interpreter did not reply in 1 s"}
 
 
+@pytest.mark.slow
 @pytest.mark.nightly
 @pytest.mark.usefixtures("fresh_interpreter")
 def test_fresh_interpreter_that_cannot_start_or_unpickle_gives_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -531,6 +545,7 @@ def test_invalid_arguments_raise_scenario_error() -> None:
         fedsgd.certify(number, **SMALL_SAMPLE)
 
 
+@pytest.mark.slow
 def test_user_class_is_certified(user_folder: Path) -> None:
     result = run_certify("mine_certified:Half", "--json", "--set", "density=0.25")
     assert result.exit_code == 0, result.output
@@ -544,6 +559,7 @@ def test_user_class_is_certified(user_folder: Path) -> None:
     assert re.search(r"wraps\(top-k\) \(scheme\): all \d+ laws hold", result.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.nightly
 def test_command_imports_a_module_of_the_working_directory(user_folder: Path, root: Path) -> None:
     command = [sys.executable, "-m", "fedsgd", "certify", "mine_certified:Half", "--data", "laplace", "--size", "500"]
@@ -556,6 +572,7 @@ def test_command_imports_a_module_of_the_working_directory(user_folder: Path, ro
 # -------------------------------------------------------------------------------------------------------------------- outputs
 
 
+@pytest.mark.slow
 def test_json_is_equal_except_times_and_files_are_written(user_folder: Path) -> None:
     first, second = (run_certify("top-k", "--out", "a/b", "--json") for _ in range(2))
     assert first.exit_code == second.exit_code == 0
@@ -575,6 +592,7 @@ def test_json_is_equal_except_times_and_files_are_written(user_folder: Path) -> 
     assert first.stderr == "written to a/b\n"
 
 
+@pytest.mark.slow
 def test_folder_that_cannot_be_written_raises_output_error(user_folder: Path) -> None:
     Path("file").write_text("")
     with pytest.raises(OutputError, match="cannot be written"):
@@ -583,6 +601,7 @@ def test_folder_that_cannot_be_written_raises_output_error(user_folder: Path) ->
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
 
 
+@pytest.mark.slow
 def test_tables_fit_a_terminal_of_80_columns(user_folder: Path) -> None:
     result = run_certify("top-k", "--error-feedback", "decay")
     assert result.exit_code == 0
@@ -592,6 +611,7 @@ def test_tables_fit_a_terminal_of_80_columns(user_folder: Path) -> None:
     assert run_certify("top-k", "--markdown").stdout.startswith("# top-k (contractive)")
 
 
+@pytest.mark.slow
 @pytest.mark.nightly
 def test_table_of_all_compressors_is_sorted_by_bits_per_parameter(monkeypatch: pytest.MonkeyPatch) -> None:
     tables = json.loads(run_certify("--all", "--no-laws", "--json").stdout)
@@ -616,6 +636,7 @@ def test_table_of_all_compressors_is_sorted_by_bits_per_parameter(monkeypatch: p
 # -------------------------------------------------------------------------------------------------------------------- samples
 
 
+@pytest.mark.slow
 @pytest.mark.nightly
 def test_real_sample_has_distinct_updates_and_is_reproducible() -> None:
     sample = samples.sample_updates("real", None)

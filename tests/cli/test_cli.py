@@ -19,8 +19,6 @@ from fedsgd.experiment.state_budget import StateBudget
 from fedsgd.federation.round_record import RoundRecord
 from fedsgd.training.selection import EngineChoice
 
-pytestmark = pytest.mark.slow
-
 TINY = ("--set", "rounds=2", "--set", "client.steps=2", "--set", "engine.name=sequential")
 
 
@@ -35,6 +33,7 @@ def quickstart(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     return root / "scenarios" / "quickstart.toml"
 
 
+@pytest.mark.slow
 def test_run_prints_tables_and_writes_a_folder(quickstart: Path) -> None:
     result = fedsgd("run", quickstart, *TINY, "--out", "o")
     assert result.exit_code == 0, result.output
@@ -69,12 +68,14 @@ def test_run_prints_tables_and_writes_a_folder(quickstart: Path) -> None:
     assert summary["rounds"] == 2
 
 
+@pytest.mark.slow
 def test_json_option_prints_only_json_on_standard_output(quickstart: Path) -> None:
     result = fedsgd("run", quickstart, *TINY, "--out", "o", "--json", "--seed", "5")
     assert json.loads(result.stdout) == json.loads(Path("o/summary.json").read_text())
     assert json.loads(result.stdout)["seed"] == 5
 
 
+@pytest.mark.slow
 def test_quiet_option_silences_progress_bars_of_datasets(quickstart: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_DATASETS_DISABLE_PROGRESS_BARS", "0")  # so that monkeypatch restores it
     monkeypatch.delenv("HF_DATASETS_DISABLE_PROGRESS_BARS")
@@ -84,12 +85,14 @@ def test_quiet_option_silences_progress_bars_of_datasets(quickstart: Path, monke
     assert os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] == "1"
 
 
+@pytest.mark.slow
 def test_run_without_out_has_a_numbered_folder(quickstart: Path) -> None:
     for _ in range(2):
         assert fedsgd("run", quickstart, *TINY, "--quiet").exit_code == 0
     assert sorted(p.name for p in Path("runs").iterdir()) == ["quickstart-1", "quickstart-2"]
 
 
+@pytest.mark.slow
 def test_brackets_in_names_are_printed(quickstart: Path) -> None:
     result = fedsgd("run", quickstart, *TINY, "--set", "name=o[/b]x".replace("/", "|"), "--out", "p[bold]q")
     assert result.exit_code == 0
@@ -97,6 +100,7 @@ def test_brackets_in_names_are_printed(quickstart: Path) -> None:
     assert "written to p[bold]q" in result.stdout
 
 
+@pytest.mark.slow
 def test_progress_without_terminal_is_lines_on_standard_error(quickstart: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     result = fedsgd("run", quickstart, *TINY, "--out", "o")
@@ -107,6 +111,7 @@ def test_progress_without_terminal_is_lines_on_standard_error(quickstart: Path, 
     assert fedsgd("run", quickstart, *TINY, "--out", "p", "--quiet").stderr == ""
 
 
+@pytest.mark.slow
 def test_run_into_a_finished_run_names_the_overwrite_option(quickstart: Path) -> None:
     assert fedsgd("run", quickstart, *TINY, "--out", "o", "--quiet").exit_code == 0
     second = fedsgd("run", quickstart, *TINY, "--out", "o", "--quiet")
@@ -115,6 +120,7 @@ def test_run_into_a_finished_run_names_the_overwrite_option(quickstart: Path) ->
     assert fedsgd("run", quickstart, *TINY, "--out", "o", "--quiet", "--overwrite").exit_code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
@@ -172,6 +178,7 @@ def test_list_prints_members_of_a_family(family: str, member: str) -> None:
     assert family in json.loads(fedsgd("list", "--json").stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.nightly
 def test_module_in_the_working_directory_is_imported(quickstart: Path) -> None:
     Path("my_nets.py").write_text(
@@ -195,6 +202,7 @@ def test_module_in_the_working_directory_is_imported(quickstart: Path) -> None:
 LARGE_MODULES = ("torch", "flwr", "pyarrow", "sklearn", "rich", "numba", "pandas")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments", [["--help"], ["run", "--help"], ["--version"], ["list"], ["list", "models", "--json"]], ids=" ".join
 )
@@ -212,6 +220,7 @@ assert not imported, imported
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_wrong_scenario_is_refused_before_torch_is_imported(quickstart: Path) -> None:
     code = f"""
 import sys

@@ -40,8 +40,6 @@ from fedsgd.scenario.target import parse_target
 from fedsgd.sweeps.runner import sweep
 from fedsgd.trackers.base import RunStarted
 
-pytestmark = pytest.mark.slow
-
 Make = Callable[..., Scenario]
 HERE = __name__
 SHORT = {"rounds": 2, "report.target_accuracy": 0.05}
@@ -128,6 +126,7 @@ def single_line(error: BaseException) -> str:
 # ------------------------------------------------------------------------------------------------------- importable objects
 
 
+@pytest.mark.slow
 def test_importable_loss_and_metric_rerun_from_the_file_alone_to_equal_digests(scenario: Make, tmp_path: Path) -> None:
     s = scenario(SHORT)
     first = fedsgd.run(s, model=fedsgd.CustomModel(loss=smoothed, metrics={"top2": top2}), out=tmp_path / "a")
@@ -139,6 +138,7 @@ def test_importable_loss_and_metric_rerun_from_the_file_alone_to_equal_digests(s
     assert len(load_methods([tmp_path / "a", tmp_path / "b"])) == 1, "one method for both spellings"
 
 
+@pytest.mark.slow
 def test_python_metrics_are_merged_into_the_metrics_of_the_scenario(scenario: Make) -> None:
     s = scenario({**SHORT, "model.metrics": {"a": f"{HERE}:top2", "b": "nowhere_at_all:f"}})
     result = fedsgd.run(s, model=fedsgd.CustomModel(metrics={"b": top2, "c": lambda o, t: o[:, 0]}))
@@ -184,6 +184,7 @@ def test_import_path_of_a_module_in_memory_is_none(monkeypatch: pytest.MonkeyPat
 # --------------------------------------------------------------------------------------------------------------- markers
 
 
+@pytest.mark.slow
 def test_module_is_written_as_a_marker_and_reruns_only_with_the_module(scenario: Make, tmp_path: Path) -> None:
     s = scenario({**SHORT, "model.hidden": [7], "model.batch_norm": "group"})
     first = fedsgd.run(s, model=make_net(), out=tmp_path / "a")
@@ -203,6 +204,7 @@ def test_module_is_written_as_a_marker_and_reruns_only_with_the_module(scenario:
     assert (tmp_path / "b" / "scenario.toml").read_text() == file.read_text()
 
 
+@pytest.mark.slow
 def test_dataset_is_written_as_a_marker_and_reruns_only_with_the_dataset(scenario: Make, tmp_path: Path) -> None:
     first = fedsgd.run(scenario({**SHORT, "data.held_out": 0.2}), data=digits(), out=tmp_path / "a")
     file = tmp_path / "a" / "scenario.toml"
@@ -217,6 +219,7 @@ def test_dataset_is_written_as_a_marker_and_reruns_only_with_the_dataset(scenari
     assert other.scenario != first.scenario, "other values, another fingerprint"
 
 
+@pytest.mark.slow
 def test_all_missing_objects_are_named_in_one_sentence(scenario: Make) -> None:
     model = fedsgd.CustomModel(make_net(), nn.CrossEntropyLoss(), {"z": top2})
     objects: dict[str, Any] = {"data": digits(), "model": model}
@@ -229,6 +232,7 @@ def test_all_missing_objects_are_named_in_one_sentence(scenario: Make) -> None:
     assert replaced.model == scenario({"model.name": "mlp"}).model, "settings replace a marker"
 
 
+@pytest.mark.slow
 @pytest.mark.nightly
 def test_commands_refuse_a_marker_in_one_line(scenario: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -254,6 +258,7 @@ def test_tracker_settings_contain_the_marker(scenario: Make, tmp_path: Path) -> 
     assert "310 parameters" in str(settings["model.description"])
 
 
+@pytest.mark.slow
 def test_marker_appears_in_no_listing_and_no_suggestion(scenario: Make) -> None:
     with pytest.raises(ScenarioError) as error:
         scenario({"model.name": "zzz"})
@@ -269,6 +274,7 @@ def with_compressor(s: Scenario, compressor: Any) -> Scenario:
     return replace(s, uplink=replace(s.uplink, compressor=compressor, error_feedback="none"))
 
 
+@pytest.mark.slow
 def test_component_of_an_importable_class_is_written_by_its_path(scenario: Make, tmp_path: Path) -> None:
     s = with_compressor(scenario(SHORT), HalfDense(note="mine"))
     first = fedsgd.run(s, out=tmp_path / "a")
@@ -289,6 +295,7 @@ def test_source_of_an_importable_class_is_found_by_its_path(scenario: Make) -> N
     assert fedsgd.run(s).scenario.data.source == Waves(24)
 
 
+@pytest.mark.slow
 def test_component_of_a_local_class_is_written_as_a_marker_that_does_not_load(scenario: Make, tmp_path: Path) -> None:
     @dataclass(frozen=True)
     class Local(TopK):
@@ -307,6 +314,7 @@ def test_component_of_a_local_class_is_written_as_a_marker_that_does_not_load(sc
     assert load(file, {"uplink.compressor.name": "dense"}).uplink.compressor == Dense()
 
 
+@pytest.mark.slow
 def test_markers_of_local_model_and_source_are_replaced_by_objects(scenario: Make, tmp_path: Path) -> None:
     @dataclass(frozen=True)
     class LocalWaves(Waves):
@@ -423,6 +431,7 @@ def test_fingerprint_distinguishes_code_closures_and_attributes() -> None:
     assert fingerprint(x for x in ()), "an object that pickle rejects has a fingerprint too"
 
 
+@pytest.mark.slow
 def test_fingerprint_is_equal_in_another_process() -> None:
     code = "[np.arange(3), {'a', 'b', 'c'}, lambda o, t: o in {'x', 'y', 'z'}, range(2), Path('x')]"
     imports = "import numpy as np; from pathlib import Path; from fedsgd.config.python_objects import fingerprint"
@@ -434,6 +443,7 @@ def test_fingerprint_is_equal_in_another_process() -> None:
 # ---------------------------------------------------------------------------------------------------------------- reports
 
 
+@pytest.mark.slow
 def test_runs_with_different_python_objects_are_separate_methods(scenario: Make, tmp_path: Path) -> None:
     s = scenario(SHORT)
     fedsgd.run(s, data=digits(), out=tmp_path / "a")
@@ -447,6 +457,7 @@ def test_runs_with_different_python_objects_are_separate_methods(scenario: Make,
         load_methods([("x", tmp_path)])
 
 
+@pytest.mark.slow
 def test_runs_with_different_initial_parameters_are_one_method_only_under_a_label(scenario: Make, tmp_path: Path) -> None:
     for seed in (0, 1):
         module = make_net()
@@ -463,6 +474,7 @@ def test_runs_with_different_initial_parameters_are_one_method_only_under_a_labe
         load_methods([("mine", tmp_path)])
 
 
+@pytest.mark.slow
 def test_page_price_and_compare_accept_a_run_of_python_objects(scenario: Make, tmp_path: Path) -> None:
     fedsgd.run(scenario(SHORT), model=fedsgd.CustomModel(module=make_net(), loss=local_loss(1.0)), out=tmp_path / "a")
     fedsgd.run(scenario(SHORT), out=tmp_path / "b")
@@ -518,6 +530,7 @@ def net_with_bias(bias: float) -> nn.Module:
     return net
 
 
+@pytest.mark.slow
 @pytest.mark.sampled
 @pytest.mark.parametrize(
     ("key", "replacements", "problem", "remedy"),
@@ -562,12 +575,14 @@ def test_rerun_with_another_object_is_refused_until_the_remedy_is_applied(
     assert written not in ("", marker)
 
 
+@pytest.mark.slow
 def test_rerun_with_equal_objects_gives_equal_digests_and_an_equal_scenario(rerun_folder: Path) -> None:
     first, second = (run_with_objects(rerun_folder) for _ in range(2))
     assert digests(first) == digests(second)
     assert first.scenario == load(rerun_folder)
 
 
+@pytest.mark.slow
 def test_rerun_with_a_metric_that_counts_its_calls_starts_from_its_first_state(scenario: Make, tmp_path: Path) -> None:
     def counting() -> Callable[[Tensor, Tensor], Tensor]:
         calls: list[int] = []
@@ -591,6 +606,7 @@ def make_named_module(name: str, width: int) -> nn.Module:
     return module
 
 
+@pytest.mark.slow
 def test_labels_of_python_objects_are_class_names_with_digests_where_names_collide(scenario: Make, tmp_path: Path) -> None:
     modules = [make_named_module(name, width) for name, width in (("My_Net", 4), ("My_Net", 5), ("Other_Net", 5))]
     first, second, _ = (PythonObjectModule.from_module(module, Mlp()) for module in modules)

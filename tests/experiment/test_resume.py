@@ -34,8 +34,6 @@ from fedsgd.scenario.scenario import Scenario
 from tests.effort import EFFORT, nightly_unless
 from tests.torture import Torturer, find_difference, read_results
 
-pytestmark = pytest.mark.slow
-
 BASE: Mapping[str, Any] = {
     "name": "short",
     "rounds": 5,
@@ -113,6 +111,7 @@ DAILY_COMPRESSORS = ("fetch-sgd", "scaffold", "top-k")
 """Compressors with state of the server and of both, and error feedback; operators have no state."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", nightly_unless(DAILY_COMPRESSORS.__contains__, sorted(COMPRESSORS)))
 def test_resumed_run_equals_whole_run_with_every_compressor(name: str, tmp_path: Path) -> None:
     check_resumed_run(compressor_settings(name), tmp_path)
@@ -123,6 +122,7 @@ DAILY_OPTIMIZERS = ("sgd", "fedadam")
 """Members without and with state."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     nightly_unless(DAILY_AGGREGATORS.__contains__, sorted({*AGGREGATORS} - {*COMPRESSORS})),
@@ -132,6 +132,7 @@ def test_resumed_run_equals_whole_run_with_every_aggregator(name: str, tmp_path:
     check_resumed_run({"server": server, "participation": {}}, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", nightly_unless(DAILY_OPTIMIZERS.__contains__, sorted(OPTIMIZERS)))
 def test_resumed_run_equals_whole_run_with_every_server_optimizer(name: str, tmp_path: Path) -> None:
     check_resumed_run({"server": {"cohort": 4, "optimizer": {"name": name, "lr": 0.1}}}, tmp_path)
@@ -181,6 +182,7 @@ DAILY_SETTINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.sampled
 @pytest.mark.parametrize("name", nightly_unless(DAILY_SETTINGS.__contains__, SETTINGS))
 def test_resumed_run_equals_whole_run(name: str, tmp_path: Path) -> None:
@@ -215,6 +217,7 @@ def test_killed_runs_have_the_results_of_whole_runs(tmp_path: Path) -> None:
     assert sum(map(len, kills)) == n_kills
 
 
+@pytest.mark.slow
 def test_module_and_data_of_python_are_given_again(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 10))
@@ -246,6 +249,7 @@ def copy(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "copy"))
 
 
+@pytest.mark.slow
 def test_finished_run_continues(copy: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="the run is finished, after 5 rounds; pass --rounds"):
         resume(copy)
@@ -263,6 +267,7 @@ def test_run_that_reached_its_target_does_not_continue(tmp_path: Path) -> None:
         resume(tmp_path / "run", rounds=9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "optimizer"),
     [
@@ -289,6 +294,7 @@ def test_changed_setting_is_refused_key_by_key(copy: Path) -> None:
     assert caught.value.__notes__ == ["client.optimizer.lr was 0.1, now 0.2"]
 
 
+@pytest.mark.slow
 def test_checkpoint_settings_may_change(copy: Path) -> None:
     path = copy / "scenario.toml"
     path.write_text(path.read_text().replace("every = 2", "every = 1").replace("keep = 2", "keep = 3"))
@@ -328,6 +334,7 @@ def test_rounds_of_an_edited_scenario_are_continued(copy: Path, tmp_path: Path) 
     assert resume(copy).history[-1].round == 7
 
 
+@pytest.mark.slow
 def test_longer_run_has_no_evaluation_of_the_shorter_runs_end(tmp_path: Path) -> None:
     settings = {"evaluation.every": 4, "rounds": 6, "stop.target": "accuracy>0.99"}
     run(make_scenario(settings), out=tmp_path / "run")
@@ -336,6 +343,7 @@ def test_longer_run_has_no_evaluation_of_the_shorter_runs_end(tmp_path: Path) ->
     assert find_difference(read_results(tmp_path / "whole"), read_results(tmp_path / "run")) is None
 
 
+@pytest.mark.slow
 def test_target_of_the_shorter_runs_end_does_not_end_the_longer_run(tmp_path: Path) -> None:
     settings = {"evaluation.every": 4, "rounds": 5, "stop.target": "accuracy>0.01"}
     run(make_scenario({**settings, "evaluation.every": 100}), out=tmp_path / "run")
@@ -346,12 +354,14 @@ def test_target_of_the_shorter_runs_end_does_not_end_the_longer_run(tmp_path: Pa
     assert (tmp_path / "over" / "summary.json").exists()
 
 
+@pytest.mark.slow
 def test_stop_soon_after_more_rounds_continues_to_them(copy: Path) -> None:
     with pytest.raises(StopError):
         resume(copy, rounds=9, on_round=stop_after(6))
     assert resume(copy).history[-1].round == 9
 
 
+@pytest.mark.slow
 def test_run_that_ctrl_c_stopped_is_finished_after_it_was_resumed(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with pytest.raises(RunInterrupted):
@@ -364,6 +374,7 @@ def test_run_that_ctrl_c_stopped_is_finished_after_it_was_resumed(tmp_path: Path
 # ------------------------------------------------------------------------------------------------------------------- damage
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("keep", "every"), nightly_unless(lambda case: case in ((1, 2), (2, 1)), product((1, 2), (1, 2))))
 def test_interrupt_at_a_checkpoint_keeps_the_states(every: int, keep: int, tmp_path: Path) -> None:
     scenario = make_scenario({**SETTINGS["differences"], "checkpoint": {"every": every, "keep": keep}, "rounds": 9})
@@ -376,6 +387,7 @@ def test_interrupt_at_a_checkpoint_keeps_the_states(every: int, keep: int, tmp_p
     assert find_difference(read_results(tmp_path / "whole"), read_results(tmp_path / "cut")) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", [None, "accuracy>0.01"])
 def test_run_that_was_stopped_between_its_summary_and_its_tables_is_completed(
     target: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -393,6 +405,7 @@ def test_run_that_was_stopped_between_its_summary_and_its_tables_is_completed(
         assert resume(tmp_path / "cut", rounds=6).history[-1].round == 6
 
 
+@pytest.mark.slow
 def test_failures_after_the_checkpoint_are_not_kept(tmp_path: Path) -> None:
     settings = {**OVERFLOW, "participation.on_failure": "continue", "server": {"cohort": 1}, "rounds": 8, "seed": 7}
     run(make_scenario({**settings, "checkpoint.every": 1}), out=tmp_path / "whole")
@@ -424,6 +437,7 @@ def test_changed_number_of_a_round_is_refused(copy: Path) -> None:
         resume(copy, rounds=6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "pattern"),
     nightly_unless(
@@ -495,6 +509,7 @@ def test_two_runs_in_one_directory_are_refused(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------------------------------- Ctrl-C, sweeps
 
 
+@pytest.mark.slow
 def test_first_interrupt_ends_the_round_and_writes_a_checkpoint(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     scenario = make_scenario({"checkpoint": {}})
     run(scenario, out=tmp_path / "whole")
@@ -525,6 +540,7 @@ def test_second_interrupt_stops_at_once_with_a_readable_ledger(tmp_path: Path) -
     assert set(pq.read_table(tmp_path / "run" / "ledger.parquet")["round"].to_pylist()) == {1, 2}
 
 
+@pytest.mark.slow
 def test_run_or_resume_begins_again_where_a_checkpoint_cannot_be_used(tmp_path: Path) -> None:
     folder, scenario = tmp_path / "run", make_scenario()
     seen: list[int] = []
@@ -541,6 +557,7 @@ def test_run_or_resume_begins_again_where_a_checkpoint_cannot_be_used(tmp_path: 
     assert seen == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.slow
 def test_sweep_resumes_inside_its_cells(tmp_path: Path) -> None:
     scenario, seen = make_scenario(), list[int]()
 
@@ -555,6 +572,7 @@ def test_sweep_resumes_inside_its_cells(tmp_path: Path) -> None:
     assert seen == [1, 2, 3, 4, 5, 1, 2, 3, 3, 4, 5]
 
 
+@pytest.mark.slow
 def test_sweep_runs_cells_of_another_scenario_from_the_start(tmp_path: Path) -> None:
     seen: list[int] = []
 
@@ -583,6 +601,7 @@ def test_update_that_is_not_finite_stops_the_run_and_names_the_last_checkpoint(t
     assert set(pq.read_table(tmp_path / "run" / "ledger.parquet")["round"].to_pylist()) == {*range(1, done + 2)}
 
 
+@pytest.mark.slow
 def test_skipped_clients_are_counted_in_summary_and_ledger(tmp_path: Path) -> None:
     settings = {**OVERFLOW, "participation.on_divergence": "skip", "server": {"cohort": 8}}
     check_resumed_run(settings, tmp_path)
@@ -611,6 +630,7 @@ def test_test_loss_that_is_not_finite_stops_the_run_unless_clients_are_skipped()
     assert result.summary["diverged"] == "test loss is not finite after round 5"
 
 
+@pytest.mark.slow
 def test_module_of_the_run_is_found_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "modules"
     folder.mkdir()

@@ -35,8 +35,6 @@ from fedsgd.storage.run_directory import RUN_FILES
 from fedsgd.wire import encode_values, frame_overhead
 from tests.effort import nightly_unless
 
-pytestmark = pytest.mark.slow
-
 Make = Callable[..., Scenario]
 
 
@@ -47,6 +45,7 @@ def digests(result: Result) -> tuple[str, str]:
 # ------------------------------------------------------------------------------------------------------------- what is written
 
 
+@pytest.mark.slow
 def test_run_folder_has_the_documented_files(scenario: Make, tmp_path: Path) -> None:
     out = tmp_path / "new" / "run"
     result = run(scenario(), out=out)
@@ -83,6 +82,7 @@ def test_run_folder_has_the_documented_files(scenario: Make, tmp_path: Path) -> 
     assert models.first().nunique() == 3, "each round sends another model"
 
 
+@pytest.mark.slow
 def test_summary_bytes_and_ratios_add_up(scenario: Make) -> None:
     result = run(scenario())
     s = result.summary
@@ -104,10 +104,12 @@ def test_summary_bytes_and_ratios_add_up(scenario: Make) -> None:
     assert s["best_accuracy"] == max(r.accuracy for r in result.history if r.accuracy is not None)
 
 
+@pytest.mark.slow
 def test_dense_run_has_ratio_one(scenario: Make) -> None:
     assert run(scenario({"uplink.compressor.name": "dense"})).summary["uplink_ratio"] == 1
 
 
+@pytest.mark.slow
 def test_training_uses_only_the_selected_rows(scenario: Make, blobs: Dataset) -> None:
     """Examples(x, y, rows) contains only those rows; no client may receive another row."""
     s = Scenario(name="rows", rounds=1).with_settings({"data.partition.clients": 5})
@@ -117,6 +119,7 @@ def test_training_uses_only_the_selected_rows(scenario: Make, blobs: Dataset) ->
     assert digests(run(s, data=part)) == digests(run(s, data=copied)) != digests(run(s, data=blobs))
 
 
+@pytest.mark.slow
 def test_summary_lists_the_objects_passed_in_python(scenario: Make, blobs: Dataset) -> None:
     s = Scenario(name="x", rounds=1).with_settings({"data.partition.clients": 5})
     assert run(s, data=blobs).summary["given_in_python"] == ["dataset"]
@@ -141,6 +144,7 @@ def test_failing_metric_ends_the_run_with_the_round(blobs: Dataset, failing_metr
         run(s, data=blobs, model=fedsgd.CustomModel(metrics=failing_metrics))
 
 
+@pytest.mark.slow
 def test_overwrite_removes_a_killed_run_and_follows_no_links(scenario: Make, tmp_path: Path) -> None:
     out, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
     (out / "rounds.parquet").mkdir(parents=True)
@@ -160,12 +164,14 @@ def test_overwrite_removes_a_killed_run_and_follows_no_links(scenario: Make, tmp
         run(scenario({"rounds": 1}), out=out, overwrite=True)
 
 
+@pytest.mark.slow
 def test_run_without_out_writes_nothing(scenario: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert run(scenario()).out is None
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_folder_that_is_not_empty_is_refused(scenario: Make, tmp_path: Path) -> None:
     run(scenario(), out=tmp_path / "a")
     before = (tmp_path / "a" / "summary.json").read_bytes()
@@ -186,12 +192,14 @@ def test_folder_that_is_not_empty_is_refused(scenario: Make, tmp_path: Path) -> 
 # ------------------------------------------------------------------------------------------------------------------ evaluation
 
 
+@pytest.mark.slow
 def test_evaluation_follows_its_interval_and_the_last_round(scenario: Make) -> None:
     history = run(scenario({"rounds": 5, "evaluation.every": 2})).history
     assert [r.round for r in history if r.metrics is not None] == [2, 4, 5]
     assert run(scenario({"rounds": 3, "evaluation.every": 100})).summary["final_accuracy"] is not None
 
 
+@pytest.mark.slow
 def test_target_accuracy_is_reported_or_ends_the_run(scenario: Make) -> None:
     rounds: list[int] = []
     reported = run(scenario({"rounds": 4, "report.target_accuracy": 0.2}), on_round=lambda r: rounds.append(r.round))
@@ -214,6 +222,7 @@ def test_target_accuracy_is_reported_or_ends_the_run(scenario: Make) -> None:
     assert unreached.summary["rounds_to_target"] is None
 
 
+@pytest.mark.slow
 def test_target_loss_is_reported_or_ends_the_run(scenario: Make) -> None:
     reported = run(scenario({"rounds": 4}).with_settings({"report.target": "loss<0"}))
     losses = [record.metrics["loss"] for record in reported.history if record.metrics is not None]
@@ -244,6 +253,7 @@ def test_target_on_an_unknown_metric_fails_before_the_first_round(scenario: Make
         run(scenario({}).with_settings({"report.target": target}), on_round=lambda record: pytest.fail("a round was run"))
 
 
+@pytest.mark.slow
 def test_quickstart_reaches_its_accuracy(root: Path) -> None:
     """A quarter of the quickstart's rounds is enough; chance is 10 %."""
     result = run(fedsgd.load(root / "scenarios" / "quickstart.toml", {"rounds": 11}))
@@ -255,6 +265,7 @@ def test_quickstart_reaches_its_accuracy(root: Path) -> None:
 # ------------------------------------------------------------------------------------------------- modules, losses, data in Python
 
 
+@pytest.mark.slow
 def test_module_loss_metrics_and_data_from_python_are_trained(blobs: Dataset) -> None:
     s = Scenario(name="own", rounds=40).with_settings({"data.partition.clients": 6, "client.optimizer.lr": 0.1})
     result = run(
@@ -270,6 +281,7 @@ def test_module_loss_metrics_and_data_from_python_are_trained(blobs: Dataset) ->
     assert result.summary["final_metrics"]["top2"] >= result.summary["final_accuracy"] > 0.6
 
 
+@pytest.mark.slow
 def test_regression_runs_without_accuracy(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((100, 4)).astype(np.float32)
@@ -305,6 +317,7 @@ def digests_in_a_process(path: Path, threads: str, **environment: str) -> str:
     return subprocess.run(command, env={**os.environ, **environment}, check=True, capture_output=True, text=True).stdout.strip()
 
 
+@pytest.mark.slow
 def test_digests_repeat_within_one_process(scenario: Make) -> None:
     torch.manual_seed(1)
     first = run(scenario())
@@ -321,6 +334,7 @@ OTHER_PROCESSES = {
 """Environments of processes, by their number of threads."""
 
 
+@pytest.mark.slow
 @pytest.mark.nightly  # by day, tests/runtime compares workers and ranks
 @pytest.mark.parametrize("threads", OTHER_PROCESSES)
 def test_digests_repeat_in_other_processes_with_any_threads(root: Path, threads: str) -> None:
@@ -355,6 +369,7 @@ OTHER_CHOICES: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     nightly_unless(DAILY_CHOICES.__contains__, DAILY_CHOICES + OTHER_CHOICES),
@@ -367,6 +382,7 @@ def test_digests_repeat_for_every_choice(scenario: Make, settings: dict[str, Any
 # ------------------------------------------------------------------------------------------------------------------ bad endings
 
 
+@pytest.mark.slow
 def test_failed_run_leaves_a_finished_ledger(scenario: Make, tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"round \d+, client \d+"):
         run(
@@ -379,6 +395,7 @@ def test_failed_run_leaves_a_finished_ledger(scenario: Make, tmp_path: Path) -> 
     assert not (tmp_path / "r" / "summary.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.nightly
 def test_killed_run_leaves_a_readable_ledger(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
@@ -402,12 +419,14 @@ def test_killed_run_leaves_a_readable_ledger(root: Path, tmp_path: Path) -> None
     assert 0 < len(rounds) <= ledger["round"].max(), "the kill may come between the two writes"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("over", ["steps", "local-steps"])
 def test_learning_rate_that_changes_within_a_round_is_recorded_as_none(scenario: Make, over: str) -> None:
     result = run(scenario({"client.optimizer.schedule": {"name": "cosine"}, "client.optimizer.schedule_over": over}))
     assert [r.lr for r in result.history] == [None] * 3
 
 
+@pytest.mark.slow
 def test_learning_rate_of_each_round_is_recorded(scenario: Make) -> None:
     history = run(
         scenario({"client.optimizer.lr": 0.4, "client.optimizer.schedule": {"name": "exponential", "gamma": 0.5}})
@@ -415,6 +434,7 @@ def test_learning_rate_of_each_round_is_recorded(scenario: Make) -> None:
     assert [r.lr for r in history] == [0.4, 0.2, 0.1]
 
 
+@pytest.mark.slow
 def test_evaluation_uses_the_decoded_model_and_parameters_are_exact(scenario: Make) -> None:
     result = run(scenario({"downlink.compressor.values": "bfloat16"}))
     experiment = build_experiment(scenario())

@@ -36,8 +36,6 @@ from fedsgd.wire import Frame, FrameKind, Header, Section, SectionKind, decode_f
 from tests.effort import nightly_unless
 from tests.executions import run_rounds, start_in_process
 
-pytestmark = pytest.mark.slow
-
 Make = Callable[..., Scenario]
 DENSE = {"uplink.compressor.name": "dense", "uplink.error_feedback": "none"}
 PLAIN = {**DENSE, "client.optimizer.name": "sgd", "client.optimizer.lr": 0.1}
@@ -75,6 +73,7 @@ class ChangedRuntime:
 # ------------------------------------------------------------------------------------------------------------------ participation
 
 
+@pytest.mark.slow
 def test_lost_reply_counts_as_sent_and_not_as_received(scenario: Make) -> None:
     result = fedsgd.run(scenario({"rounds": 6, "participation.dropout": 0.5}))
     rows = [row for row in result.ledger.table().to_pylist() if row["direction"] == "up"]
@@ -116,6 +115,7 @@ def test_over_selection_accepts_the_first_replies_and_does_not_acknowledge_late_
         assert decode_frame(messages[client][0]).header.acknowledged == 0
 
 
+@pytest.mark.slow
 def test_replies_after_the_deadline_are_late(scenario: Make) -> None:
     all_clients = {"server.cohort": 8, "participation.durations.spread": 1.0}
     experiment = build_experiment(scenario(all_clients))
@@ -125,6 +125,7 @@ def test_replies_after_the_deadline_are_late(scenario: Make) -> None:
     assert sorted(with_deadline.participation.delivery_of(1, steps).values()) == ["late"] * 3 + ["received"] * 5
 
 
+@pytest.mark.slow
 def test_round_without_replies_does_not_change_the_model(scenario: Make) -> None:
     for policy in ("model", "difference"):
         s = scenario({"rounds": 3, "participation.deadline": 1e-9, "downlink.policy": policy})
@@ -209,6 +210,7 @@ def test_other_schemes_do_not_step_in_rounds_without_replies(scenario: Make, tmp
     assert models[2] == models[3] == models[4] != models[5]
 
 
+@pytest.mark.slow
 def test_failing_client_counts_as_lost_if_the_run_continues(scenario: Make) -> None:
     def make_change(error: Exception) -> Callable[[Iterable[ClientOutcome]], Iterator[ClientOutcome]]:
         def change(outcomes: Iterable[ClientOutcome]) -> Iterator[ClientOutcome]:
@@ -230,6 +232,7 @@ def test_failing_client_counts_as_lost_if_the_run_continues(scenario: Make) -> N
         next(run_rounds(*parts, on_failure="continue"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["header", "values"])
 def test_unreadable_reply_counts_as_refused_if_the_run_continues(scenario: Make, part: str) -> None:
     """The fault may be found when the frame is decoded or when its sections are. The client is not acknowledged."""
@@ -262,6 +265,7 @@ def test_unreadable_reply_counts_as_refused_if_the_run_continues(scenario: Make,
     assert server.acknowledged_rounds.get(4) == 1
 
 
+@pytest.mark.slow
 def test_summary_and_table_report_failed_clients(scenario: Make, capsys: pytest.CaptureFixture[str]) -> None:
     lr = {"client.optimizer.lr": 1e38, "client.epochs": 2}
     result = fedsgd.run(scenario({"rounds": 2, "participation.on_failure": "continue", **lr}))
@@ -274,6 +278,7 @@ def test_summary_and_table_report_failed_clients(scenario: Make, capsys: pytest.
     assert (quiet["failures"], quiet["first_failure"]) == (0, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weighting", nightly_unless("examples".__eq__, ["examples", "uniform"]))
 def test_mean_with_inclusion_probabilities_is_unbiased(scenario: Make, weighting: str) -> None:
     """Over many draws, the mean of the estimates is the result of full participation (Horvitz and Thompson 1952)."""
@@ -298,6 +303,7 @@ def test_mean_with_inclusion_probabilities_is_unbiased(scenario: Make, weighting
 # ----------------------------------------------------------------------------------------------------------------------- downlink
 
 
+@pytest.mark.slow
 def test_exact_differences_give_the_same_model_with_fewer_bytes(scenario: Make) -> None:
     model, difference = (fedsgd.run(scenario({"rounds": 8, "downlink.policy": p})) for p in ("model", "difference"))
     assert model.summary["params_sha256"] == difference.summary["params_sha256"]
@@ -305,6 +311,7 @@ def test_exact_differences_give_the_same_model_with_fewer_bytes(scenario: Make) 
     assert difference.summary["uplink_bytes"] == model.summary["uplink_bytes"]
 
 
+@pytest.mark.slow
 def test_broadcast_bytes_count_a_shared_frame_once_per_round(scenario: Make) -> None:
     result = fedsgd.run(scenario({"rounds": 3}))
     rows = [row for row in result.ledger.table().to_pylist() if row["direction"] == "down"]
@@ -312,6 +319,7 @@ def test_broadcast_bytes_count_a_shared_frame_once_per_round(scenario: Make) -> 
     assert result.summary["downlink_broadcast_bytes"] == sum(bytes_by_frame.values()) < result.summary["downlink_bytes"] / 3
 
 
+@pytest.mark.slow
 @pytest.mark.sampled
 @pytest.mark.parametrize(("workers", "optimizer"), [(1, "momentum"), (2, "adamw")])
 @pytest.mark.parametrize("store", ["memory", "disk"])
@@ -334,6 +342,7 @@ def test_run_does_not_depend_on_the_store_of_states(scenario: Make, workers: int
     assert digests[0] == digests[1]
 
 
+@pytest.mark.slow
 def test_client_with_lost_state_is_sent_a_second_message(scenario: Make) -> None:
     experiment = build_experiment(scenario({"server.cohort": 8, "downlink.policy": "difference"}))
     events: list[FrameEvent] = []
@@ -360,6 +369,7 @@ def test_client_with_lost_state_is_sent_a_second_message(scenario: Make) -> None
     ]
 
 
+@pytest.mark.slow
 def test_run_does_not_depend_on_the_order_of_outcomes(scenario: Make) -> None:
     settings = {"participation.dropout": 0.3, "participation.over_selection": 1.5, "downlink.policy": "difference"}
 
@@ -378,6 +388,7 @@ def test_run_does_not_depend_on_the_order_of_outcomes(scenario: Make) -> None:
     assert digests[0] == digests[1]
 
 
+@pytest.mark.slow
 def test_unreadable_resync_is_observed_as_refused(scenario: Make) -> None:
     def corrupt(outcomes: Iterable[ClientOutcome]) -> Iterator[ClientOutcome]:
         for outcome in outcomes:
@@ -397,6 +408,7 @@ def test_unreadable_resync_is_observed_as_refused(scenario: Make) -> None:
     assert [(c.direction, c.kind, c.delivery) for c in events if c.client == 3][2:] == [("up", FrameKind.RESYNC, "refused")]
 
 
+@pytest.mark.slow
 def test_models_without_clients_are_removed(scenario: Make) -> None:
     experiment = build_experiment(scenario({"downlink.policy": "difference"}))
     rounds = run_rounds(
@@ -413,6 +425,7 @@ def test_models_without_clients_are_removed(scenario: Make) -> None:
     assert set(models._models) == {state.model_round for state in states if state.model_round}
 
 
+@pytest.mark.slow
 def test_models_older_than_the_history_are_removed(scenario: Make, tmp_path: Path) -> None:
     """The state budget relies on this."""
     s = scenario({"server.cohort": 1, "rounds": 12, "downlink.policy": "difference", "downlink.remember": 2})
@@ -434,6 +447,7 @@ def test_models_older_than_the_history_are_removed(scenario: Make, tmp_path: Pat
 # ----------------------------------------------------------------------------------------------------------------------- momentum
 
 
+@pytest.mark.slow
 def test_carried_momentum_continues_from_the_last_round_of_a_client(scenario: Make) -> None:
     """Compute two rounds of all clients with single calls of the engine."""
     momentum = {
@@ -462,6 +476,7 @@ def test_carried_momentum_continues_from_the_last_round_of_a_client(scenario: Ma
     assert carried.parameters.tobytes() == weights.tobytes()
 
 
+@pytest.mark.slow
 def test_scaffold_equals_algorithm_1_of_its_paper(scenario: Make, blobs: Dataset) -> None:
     """Option II, written with autograd: three of four clients in each of three rounds."""
     settings = {
@@ -499,6 +514,7 @@ def test_scaffold_equals_algorithm_1_of_its_paper(scenario: Make, blobs: Dataset
     assert {row["side_bytes"] for row in uplink_rows} == {4 * experiment.plan.layout.size}
 
 
+@pytest.mark.slow
 def test_scaffold_control_variates_do_not_change_without_steps(scenario: Make) -> None:
     settings = {
         "server.weighting": "uniform",
@@ -523,6 +539,7 @@ def gradient(module: nn.Module, flat: torch.Tensor, x: torch.Tensor, y: torch.Te
     return torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, list(module.parameters()))])
 
 
+@pytest.mark.slow
 def test_fednova_normalizes_updates_by_their_steps(scenario: Make) -> None:
     """d_i = x_i / a_i; the mean moves by Σ p_i a_i · Σ p_i d_i (Wang et al. 2020)."""
     settings = {**PLAIN, "client.optimizer.name": "momentum", "client.epochs": 2, "client.batch_size": 20}
@@ -553,6 +570,7 @@ def make_norm_module() -> nn.Module:
 NORM = {**PLAIN, "client.batch_size": "full", "client.epochs": 2, "data.held_out": 0.2, "evaluation.clients": True}
 
 
+@pytest.mark.slow
 def test_mean_buffers_are_sent_averaged_and_counted(scenario: Make) -> None:
     s = scenario({**NORM, "model.batch_norm": "mean", "server.cohort": 8, "rounds": 1})
     module = make_norm_module()
@@ -580,6 +598,7 @@ def test_mean_buffers_are_sent_averaged_and_counted(scenario: Make) -> None:
     assert result.summary["batch_norm"] == "mean"
 
 
+@pytest.mark.slow
 def test_fednova_does_not_normalize_buffers(scenario: Make) -> None:
     """FedNova weights apply to updates only. With a learning rate of 0 there are no normalizers."""
     s = scenario({**NORM, "model.batch_norm": "mean", "server.cohort": 8, "client.batch_size": 10, "client.epochs": 3})
@@ -605,6 +624,7 @@ def test_fednova_does_not_normalize_buffers(scenario: Make) -> None:
     assert len(fedsgd.run(s.with_settings({**zero_rate_settings, "rounds": 3}), model=module).history) == 3
 
 
+@pytest.mark.slow
 def test_non_finite_buffers_fail_their_client(scenario: Make) -> None:
     class Overflowing(nn.Module):
         def __init__(self) -> None:
@@ -624,6 +644,7 @@ def test_non_finite_buffers_fail_their_client(scenario: Make) -> None:
     assert result.summary["bidirectional_ratio"] == result.summary["downlink_ratio"]
 
 
+@pytest.mark.slow
 def test_local_batch_norm_is_not_sent_and_differs_between_clients(scenario: Make) -> None:
     s = scenario({**NORM, "model.batch_norm": "local", "rounds": 3})
     experiment = build_experiment(s, module=make_norm_module())
@@ -656,6 +677,7 @@ def test_local_batch_norm_requires_evaluation_by_client(scenario: Make) -> None:
 # ------------------------------------------------------------------------------------------------------------- reported statistics
 
 
+@pytest.mark.slow
 def test_summary_reports_residual_norms_and_staleness(scenario: Make) -> None:
     result = fedsgd.run(scenario({"rounds": 6, "server.cohort": 2}))
     report = result.summary["residuals"]
@@ -666,6 +688,7 @@ def test_summary_reports_residual_norms_and_staleness(scenario: Make) -> None:
     assert fedsgd.run(scenario({**DENSE, "rounds": 2})).summary["residuals"] is None
 
 
+@pytest.mark.slow
 def test_residual_norms_equal_stored_residuals_after_lost_replies(scenario: Make) -> None:
     experiment, residuals, is_accepted = (
         build_experiment(scenario({"participation.dropout": 0.5})),
@@ -689,6 +712,7 @@ def test_residual_norms_equal_stored_residuals_after_lost_replies(scenario: Make
     assert is_accepted == {True, False}
 
 
+@pytest.mark.slow
 def test_state_budget_is_reported_before_the_first_round(scenario: Make) -> None:
     calls: list[str] = []
     fedsgd.run(

@@ -43,7 +43,7 @@ def estimate_seconds(study_plan: StudyPlan) -> float:
                 calibrated[kind] = run_plan.cohort, run_plan.time.round
             cohort, seconds = calibrated[kind]
             round_seconds = seconds * _get_cohort(scenario, cohort) / cohort
-        total += scenario.rounds * round_seconds
+        total += study_plan.limit_run(run).scenario.rounds * round_seconds
     for label in study_plan.list_untuned():
         scenario = study_plan.get_scenario(label)
         cohort, seconds = calibrated.get(_describe_kind(scenario), (1, 0.0))

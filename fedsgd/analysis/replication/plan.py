@@ -22,7 +22,9 @@ from fedsgd.system.user_files import search_folders
 
 ROUNDS_OF_BEST = {"rounds": 1.0, "speedup": 1.0, "uplink-bytes": 1.25}
 """Rounds of a tuning run, relative to those of the best value so far, after which it is not selected, by measure. A quarter
-more are allowed for bytes, because the bytes of a round depend a little on the tuned value."""
+more are allowed for bytes, because the bytes of a round depend a little on the optimizers."""
+OPTIMIZERS = ("client.optimizer.", "server.optimizer.")
+"""Prefixes of the settings that hardly change the bytes of a round."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,7 @@ class StudyPlan:
         result; for other measures the value with the best result. If all tuning runs diverged, the first value is returned.
         """
         planned_runs = self._plan_tuning_of(label)
-        records = [self._find_record(run) for run in planned_runs]
+        records = [self.find_record(run) for run in planned_runs]
         found = [record for record in records if record is not None]
         if len(found) < len(records):
             return None
@@ -187,26 +189,31 @@ class StudyPlan:
 
     def find_waiting(self, runs: Sequence[StudyRun]) -> list[StudyRun]:
         """Return the runs without a record."""
-        return [run for run in runs if self._find_record(run) is None]
+        return [run for run in runs if self.find_record(run) is None]
 
-    def _find_record(self, run: StudyRun) -> RunRecord | None:
+    def find_record(self, run: StudyRun) -> RunRecord | None:
         """Return the record of a run; None without one, or if its limit of rounds is below the present limit."""
         record = self.results.runs.get(run.key)
-        if record is None or record.round_limit is None or record.selection.get("rounds") is not None:
+        if record is None or record.round_limit is None:
+            return record
+        if self.study.measure in ROUNDS_OF_BEST and record.selection.get("rounds") is not None:
             return record
         return record if record.round_limit >= self.limit_run(run).scenario.rounds else None
 
     def limit_run(self, run: StudyRun) -> PlannedCell:
         """Return the cell of a run, with fewer rounds if a tuning run would not be selected after them.
 
-        The rounds of a run change nothing but its end. A tuned setting of the uplink changes its bytes, so it has no limit.
+        The last round is one that is evaluated anyway, because the rounds to the target are interpolated.
         """
         planned_cell, share = run.planned_cell, ROUNDS_OF_BEST.get(self.study.measure)
-        if run.phase == "final" or share is None or any(key.startswith("uplink.") for key in planned_cell.cell.tuned):
+        if run.phase == "final" or share is None:
+            return planned_cell
+        if self.study.measure == "uplink-bytes" and not all(key.startswith(OPTIMIZERS) for key in planned_cell.cell.tuned):
             return planned_cell
         records = [self.results.runs.get(other.key) for other in self._plan_tuning_of(run.cell)]
         reached = [n for record in records if record is not None and (n := record.selection.get("rounds")) is not None]
-        limit = min((math.ceil(share * n) for n in reached), default=planned_cell.scenario.rounds)
+        every = planned_cell.scenario.evaluation.every
+        limit = min((every * math.ceil(share * n / every) for n in reached), default=planned_cell.scenario.rounds)
         if limit >= planned_cell.scenario.rounds:
             return planned_cell
         return replace(planned_cell, scenario=planned_cell.scenario.with_settings({"rounds": limit}))

@@ -1,7 +1,7 @@
 """Results of a study: a record for each run, in results.json, with which a study continues where it stopped.
 
 A record has the figures of a run that a table needs, so that run folders may be removed. It counts as long as the settings of
-its run are those of the study.
+its run are those of the study; that of a tuning run with a limit of rounds, as long as the value that limits it has a record.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import importlib.util
 import math
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -30,7 +30,7 @@ def run_study(plan: StudyPlan, out: Path, save: Callable[[], None], callbacks: S
         plan: study, chosen cells and results.
         out: folder of the run folders.
         save: function that writes the results, called after each run.
-        callbacks: functions that are called during each of the two sweeps, tuning and final.
+        callbacks: functions that are called during each of the sweeps, for tuning and final runs.
 
     Raises:
         FedsgdError: an error of the sweep engine or of a study's script.
@@ -40,9 +40,11 @@ def run_study(plan: StudyPlan, out: Path, save: Callable[[], None], callbacks: S
         save()
         return
     end = None if plan.config.execution.stop_after is None else time.time() + plan.config.execution.stop_after
-    tuning = plan.find_waiting(plan.plan_tuning())
-    for runs in _divide_tuning(tuning, plan.config.execution.jobs):
-        _run_phase(plan, runs, out / "tuning", _limit_time(plan, end), save, callbacks)
+    has_result = False
+    for runs in divide_tuning(plan.find_waiting(plan.plan_tuning()), plan.config.execution.jobs):
+        if end is None or time.time() < end:
+            _run_phase(plan, runs, out / "tuning", _limit_time(plan, end), save, callbacks, has_result)
+            has_result = True
     final = plan.find_waiting(plan.plan_final())
     if final:
         _run_phase(plan, final, out / "final", _limit_time(plan, end), save, callbacks)
@@ -54,16 +56,27 @@ def _limit_time(plan: StudyPlan, end: float | None) -> SweepConfig:
     return replace(plan.config.execution, stop_after=stop_after, overwrite=True)
 
 
-def _divide_tuning(waiting: Sequence[StudyRun], jobs: int) -> list[list[StudyRun]]:
-    """Return tuning runs in groups: the first value of each cell, then the second, because a value limits the next."""
+def divide_tuning(waiting: Sequence[StudyRun], jobs: int) -> list[list[StudyRun]]:
+    """Return tuning runs in groups: the first value of each cell, then the second, because a value limits the next.
+
+    A group has `jobs` runs or more, except for the last one, so that all processes have work.
+
+    Args:
+        waiting: tuning runs without a record, in the order of the study.
+        jobs: processes.
+    """
+    by_number: defaultdict[int, list[StudyRun]] = defaultdict(list)
     n_values: Counter[str] = Counter()
-    groups = []
     for run in waiting:
-        groups.append(n_values[run.cell])
+        by_number[n_values[run.cell]].append(run)
         n_values[run.cell] += 1
-    ordered = [run for _, run in sorted(zip(groups, waiting, strict=True), key=lambda pair: pair[0])]
-    size = max(jobs, len(n_values))
-    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+    groups: list[list[StudyRun]] = []
+    for runs in by_number.values():
+        if groups and len(groups[-1]) < jobs:
+            groups[-1] += runs
+        else:
+            groups.append(runs)
+    return groups
 
 
 def _run_phase(
@@ -73,6 +86,7 @@ def _run_phase(
     execution: SweepConfig,
     save: Callable[[], None],
     callbacks: SweepCallbacks,
+    has_result: bool = False,
 ) -> None:
     runs = {run.planned_cell.cell.folder: run for run in waiting}
     cells = {folder: plan.limit_run(run) for folder, run in runs.items()}
@@ -100,7 +114,7 @@ def _run_phase(
             callbacks.on_begin(sweep)
 
     new_callbacks = SweepCallbacks(begin, callbacks.on_round, record)
-    run_plan([*cells.values()], folder, execution, new_callbacks)
+    run_plan([*cells.values()], folder, execution, new_callbacks, has_result)
     save()
 
 

@@ -122,7 +122,7 @@ def build_replication(plan: StudyPlan) -> Replication:
         *(record.made for record in used),
         *(plan.results.computed[k].made for k in plan.labels if k in plan.results.computed),
     ]
-    tuning = [plan.results.runs[run.key] for run in plan.plan_tuning() if run.key in plan.results.runs]
+    tuning = [record for run in plan.plan_tuning() if (record := plan.find_record(run)) is not None]
     seconds = {phase: sum(r.seconds for r in runs) for phase, runs in (("tuning", tuning), ("final", used))}
     expected = {label: plan.study.get_cell(label).expected for label in plan.labels}
     judged = [(cell.label, cell.verdict, expected[cell.label]) for cell in cells]

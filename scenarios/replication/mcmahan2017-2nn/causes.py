@@ -101,6 +101,8 @@ VARIANTS: Mapping[str, Variant] = {
     "pixels-±0.5": Variant(scale=lambda x: x - 0.5),
     "order-fixed": Variant(order="fixed"),
     "order-dealt": Variant(order="dealt"),
+    "pixels-±0.5-order-fixed": Variant(scale=lambda x: x - 0.5, order="fixed"),
+    "pixels-±0.5-order-dealt": Variant(scale=lambda x: x - 0.5, order="dealt"),
     "tf-tutorial": Variant(scale=lambda x: x - 0.5, module=lambda: build_perceptron(TUTORIAL), order="dealt"),
     "shards-stable": Variant(shards="stable"),
     "shards-consecutive": Variant(shards="consecutive"),

@@ -6,6 +6,7 @@ import json
 import math
 import statistics
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from click.testing import CliRunner
 
 import fedsgd
 from fedsgd.analysis.replication.pages import to_markdown
-from fedsgd.analysis.replication.plan import ReplicationConfig
+from fedsgd.analysis.replication.plan import ReplicationConfig, StudyPlan, StudyRun
 from fedsgd.analysis.replication.records import Results, RunRecord
 from fedsgd.analysis.replication.replicate import open_study, replicate
+from fedsgd.analysis.replication.runner import divide_tuning
 from fedsgd.analysis.replication.study import load_study
 from fedsgd.analysis.replication.verdicts import build_replication, judge, measure
 from fedsgd.analysis.runs import load_run
@@ -115,20 +117,70 @@ def test_tuning_run_ends_where_it_is_not_selected_any_more(tmp_path: Path, measu
     assert (first.round_limit, second.rounds, second.round_limit) == (None, limit or 30, limit)
 
 
-def test_limited_tuning_run_counts_only_with_the_value_that_limits_it(tmp_path: Path) -> None:
-    folder = write_study(tmp_path / "mine", cells={"a": {}}, tune={"client.optimizer.lr": [0.5, 0.4, 0.001]}, seeds=1)
-    plan, _ = open_study(folder, ReplicationConfig(), None)
-    first, second, third = plan.plan_tuning()
-    rows = [(first, 2.0, None, 2), (second, 3.5, None, 4), (third, None, 2, 2)]
-    for run, needed, limit, rounds in rows:
+def add_records(plan: StudyPlan, *rows: tuple[float | None, int | None]) -> list[StudyRun]:
+    """Add a record for each tuning run, with its rounds to the target and its limit. Return the tuning runs."""
+    runs = plan.plan_tuning()
+    for run, (rounds, limit) in zip(runs, rows, strict=True):
         cell, phase, seed, digest = run.key
-        record = RunRecord(cell, phase, seed, digest, dict(run.planned_cell.cell.tuned), rounds=rounds)
-        plan.results.add(replace(record, round_limit=limit, selection={"rounds": needed, "best": 0.2}))
+        record = RunRecord(cell, phase, seed, digest, dict(run.planned_cell.cell.tuned), rounds=limit or 4)
+        plan.results.add(replace(record, round_limit=limit, selection={"rounds": rounds, "uplink_bytes": rounds, "best": 0.2}))
+    return runs
+
+
+def open_plan(folder: Path, **changes: Any) -> StudyPlan:
+    text = SCENARIO.replace("rounds = 4", "rounds = 40\nevaluation = { every = 5 }")
+    tune = {"client.optimizer.lr": [0.5, 0.4, 0.001]}
+    return open_study(write_study(folder, text, **{"cells": {"a": {}}, "tune": tune, **changes}), ReplicationConfig(), None)[0]
+
+
+def test_limited_tuning_run_counts_only_with_the_value_that_limits_it(tmp_path: Path) -> None:
+    plan = open_plan(tmp_path / "mine")
+    first, second, third = add_records(plan, (12.5, None), (33.5, None), (None, 15))
     assert plan.find_waiting(plan.plan_tuning()) == []
     assert plan.select_tuned("a") == {"client.optimizer.lr": 0.5}
     del plan.results.runs[first.key]
     assert plan.find_waiting(plan.plan_tuning()) == [first, third]
-    assert plan.limit_run(first).scenario.rounds == plan.limit_run(third).scenario.rounds == 4
+    assert [plan.limit_run(run).scenario.rounds for run in (first, second, third)] == [35, 35, 35]
+    del plan.results.runs[second.key]
+    assert plan.limit_run(third) == third.planned_cell
+
+
+def test_limited_run_that_reached_the_target_does_not_count_for_its_best_value(tmp_path: Path) -> None:
+    runs = add_records(plan := open_plan(tmp_path / "mine"), (12.5, None), (9.5, 15), (None, 10))
+    assert plan.find_waiting(runs) == []
+    other_plan = StudyPlan(replace(plan.study, measure="accuracy"), plan.config, plan.results)
+    assert other_plan.find_waiting(runs) == runs[1:]
+
+
+@pytest.mark.parametrize(
+    ("tune", "expected"),
+    [({"client.optimizer.lr": [1, 0.1]}, 25), ({"server.cohort": [4, 1]}, 40), ({"uplink.compressor.density": [0.1, 0.2]}, 40)],
+    ids=["rate", "cohort", "density"],
+)
+def test_bytes_limit_the_rounds_of_optimizers_only(tmp_path: Path, tune: dict[str, Any], expected: int) -> None:
+    uplink = {"uplink.compressor.name": "top-k", "uplink.error_feedback": "persist"}
+    plan = open_plan(tmp_path / "mine", measure="uplink-bytes", tune=tune, cells={"a": {"settings": uplink}})
+    runs = add_records(plan, (18.2, None), (None, None))
+    assert plan.limit_run(runs[1]).scenario.rounds == expected
+
+
+@pytest.mark.slow
+def test_error_of_a_later_tuning_run_is_listed_and_the_others_run(tmp_path: Path) -> None:
+    tune = {"data.partition.clients": [4, 100_000, 5]}
+    folder = write_study(tmp_path / "mine", cells={"a": {}, "b": {"tune": {}}}, tune=tune, seeds=1)
+    result = replicate(folder, out=tmp_path / "out")
+    assert [run for run, _ in result.errors] == ["a, seed 0"]
+    assert [len(cell.values) for cell in result.cells] == [0, 1]
+    plan, _ = open_study(folder, ReplicationConfig(), None)
+    assert len(plan.find_waiting(plan.plan_tuning())) == 1
+
+
+@pytest.mark.parametrize(("jobs", "sizes"), [(1, [2, 1, 1]), (2, [2, 2]), (8, [4])])
+def test_tuning_runs_are_divided_by_their_number_in_their_cell(tmp_path: Path, jobs: int, sizes: list[int]) -> None:
+    plan = open_plan(tmp_path / "mine", cells={"a": {}, "b": {"tune": {"client.optimizer.lr": [0.1]}}})
+    groups = divide_tuning(plan.plan_tuning(), jobs)
+    assert [len(group) for group in groups] == sizes
+    assert [*chain(*groups)][:2] == [plan.plan_tuning()[0], plan.plan_tuning()[3]]
 
 
 @pytest.mark.slow
