@@ -11,7 +11,7 @@ import click
 from fedsgd._version import __version__
 from fedsgd.cli.streams import DISK_FULL_ERRNOS, echo, make_streams_safe, report_disk_full
 from fedsgd.errors import FedsgdError, OutputError, RunInterrupted, ScenarioError
-from fedsgd.system.user_files import find_temporary_folder
+from fedsgd.system.user_files import append_to_path, find_temporary_folder
 
 EXIT_USAGE, EXIT_FAILURE, EXIT_INTERRUPTED = 2, 1, 130
 
@@ -61,5 +61,4 @@ def main() -> None:
     Exit status: 0 success; 1 a run or its data failed; 2 a setting, option or output folder is invalid; 130 interrupted.
     """
     # Modules in the working directory can be imported too; installed packages of the same name come first.
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
+    append_to_path(str(Path.cwd()))

@@ -30,7 +30,7 @@ from fedsgd.flower.records import RECORD_KEY
 from fedsgd.numerics.kernels import set_fallback_cache
 from fedsgd.runtime.stores.directory import CLIENT_PREFIX, FolderStore
 from fedsgd.storage.run_directory import lock_folder
-from fedsgd.system.user_files import expand_user_path
+from fedsgd.system.user_files import append_to_path, expand_user_path
 
 RETENTION_DAYS = 7
 LOCK_SECONDS = 60.0
@@ -139,8 +139,8 @@ def add_user_folders_to_path() -> None:
     """
     app_folders = [str(path) for entry in sys.path if (path := Path(entry, MODULE_FOLDER)).is_dir()]
     for folder in (*app_folders, os.environ.get("FEDSGD_FOLDER")):
-        if folder and folder not in sys.path:
-            sys.path.append(folder)
+        if folder:
+            append_to_path(folder)
 
 
 def _name_node(context: Context) -> str:

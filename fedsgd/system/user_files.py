@@ -106,6 +106,13 @@ def search_folders(folders: Iterable[str | Path]) -> Iterator[None]:
                     sys.path = sys.path[:last] + sys.path[last + 1 :]
 
 
+def append_to_path(folder: str) -> None:
+    """Import modules also from a folder, after all other folders; nothing changes if it is on the path."""
+    with _PATH_LOCK:
+        if folder not in sys.path:
+            sys.path = [*sys.path, folder]
+
+
 def list_searched_folders() -> tuple[str, ...]:
     """Return the folders of the contexts of `search_folders` around the caller, the outermost first."""
     return _SEARCHED_FOLDERS.get()
