@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -191,3 +192,25 @@ def test_batch_norm_script_prints_all_policies(tmp_path: Path) -> None:
     policies = {line.split(":")[0].strip(): line for line in process.stdout.splitlines()}
     assert list(policies) == ["group", "batch", "mean", "local"]
     assert {name for name, line in policies.items() if not line.endswith(" 0 of them statistics")} == {"mean"}
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("replication/mcmahan2017-2nn/causes.py", ["--results", "causes.json"], "causes.py: mnist: no data folder is set: "),
+        ("replication/counting-rules/measure.py", ["--data", "none"], "measure.py: mnist: train-images-idx3-ubyte not found "),
+        ("dgc/waits.py", ["none.toml"], "waits.py: none.toml: cannot be read (No such file or directory)"),
+        ("loco/figure.py", ["--out", "none/loco.svg"], "figure.py: none/loco.svg: cannot be written "),
+    ],
+    ids=["causes", "measure", "waits", "figure"],
+)
+def test_script_ends_with_a_line_about_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FEDSGD_DATA", raising=False)
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    with pytest.raises(SystemExit) as error:
+        runpy.run_path(str(FOLDER / script), run_name="__main__")
+    assert str(error.value).startswith(message)
+    assert list(tmp_path.iterdir()) == []

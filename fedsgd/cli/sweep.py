@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -22,7 +23,9 @@ from fedsgd.cli.tracking import print_warnings
 from fedsgd.system.forkserver import MAX_SEEDS
 
 if TYPE_CHECKING:
+    from fedsgd.analysis.comparison import Comparison
     from fedsgd.scenario.target import Target
+    from fedsgd.sweeps import Sweep
 
 EPILOG = """Examples:
 
@@ -115,7 +118,8 @@ def sweep_command(
     The same command resumes a sweep and runs only unfinished cells. More seeds, values or methods add cells. Finished cells
     that a command no longer includes stay in sweep.json. A cell that was finished with another scenario, or with another source
     of your own class or function, is refused, unless --overwrite is set. A run that diverges is a result and is repeated only
-    with --retry-failed.
+    with --retry-failed. With --json, the key "comparison" of the output has the figures of `fedsgd compare`, if values are
+    tuned or a cell has three seeds; otherwise it is null.
 
     Exit status 1 if a cell failed for another reason than divergence.
     """
@@ -148,9 +152,9 @@ def sweep_command(
             callbacks=callbacks,
         )
     if options.as_json:
-        echo_json(result.to_json())
+        echo_json(_build_json(result, compare_methods(result)))
     else:
-        terminal.print_sweep(result, columns)
+        terminal.print_sweep(result, compare_methods(result), columns)
     if any(cell.state == "failed" and not cell.diverged for cell in result.cells):
         click.get_current_context().exit(EXIT_FAILURE)
 
@@ -181,3 +185,29 @@ def _mention_finished_cells(out: Path) -> Iterator[None]:
             progress = f"{finished} of {len(cells)} cells are finished and stored in {out}"
             echo(f"fedsgd: {progress}; repeat the command to run the others", err=True)
         raise
+
+
+def compare_methods(sweep: Sweep) -> Comparison | None:
+    """Return the comparison of the methods at the target of their runs; None without tuned values and with too few seeds."""
+    from fedsgd.analysis.comparison import compare
+    from fedsgd.analysis.methods import load_methods
+    from fedsgd.analysis.seed_statistics import MIN_SEEDS
+    from fedsgd.errors import ReportError
+
+    if not sweep.tuned and len({cell.seed for cell in sweep.cells}) < MIN_SEEDS:
+        return None
+    targets = {summary.get("target") for summary in map(sweep.read_summary, sweep.cells) if summary is not None}
+    target = targets.pop() if len(targets) == 1 else None
+    try:
+        return compare(load_methods([sweep.out], target), target)
+    except ReportError:  # no cell is finished, or its files were removed
+        return None
+
+
+def _build_json(sweep: Sweep, comparison: Comparison | None) -> str:
+    """Return the contents of sweep.json and, by the key "comparison", those of `fedsgd compare SWEEP --json`."""
+    from fedsgd.analysis import tables
+
+    contents = json.loads(sweep.to_json())
+    contents["comparison"] = None if comparison is None else json.loads(tables.to_json(comparison))
+    return json.dumps(contents, indent=2, ensure_ascii=False) + "\n"

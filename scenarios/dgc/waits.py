@@ -9,6 +9,7 @@ coordinate counts from the round in which the same client sent it before, or fro
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import ClassVar
@@ -77,4 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except fedsgd.FedsgdError as error:
+        sys.exit(f"waits.py: {error}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from fedsgd.analysis.replication.plan import ReplicationConfig, StudyPlan
 from fedsgd.analysis.replication.records import Results, RunRecord
 from fedsgd.analysis.replication.replicate import open_study
 from fedsgd.data.datasets import Text
+from fedsgd.errors import FedsgdError
 from fedsgd.numerics.arrays import F64
 from fedsgd.storage.run_directory import write_atomically
 
@@ -107,6 +109,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=HERE / "results.json", help="records of the study")
     parser.add_argument("--out", type=Path, default=Path("loco.svg"), help="SVG or PNG file to write")
     options = parser.parse_args(argv)
+    if options.out.suffix not in (".svg", ".png"):
+        parser.error(f"--out: got {options.out}, expected a file .svg or .png")
+    if not options.results.is_file():
+        parser.error(f"--results: {options.results}: no such file")
     plan, _ = open_study(HERE, ReplicationConfig(), None)
     plan = StudyPlan(plan.study, plan.config, Results.load(options.results, plan.study.name))
     image = io.BytesIO()
@@ -117,4 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except FedsgdError as error:
+        sys.exit(f"figure.py: {error}")

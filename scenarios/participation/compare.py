@@ -153,14 +153,18 @@ def main() -> None:
     jobs: list[Job] = [(m, split, options.cohort, rate, seed, options.rounds) for seed, rate, split, m in grid]
     finished = {tuple(record["job"]): record for record in load_records(options.results)}
     missing = [job for job in jobs if job not in finished]
-    with multiprocessing.get_context("spawn").Pool(options.jobs) as pool, options.results.open("a") as file:
+    with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
         for n, record in enumerate(pool.imap_unordered(_run, [(job, options.data) for job in missing]), start=1):
             finished[tuple(record["job"])] = record
-            print(json.dumps(record), file=file, flush=True)
+            with options.results.open("a") as file:
+                print(json.dumps(record), file=file)
             print(f"{n} of {len(missing)}: {record['job']}: {record['accuracy']:.4f}", file=sys.stderr, flush=True)
     records = [finished[job] for job in jobs]
     print(json.dumps(records) if options.json else table(records, options.methods, options.splits))
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except fedsgd.FedsgdError as error:
+        sys.exit(f"compare.py: {error}")

@@ -25,6 +25,7 @@ from fedsgd.analysis.page.payload import ReportOptions, build_payload
 from fedsgd.analysis.ratio_columns import build_ratio_columns, describe_row_ratios
 from fedsgd.analysis.row_statistics import BaselineRatios, TuningCost
 from fedsgd.analysis.tables import collect_notes, to_csv, to_json, to_latex, to_markdown
+from fedsgd.cli.sweep import compare_methods
 from fedsgd.cli.terminal import print_sweep
 from fedsgd.config.text_columns import TextColumn
 from fedsgd.errors import ReportError
@@ -307,7 +308,7 @@ def test_sweep_prints_best_values_edges_cost_of_tuning_and_ratios(seeds: Path, c
     sweep = Sweep(seeds, "digits", (LR,), (), cells)
     (seeds / SWEEP_FILE).write_text(sweep.to_json())
     try:
-        print_sweep(sweep)
+        print_sweep(sweep, compare_methods(sweep))
     finally:
         (seeds / SWEEP_FILE).unlink()
     lines = capsys.readouterr().out.splitlines()

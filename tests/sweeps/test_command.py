@@ -39,10 +39,11 @@ def test_command_prints_a_table_and_a_line_for_each_cell(quickstart: Path, run_f
     assert second.stdout == first.stdout
 
 
-def test_json_output_is_the_file_and_nothing_else(quickstart: Path, run_folders: list[Path]) -> None:
+def test_json_output_has_the_file_and_a_comparison_and_nothing_else(quickstart: Path, run_folders: list[Path]) -> None:
     result = run_command(quickstart, "--seeds", "2", "--out", "o", "--json", "--quiet")
-    assert (result.stdout, result.stderr) == (Path("o/sweep.json").read_text(), "")
-    assert len(json.loads(result.stdout)["cells"]) == 2
+    contents = json.loads(result.stdout)
+    assert (contents, result.stderr) == (json.loads(Path("o/sweep.json").read_text()) | {"comparison": None}, "")
+    assert len(contents["cells"]) == 2
 
 
 def test_interrupted_sweep_prints_the_number_of_finished_cells(

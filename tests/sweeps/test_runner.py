@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 import fedsgd
+from fedsgd.cli import main
 from fedsgd.compression.operators.topk import TopK
 from fedsgd.errors import ScenarioError
 from fedsgd.scenario.scenario import Scenario
@@ -53,6 +55,9 @@ def test_diverging_cell_is_a_result_and_runs_again_on_request(quickstart: Path) 
     assert [(cell["state"], cell["cause"]) for cell in cells] == [("failed", "NonFiniteError"), ("finished", None)]
     assert cells[0]["error"].startswith("round 1, client ")
     assert "1 of 2: quickstart, lr 1e30, seed 0: diverged: round 1" in first.stderr
+    comparison = CliRunner().invoke(main, ["compare", "o", "--target", "0.9", "--json"])
+    assert json.loads(first.stdout)["comparison"] == json.loads(comparison.stdout)
+    assert json.loads(comparison.stdout)["methods"][0]["tuned"] == {"client.optimizer.lr": 0.05}
     stamps = summary_stamps(Path("o"))
     second = run_command(*arguments)
     assert (second.exit_code, json.loads(second.stdout)["cells"]) == (0, cells)

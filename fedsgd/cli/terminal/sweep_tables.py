@@ -127,14 +127,17 @@ def check_sweep_columns(names: Sequence[str]) -> None:
     check_column_names(names, (name for name, _, _ in SWEEP_COLUMNS))
 
 
-def print_sweep(sweep: Sweep, column_names: Sequence[str] = ()) -> None:
+def print_sweep(sweep: Sweep, comparison: Comparison | None, column_names: Sequence[str] = ()) -> None:
     """Print the table of results, and lines about cells that failed, diverged or have warnings.
 
-    `column_names` choose and order the columns. With several methods and enough seeds, a table of ratios follows.
+    Args:
+        sweep: the sweep.
+        comparison: comparison of its methods; with several methods and enough seeds, a table of ratios follows.
+        column_names: names and order of the columns; empty for all.
     """
     from fedsgd.analysis.columns import TableConfig
 
-    console, comparison = create_console(), _compare_methods(sweep)
+    console = create_console()
     columns = select_columns(build_sweep_columns(sweep), column_names)
     ratios = [] if comparison is None else build_ratio_tables(comparison, TableConfig())
     print_tables(console, [ColumnTable(columns, f"{sweep.scenario}: sweep", hint=CHOOSE), *ratios])
@@ -151,23 +154,6 @@ def print_sweep(sweep: Sweep, column_names: Sequence[str] = ()) -> None:
     lines += [f"warning: {', '.join(names)}: {text}" for text, names in labels_by_warning.items()]
     lines += [] if comparison is None else _describe_comparison(comparison)
     print_lines(console, (*lines, f"written to {sweep.out}", f"to compare the methods: fedsgd compare {sweep.out}"))
-
-
-def _compare_methods(sweep: Sweep) -> Comparison | None:
-    """Return the comparison of the methods at the target of their runs; None without tuned values and with too few seeds."""
-    from fedsgd.analysis.comparison import compare
-    from fedsgd.analysis.methods import load_methods
-    from fedsgd.analysis.seed_statistics import MIN_SEEDS
-    from fedsgd.errors import ReportError
-
-    if not sweep.tuned and len({cell.seed for cell in sweep.cells}) < MIN_SEEDS:
-        return None
-    targets = {summary.get("target") for summary in map(sweep.read_summary, sweep.cells) if summary is not None}
-    target = targets.pop() if len(targets) == 1 else None
-    try:
-        return compare(load_methods([sweep.out], target), target)
-    except ReportError:  # no cell is finished, or its files were removed
-        return None
 
 
 def _describe_comparison(comparison: Comparison) -> Iterator[str]:

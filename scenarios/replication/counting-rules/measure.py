@@ -205,4 +205,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except fedsgd.FedsgdError as error:
+        sys.exit(f"measure.py: {error}")
