@@ -18,6 +18,7 @@ from fedsgd.analysis.runs import Run
 from fedsgd.errors import ReportError
 from fedsgd.network import ClientTraffic
 from fedsgd.numerics.arrays import F64, I64
+from fedsgd.numerics.binomial import log2_choose
 from fedsgd.storage.parquet import SEGMENT_ROWS, read_batches
 
 REFERENCE_VALUE_BYTES = 3.5
@@ -202,15 +203,6 @@ def check_byte_totals(run: Run, uplink_bytes: float, downlink_bytes: float) -> N
         if n_bytes != expected:
             problem = f"{n_bytes:,.0f} bytes of {link}, expected {expected:,.0f}, as rounds.parquet has"
             raise ReportError(f"{run.folder}/ledger.parquet: {problem}: the file is cut or belongs to another run")
-
-
-def log2_choose(n: int, k: int) -> float:
-    """Return log₂ C(n, k), the minimum bits for a set of k of n positions if all sets are equally likely.
-
-    >>> round(log2_choose(10, 3), 6)  # C(10, 3) = 120
-    6.906891
-    """
-    return (math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)) / math.log(2)
 
 
 def read_client_traffic(run: Run, batch_rows: int = SEGMENT_ROWS) -> Iterator[ClientTraffic]:

@@ -17,6 +17,7 @@ from fedsgd.compression import CodecContext, CompressionOperator, CompressionSch
 from fedsgd.compression.operators.dense import Dense
 from fedsgd.errors import LawError
 from fedsgd.numerics.arrays import F32, F64
+from fedsgd.numerics.binomial import log2_choose
 from fedsgd.numerics.parameter_layout import ParameterLayout
 from fedsgd.wire import Frame, FrameKind, Header, SectionKind, encode_frame, frame_breakdown
 
@@ -58,11 +59,6 @@ def dense_frame_bytes(layout: ParameterLayout) -> int:
     zeros = np.zeros(layout.size, dtype=np.float32)
     sections, _ = Dense().encode(zeros, CodecContext(SEED, 1, 0, layout))
     return len(encode_frame(Frame(Header(FrameKind.UPDATE, 1, Dense.codec), sections)))
-
-
-def log2_choose(n: int, k: int) -> float:
-    """Return log₂C(n, k), the bits of a choice of k out of n elements."""
-    return (math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)) / math.log(2)
 
 
 def _measure_entropies(replies: Sequence[SimulatedReply]) -> dict[str, float]:

@@ -9,14 +9,14 @@ bytes. There is one code for each set of positions: a decoder rejects all others
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
-from math import ceil, floor, lgamma, log
+from math import ceil, floor
 from typing import NamedTuple
 
 import numpy as np
 
 from fedsgd.errors import WireError, shift_offset
 from fedsgd.numerics.arrays import I64, U8
+from fedsgd.numerics.binomial import log2_choose
 from fedsgd.numerics.kernels import kernel
 from fedsgd.system.profiling import timed
 from fedsgd.wire import bits, gap_codec
@@ -88,8 +88,8 @@ def max_chunk_index_bytes(chunks: Chunks) -> int:
     Args:
         chunks: division of the vector.
     """
-    widest = (chunks.n_chunks - 1) * _log2_binomial(chunks.length, min(chunks.k, chunks.length // 2))
-    widest += _log2_binomial(chunks.last_length, min(chunks.last_k, chunks.last_length // 2))
+    widest = (chunks.n_chunks - 1) * log2_choose(chunks.length, min(chunks.k, chunks.length // 2))
+    widest += log2_choose(chunks.last_length, min(chunks.last_k, chunks.last_length // 2))
     count_bits = chunks.n_chunks * (1 + max(chunks.k, chunks.last_k).bit_length())
     n_blocks = -(-chunks.n_chunks // gap_codec.GAPS_PER_BLOCK)
     count_bytes = 5 + bits.n_bytes(count_bits) + bits.n_bytes(gap_codec.PARAMETER_BITS * n_blocks) + 2
@@ -179,18 +179,12 @@ def _decode_counts(data: Bytes, chunks: Chunks) -> tuple[I64, int]:
     return limits - deficits, start + n_bytes
 
 
-@cache
-def _log2_binomial(n: int, k: int) -> float:
-    """Return log₂C(n, k). Only bounds of lengths depend on the result, so its rounding does not matter."""
-    return (lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1)) / log(2)
-
-
 def _sum_log2_binomials(counts: I64, chunks: Chunks) -> float:
     """Return the sum of log₂C(n, k) over the chunks, with k = counts [C]."""
     values, numbers = np.unique(counts[:-1], return_counts=True)
     pairs = zip(values.tolist(), numbers.tolist(), strict=True)
-    whole = float(sum(m * _log2_binomial(chunks.length, k) for k, m in pairs))
-    return whole + _log2_binomial(chunks.last_length, int(counts[-1]))
+    whole = float(sum(m * log2_choose(chunks.length, k) for k, m in pairs))
+    return whole + log2_choose(chunks.last_length, int(counts[-1]))
 
 
 def _max_stream_bytes(n_bits: float) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from dataclasses import fields
 from pathlib import Path
@@ -13,11 +12,12 @@ import pytest
 
 import fedsgd
 from fedsgd.analysis import load_run
-from fedsgd.analysis.ledger_stats import log2_choose, read_client_traffic, read_ledger_stats
+from fedsgd.analysis.ledger_stats import read_client_traffic, read_ledger_stats
 from fedsgd.analysis.pricing import price
 from fedsgd.errors import ReportError
 from fedsgd.experiment.partition_summary import summarize_partition
 from fedsgd.network import ClientTraffic
+from fedsgd.numerics.binomial import log2_choose
 from tests.analysis.helpers import PRICING_MODEL, TINY, read_all_traffic
 
 
@@ -83,11 +83,6 @@ def test_ledger_stats_equal_sums_of_the_ledger(runs: Path) -> None:
     assert 0 < stats.distinct_downlink_frames["latest"].n_frames == len(latest) < len(distinct)
     assert stats.distinct_downlink_frames["whole"].n_frames == whole["round"].nunique()
     assert stats.coding_seconds is None
-
-
-def test_log2_choose_equals_exact_values() -> None:
-    assert log2_choose(10, 3) == pytest.approx(math.log2(120))
-    assert log2_choose(7, 0) == log2_choose(7, 7) == pytest.approx(0)
 
 
 def test_ledger_of_another_run_is_refused(runs: Path, tmp_path: Path) -> None:

@@ -230,11 +230,6 @@ def test_top_k_is_biased_and_contracts_more_than_stated() -> None:
     assert sum(bits.values()) == pytest.approx(traffic.frame_bits_per_parameter * 10)
 
 
-@pytest.mark.parametrize(("n", "k"), [(5, 0), (5, 5), (5, 2), (1000, 10)])
-def test_log2_choose_is_the_logarithm_of_the_number_of_subsets(n: int, k: int) -> None:
-    assert measure.log2_choose(n, k) == pytest.approx(math.log2(math.comb(n, k)), abs=1e-9)
-
-
 def test_entropy_of_bytes_is_zeroth_order() -> None:
     assert measure._entropy_bits(np.array([4.0, 4.0])) == 8
     assert measure._entropy_bits(np.array([7.0])) == 0
