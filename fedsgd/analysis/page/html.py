@@ -1,4 +1,4 @@
-"""HTML page of a report: one file without external resources."""
+"""HTML pages of a report and of a study: one file each, without external resources."""
 
 from __future__ import annotations
 
@@ -29,17 +29,23 @@ def render(payload: Mapping[str, Any]) -> str:
     scripts = [_read_script(name) for name in SCRIPTS]
     name, is_rising = payload["metric"]["name"], payload["metric"]["direction"] == "above"
     metric_words = {"title": name[0].upper() + name[1:], "better": "higher" if is_rising else "lower"}
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(_read_asset("page.html")).render(
+    return render_template(
+        "page.html",
         title=payload["title"],
         made_by=payload["made_by"],
         metric={**payload["metric"], **metric_words},
         levels=_join_levels(payload["utilization_levels"]),
         policy=_build_content_security_policy(scripts),
-        css=_read_asset("page.css"),
+        css=read_asset("page.css"),
         scripts=scripts,
         payload=_encode_payload(payload),
     )
+
+
+def render_template(name: str, **values: Any) -> str:
+    """Return the HTML of a template among the assets. Characters of HTML in `values` are escaped."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(read_asset(name)).render(**values)
 
 
 def _join_levels(levels: Sequence[float]) -> str:
@@ -48,14 +54,15 @@ def _join_levels(levels: Sequence[float]) -> str:
     return f"{', '.join(first)} and {last} %"
 
 
-def _read_asset(name: str) -> str:
+def read_asset(name: str) -> str:
+    """Return the text of an asset, such as a style sheet."""
     return (ASSETS / name).read_text(encoding="utf-8")
 
 
 def _read_script(name: str) -> str:
     """Return a script; vendored scripts with their licence, which every copy must contain."""
     licence = LICENCES.get(name)
-    return _read_asset(name) if licence is None else f"/*\n{_read_asset(licence)}*/\n{_read_asset(name)}"
+    return read_asset(name) if licence is None else f"/*\n{read_asset(licence)}*/\n{read_asset(name)}"
 
 
 def _encode_payload(payload: Mapping[str, Any]) -> str:

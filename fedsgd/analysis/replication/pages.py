@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import html
 import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from fedsgd.analysis.page.html import read_asset, render_template
 from fedsgd.analysis.replication.counting_rules import get_counting_rule
 from fedsgd.analysis.replication.study import BY_DIFFERENCE, KNOWN, SMALLER_IS_BETTER, VERDICTS, Study
 from fedsgd.analysis.replication.verdicts import CellResult, ClaimResult, Replication
@@ -226,51 +226,21 @@ def _replace_infinite(value: Any) -> Any:
     return [_replace_infinite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #1b1b1b; }
-.table { overflow-x: auto; }
-table { border-collapse: collapse; }
-th, td { padding: .3rem .7rem; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top; }
-th { border-bottom: 2px solid #888; }
-.number { text-align: right; }
-td { font-variant-numeric: tabular-nums; }
-.reproduced, .holds { color: #1a6b2f; font-weight: 600; }
-.differs, .does { color: #a03000; font-weight: 600; }
-.not, .no { color: #777; }
-@media (prefers-color-scheme: dark) { body { background: #16181b; color: #e6e6e6; } th, td { border-color: #444; }
-  .reproduced, .holds { color: #7fd497; } .differs, .does { color: #ffa273; } .not, .no { color: #999; } }
-"""
-
-
 def to_html(replication: Replication) -> str:
     """Return a page without scripts and external resources.
 
     Args:
         replication: result of a study.
     """
-    escape = html.escape
-    title = escape(replication.study.title)
-    parts = [f"<h1>{title}</h1>"]
-    for heading, headings, rows in build_tables(replication):
-        head = "".join(f"<th{_name_class(text)}>{escape(text)}</th>" for text in headings)
-        body = "".join(
-            f"<tr>{''.join(_format_cell(text, name) for text, name in zip(row, headings, strict=True))}</tr>" for row in rows
-        )
-        parts.append(f"<h2>{escape(heading[0].upper() + heading[1:])}</h2>")
-        parts.append(f'<div class="table"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>')
-    notes = "".join(f"<li>{escape(note)}</li>" for note in list_notes(replication))
-    parts.append(f"<h2>Notes</h2><ul>{notes}</ul>")
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
-    return f'<!doctype html><html lang="en"><head>{head}<style>{_STYLE}</style></head><body>{"".join(parts)}</body></html>\n'
-
-
-def _format_cell(text: str, heading: str) -> str:
-    name = f' class="{text.split()[0].rstrip(",")}"' if heading == "verdict" and text else _name_class(heading)
-    return f"<td{name}>{html.escape(text)}</td>"
-
-
-def _name_class(heading: str) -> str:
-    return "" if heading in TEXT_HEADINGS else ' class="number"'
+    tables = [(heading[0].upper() + heading[1:], headings, rows) for heading, headings, rows in build_tables(replication)]
+    return render_template(
+        "study.html",
+        title=replication.study.title,
+        tables=tables,
+        text_headings=TEXT_HEADINGS,
+        notes=list(list_notes(replication)),
+        css=read_asset("study.css"),
+    )
 
 
 def describe_verdicts(replication: Replication) -> str:

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 import fedsgd
-from fedsgd.analysis.replication.pages import to_markdown
+from fedsgd.analysis.replication.pages import to_html, to_markdown
 from fedsgd.analysis.replication.plan import ReplicationConfig, StudyPlan, StudyRun
 from fedsgd.analysis.replication.records import Results, RunRecord
 from fedsgd.analysis.replication.replicate import open_study, replicate
@@ -58,6 +58,17 @@ def test_cell_with_missing_seeds_shows_how_many_were_run(tmp_path: Path) -> None
     write_study(folder, cells={"a": {"paper": 3}}, seeds=3)
     plan, _ = open_study(folder, ReplicationConfig(), None)
     assert ", n = 2 of 3)" in to_markdown(build_replication(plan))
+
+
+def test_page_escapes_texts_and_marks_figures_and_verdicts(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "mine", cells={"a <b>": {"paper": 3}}, differences=["steps & <i>"])
+    plan, _ = open_study(folder, ReplicationConfig(), None)
+    page = to_html(build_replication(plan))
+    assert "<title>Rounds</title>" in page
+    assert '<td>a &lt;b&gt;</td>\n<td class="number">3</td>\n' in page
+    assert '<td class="not">not run</td>' in page
+    assert "steps &amp; &lt;i&gt;" in page
+    assert "<script" not in page
 
 
 @pytest.mark.slow
