@@ -55,14 +55,16 @@ def open_state_store(
 
     Args:
         context: Flower's context of the node.
-        name: name of the federation, for a run with several federations.
+        name: name of the federation, for a run with several federations; its folders are named after Flower's id of the node.
+            "": the only federation, whose nodes have different partitions.
         session: number of the federation's session; folders of earlier sessions of this name are removed.
         expected_bytes: maximum size of the folder, for which space is checked before the first state is stored; 0: no check.
         run_folder: folder of all nodes of a run that can be resumed, which another SuperLink finds, too; None for the folder of
             Flower's run below the root.
     """
     set_fallback_cache(_get_root() / _KERNEL_FOLDER)
-    series = f"{_name_node(context)}{name and '-'}{name}"
+    # two nodes of a user's app may have the same partition, and Flower's ids are new after a start without authentication
+    series = f"node-{context.node_id}-{name}" if name else _name_partition(context)
     folder = (run_folder or _get_run_folder(context)) / (series if session is None else f"{series}-{session}")
     record = context.state[RECORD_KEY] if _check_record_name(context.state) else ConfigRecord()
     assert isinstance(record, ConfigRecord)
@@ -107,7 +109,7 @@ def prepare_cache_folder(context: Context, store: FolderStore) -> Path:
     """Return the folder of the node's cache, which ends with the deployment: it has pickled objects, unlike a run directory."""
     if store.folder.is_relative_to(_get_root()):
         return store.folder
-    folder = _get_run_folder(context) / _name_node(context)
+    folder = _get_run_folder(context) / _name_partition(context)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
 
@@ -143,8 +145,8 @@ def add_user_folders_to_path() -> None:
             append_to_path(folder)
 
 
-def _name_node(context: Context) -> str:
-    return f"node-{context.node_config.get('partition-id', context.node_id)}"
+def _name_partition(context: Context) -> str:
+    return f"node-{context.node_config['partition-id']}"
 
 
 def _get_run_folder(context: Context) -> Path:

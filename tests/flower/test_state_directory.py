@@ -27,6 +27,7 @@ from tests.flower.app.fixed_updates import (
     DIFFERENCE,
     NODES,
     SETTINGS,
+    Node,
     RecordingGrid,
     apply_update,
     create_strategy,
@@ -392,8 +393,30 @@ def test_budget_that_is_no_size_is_refused_by_name(monkeypatch: pytest.MonkeyPat
 # --------------------------------------------------------------------------------------------------------- removed folders
 
 
+def test_nodes_of_the_same_partition_have_their_own_states(state_root: Path) -> None:
+    """The second node trains and replies while the first one trains."""
+    first, second = (Node(id, 0) for id in NODES[:2])
+    grid, strategy, arrays = RecordingGrid([first, second]), create_strategy(), make_model()
+    replies: dict[int, Message] = {}
+
+    def reply_after_the_second(message: Message, arrays: ArrayRecord) -> RecordDict:
+        (replies[second.id],) = grid.send_and_receive([messages[second.id]])
+        return apply_update(arrays, fixed_update(0, 1))
+
+    first.reply = reply_after_the_second
+    for round in range(1, 4):
+        sent = strategy.configure_train(round, arrays, ConfigRecord(), grid)
+        messages = {message.metadata.dst_node_id: message for message in sent}
+        (replies[first.id],) = grid.send_and_receive([messages[first.id]])
+        assert [reply.has_error() for reply in replies.values()] == [False, False]
+        aggregate, _ = strategy.aggregate_train(round, list(replies.values()))
+        assert aggregate is not None
+        arrays = aggregate
+    assert find_client_folder(state_root, first) != find_client_folder(state_root, second)
+
+
 def count_sessions(state_root: Path) -> int:
-    return len(list((state_root / f"run-{RUN}").glob("node-0-app-*")))
+    return len(list((state_root / f"run-{RUN}").glob(f"node-{NODES[0]}-app-*")))
 
 
 def test_folder_of_a_session_is_removed_when_the_strategys_next_session_begins(state_root: Path) -> None:

@@ -3,7 +3,8 @@
 - The vector has the arrays of float16, float32 and float64, as float32 and concatenated in the record's order. An app gets each
   array in the array's own type; a float64 is rounded to the 24 bits of a float32.
 - Exact arrays are sent bit for bit, not in the vector: integers, complex numbers, arrays in other packings than numpy's, arrays
-  that are not finite as float32, and arrays whose names match a pattern of the setting `exact`.
+  that are not finite as float32, the running statistics of batch norms, and arrays whose names match a pattern of the setting
+  `exact`.
 - A tensor with several names is in the vector once, at the place of its first name. The tensor's value is the value of the last
   name, because a torch module loads the last name last.
 """
@@ -21,6 +22,7 @@ from functools import cached_property
 import numpy as np
 from flwr.app import Array, ArrayRecord
 
+from fedsgd.config.component import describe_value
 from fedsgd.errors import ModelError, ScenarioError, suggest_name
 from fedsgd.flower.app.arrays import (
     FLOAT32,
@@ -37,6 +39,9 @@ from fedsgd.flower.app.tied_weights import TiedGroups, guess_groups, is_bit_equa
 from fedsgd.numerics.arrays import F32, BoolArray
 from fedsgd.numerics.parameter_layout import ParameterLayout
 from fedsgd.numerics.reductions import all_finite
+
+BATCH_NORM_PATTERNS = ("*running_mean", "*running_var", "*num_batches_tracked")
+"""Names of the running statistics of batch norms."""
 
 
 @dataclass(frozen=True)
@@ -232,6 +237,19 @@ def _is_model_array(array_layout: ArrayLayout, name: str, array: Array, exact_ar
     return array.stype == exact_array.stype and (
         array.stype != NUMPY_STYPE or read_packed_shape(array, exact_array.dtype) == tuple(exact_array.shape)
     )
+
+
+def parse_exact_patterns(exact: object) -> tuple[str, ...]:
+    """Return the patterns of exact arrays: those of the setting `exact`, and those of batch norm's statistics.
+
+    A lossy compressor can make a running variance negative.
+
+    Raises:
+        ScenarioError: the setting is not a list of texts.
+    """
+    if isinstance(exact, str) or not isinstance(exact, Sequence) or not all(isinstance(pattern, str) for pattern in exact):
+        raise ScenarioError(f'exact: got {describe_value(exact)}, expected a list of patterns of names, like ["*.mask"]')
+    return (*BATCH_NORM_PATTERNS, *exact)
 
 
 def build_array_layout(

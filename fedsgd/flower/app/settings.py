@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from fedsgd.aggregation import WeightedMean
 from fedsgd.compression import COMPRESSORS, CompressionOperator, CompressionScheme, Compressor, StaleResidualPolicy
+from fedsgd.config.component import describe_value
 from fedsgd.config.python_objects import PYTHON_OBJECT_NAME
 from fedsgd.errors import FedsgdError, ScenarioError, WireError, suggest_name
 from fedsgd.federation import FederationPlan
@@ -35,6 +36,8 @@ def parse_uplink(compressor: str | Mapping[str, object] | Compressor, error_feed
     table = dump_table(compressor) if isinstance(compressor, Compressor) else compressor
     if isinstance(table, Mapping) and table.get("name") == PYTHON_OBJECT_NAME:
         raise ScenarioError(f"compressor: got {compressor!r}, expected a compressor whose class nodes can import")
+    if isinstance(table, Mapping) and "name" not in table:
+        raise ScenarioError(f"compressor.name: missing{suggest_name('', _list_supported_compressors())}")
     name = table.get("name") if isinstance(table, Mapping) else table
     if isinstance(name, str) and not COMPRESSORS.is_valid_name(name):
         raise ScenarioError(f'compressor.name: got "{name}"{suggest_name(name, _list_supported_compressors())}')
@@ -50,6 +53,8 @@ def parse_uplink(compressor: str | Mapping[str, object] | Compressor, error_feed
 
 def parse_downlink(settings: str | Mapping[str, object] | None) -> DownlinkConfig:
     """Return the downlink's settings from a table, a policy's name, or None, which stands for the uncompressed model."""
+    if not isinstance(settings, str | Mapping | None):
+        raise ScenarioError(f'downlink: got {describe_value(settings)}, expected the name of a policy or a table with "policy"')
     try:
         table = {"policy": settings} if isinstance(settings, str) else settings
         return parse_table(DownlinkConfig, {} if table is None else table)

@@ -16,6 +16,7 @@ from fedsgd.flower.app.array_layout import (
     describe_dtypes,
     describe_exact_arrays,
     guess_ties,
+    parse_exact_patterns,
     resolve_tied_groups,
 )
 from fedsgd.flower.app.class_check import ClassCheck
@@ -44,7 +45,6 @@ from fedsgd.flower.app.strategy_round import LOG, StrategyRound, WarningLog
 from fedsgd.flower.app.tied_weights import TieState, describe_changes, describe_pair, parse_tied_groups
 from fedsgd.flower.app.traffic import RoundTraffic, describe_total
 
-DEFAULT_EXACT_PATTERNS = ("*running_mean", "*running_var", "*num_batches_tracked")
 """Name patterns of batch norm's statistics, which are sent bit for bit: a compressed variance might be negative."""
 
 
@@ -105,7 +105,7 @@ class CompressedStrategy(WrappingStrategy):
         error_feedback: str = "none",
         downlink: str | Mapping[str, Any] | None = None,
         seed: int = 0,
-        exact: Sequence[str] = DEFAULT_EXACT_PATTERNS,
+        exact: Sequence[str] = (),
         tied: Sequence[Sequence[str]] | None = None,
         dp_error_feedback: bool = False,
     ) -> None:
@@ -118,7 +118,8 @@ class CompressedStrategy(WrappingStrategy):
             error_feedback: "none", "persist", "decay" or "reset".
             downlink: policy as in `[downlink]`, or a table; by default the whole model is sent, uncompressed.
             seed: seed of the randomness that server and clients share, at least 0.
-            exact: name patterns of arrays that are sent bit for bit, in addition to all arrays that are not finite floats.
+            exact: name patterns, like "*.mask", of arrays that are sent bit for bit, in addition to the running statistics of
+                batch norms and all arrays that are not finite floats.
             tied: groups of names that are one tensor each, like `[("embed.weight", "head.weight")]`; None to detect them.
             dp_error_feedback: True to allow error feedback and compressors with memory under differential privacy.
 
@@ -129,16 +130,14 @@ class CompressedStrategy(WrappingStrategy):
             raise ScenarioError(f"inner: got {inner!r}, expected a strategy of flwr.serverapp.strategy, like FedAvg()")
         if any(isinstance(part, CompressedStrategy) for part in iterate_strategies(inner)):
             raise ScenarioError("inner: got a CompressedStrategy, expected a strategy without compression")
-        if not isinstance(seed, int) or seed < 0:
+        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
             raise ScenarioError(f"seed: got {seed!r}, expected a whole number of at least 0")
-        if isinstance(exact, str):
-            raise ScenarioError(f'exact: got "{exact}", expected a list of patterns')
         if not isinstance(dp_error_feedback, bool):
             raise ScenarioError(f"dp_error_feedback: got {dp_error_feedback!r}, expected True or False")
         self.traffic: list[RoundTraffic] = []
         self._link_settings = parse_uplink(compressor, error_feedback), parse_downlink(downlink)
         self._class_check = ClassCheck.from_settings(*self._link_settings)
-        self._seed, self._exact_patterns = seed, tuple(exact)
+        self._seed, self._exact_patterns = seed, parse_exact_patterns(exact)
         self._tied_groups = None if tied is None else parse_tied_groups(tied)
         self._session: CompressionSession | None = None
         self._train_round: StrategyRound | None = None

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from fedsgd.config.component import describe_value
 from fedsgd.errors import ModelError, ScenarioError
 from fedsgd.numerics.arrays import F32
 
@@ -176,13 +177,16 @@ def tied_names(module: Any) -> list[tuple[str, ...]]:
         module: a `torch.nn.Module`.
 
     Raises:
-        ModelError: two tensors share memory with different views, for example a part or the transpose.
+        ModelError: the argument is no module, or two tensors share memory with different views, for example a part or the
+            transpose.
 
     >>> import torch
     >>> layer = torch.nn.Linear(2, 2, bias=False)
     >>> tied_names(torch.nn.Sequential(layer, torch.nn.ReLU(), layer))
     [('0.weight', '2.weight')]
     """
+    if not hasattr(module, "state_dict"):
+        raise ModelError(f"module: got {describe_value(module)}, expected an instance of torch.nn.Module")
     groups: dict[tuple[object, ...], list[str]] = {}
     spans: list[tuple[int, int, str]] = []
     for name, tensor in module.state_dict(keep_vars=True).items():

@@ -248,7 +248,7 @@ def lose_replies(grid: RecordingGrid, nodes: Iterable[int]) -> None:
 
 def find_client_folder(state_root: Path, node: Node) -> Path:
     """Return the folder of a node's client state."""
-    (folder,) = (state_root / f"run-{RUN}").glob(f"node-{node.number}-app-*")
+    (folder,) = (state_root / f"run-{RUN}").glob(f"node-{node.id}-app-*")
     return folder
 
 

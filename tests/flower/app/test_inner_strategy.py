@@ -297,7 +297,7 @@ def test_timeout_of_start_applies_to_second_messages(state_root: Path) -> None:
     grid = make_grid(nodes=2)
     strategy = CompressedStrategy(FedAvg(), "dense", downlink={"policy": "difference"})
     arrays = strategy.start(grid, make_zeros(), num_rounds=1, timeout=41).arrays
-    for folder in state_root.rglob("node-0-*"):
+    for folder in state_root.rglob(f"node-{grid.find_id(0)}-*"):
         for file in sorted(folder.rglob("*"), reverse=True):
             file.unlink() if file.is_file() else file.rmdir()
     strategy.start(grid, arrays, num_rounds=1, timeout=42)

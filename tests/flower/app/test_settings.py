@@ -34,7 +34,14 @@ WRONG_SETTINGS = [
     ({"downlink": "differences"}, 'downlink.policy: got "differences", did you mean "difference"?'),
     ({"downlink": {"polcy": "model"}}, 'downlink.polcy: unknown key, did you mean "policy"?'),
     ({"seed": -1}, "seed: got -1, expected a whole number of at least 0"),
-    ({"exact": "*bn*"}, 'exact: got "*bn*", expected a list of patterns'),
+    ({"seed": True}, "seed: got True, expected a whole number of at least 0"),
+    ({"exact": "*bn*"}, 'exact: got "*bn*", expected a list of patterns of names, like ["*.mask"]'),
+    ({"exact": None}, "exact: got None, expected a list of patterns"),
+    ({"exact": [1]}, "exact: got [1], expected a list of patterns"),
+    ({"exact": b"ab"}, "exact: got b'ab', expected a list of patterns"),
+    ({"downlink": 5}, 'downlink: got 5, expected the name of a policy or a table with "policy"'),
+    ({"downlink": []}, "downlink: got [], expected the name of a policy"),
+    ({"compressor": {}}, 'compressor.name: missing, expected one of: "count-sketch", "demo", "dense", "dgc"'),
 ]
 
 

@@ -255,6 +255,11 @@ def test_nodes_that_disagree_on_tied_names_reply_uncompressed(caplog: pytest.Log
     assert "reply uncompressed: the tied names of other nodes differ" in caplog.text
 
 
+def test_tied_names_of_another_object_are_refused() -> None:
+    with pytest.raises(ModelError, match=r"module: got \{\}, expected an instance of torch.nn.Module"):
+        tied_names({})
+
+
 def test_tied_names_with_values_that_the_caller_separates_are_sent_as_two_tensors() -> None:
     grid = make_app_grid(make_reply_function())
     strategy = CompressedStrategy(FedAvg(), "dense")

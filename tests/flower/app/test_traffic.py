@@ -95,7 +95,7 @@ def test_traffic_of_a_second_message_counts_the_message_and_the_resync_reply(sta
 
     def delete_state(grid: CountingGrid) -> None:
         if next(send_numbers) == 2:
-            shutil.rmtree(next((state_root / f"run-{RUN}").glob("node-1-app-*")))
+            shutil.rmtree(next((state_root / f"run-{RUN}").glob(f"node-{grid.find_id(1)}-app-*")))
 
     strategy = CompressedStrategy(fed_avg(), TOP_K, error_feedback="persist", downlink=DIFFERENCE)
     grid = start(make_app([compression_mod()]), strategy, 3, prepare=lambda grid: setattr(grid, "before", delete_state))
