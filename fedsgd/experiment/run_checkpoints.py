@@ -27,7 +27,12 @@ from fedsgd.experiment.checkpoints import (
 )
 from fedsgd.experiment.execution import Execution
 from fedsgd.experiment.federation import Federation
-from fedsgd.experiment.run_identity import describe_environment, describe_identity, list_differences
+from fedsgd.experiment.run_identity import (
+    describe_environment,
+    describe_identity,
+    list_differences,
+    list_scenario_differences,
+)
 from fedsgd.experiment.run_tables import RunTables
 from fedsgd.federation import ServerState
 from fedsgd.federation.round_record import ResidualStatistics, RoundRecord
@@ -97,7 +102,9 @@ class ResumePoint:
         Raises:
             CheckpointError: the run would not give the results of a run that was never interrupted; a note for each difference.
         """
-        differences = list_differences(self.run["identity"], describe_identity(experiment))
+        # an object that only the resumption got replaces a component, so that the scenario differs
+        differences = list_scenario_differences(str(self.run["scenario"]), experiment.scenario.to_toml())
+        differences += list_differences(self.run["identity"], describe_identity(experiment))
         raise_for_differences(self.folder, differences)
         return list_differences(self.run["environment"], describe_environment())
 

@@ -88,8 +88,8 @@ class RunTables:
         for close in (self.close_ledger, self.close_rounds):
             try:
                 close()
-            except OutputError as output_error:
-                error.add_note(str(output_error))
+            except (OutputError, ValueError) as second_error:  # pyarrow's errors of damaged segments are ValueErrors
+                error.add_note(str(second_error))
 
     def close_ledger(self) -> None:
         """Complete ledger.parquet."""

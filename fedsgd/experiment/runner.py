@@ -35,7 +35,7 @@ from fedsgd.experiment.summary import build_summary, save_clients
 from fedsgd.federation import ServerState
 from fedsgd.federation.round_record import RoundRecord
 from fedsgd.scenario.scenario import PythonObjects, Scenario, open_scenario
-from fedsgd.storage.run_directory import clear_run_directory, lock_run_directory, write_all, write_atomically
+from fedsgd.storage.run_directory import clear_run_directory, is_complete, lock_run_directory, write_all, write_atomically
 from fedsgd.system.forkserver import preload_workers
 from fedsgd.system.interrupts import InterruptRequest, defer_interrupt
 from fedsgd.system.notebook import NotebookLine
@@ -288,7 +288,8 @@ def _open_run(
     """Yield a run with its outputs, which `_save` completes if the run succeeds.
 
     If the run fails, this context completes the tables, and adds an error of the completion to the run's error as a note. After
-    an OutputError the segments stay unchanged. A run that does not continue from `point` locks its directory.
+    an OutputError the segments stay unchanged, except that a finished run whose continuation is refused stays finished. A run
+    that does not continue from `point` locks its directory.
     """
     scenario, metric_names = execution.experiment.scenario, execution.experiment.evaluation.metric_names
     folder = None if out is None else expand_user_path(out)
@@ -296,6 +297,7 @@ def _open_run(
         if folder is not None and point is None:
             clear_run_directory(folder, overwrite)
             write_atomically(folder / "scenario.toml", scenario.to_toml().encode())
+        earlier_results = point.folder / "summary.json" if point is not None and is_complete(point.folder) else None
         n_kept_rows = None if point is None else point.manifest.tables
         tables = RunTables(folder, metric_names, scenario.evaluation.every, n_kept_rows)
         federation = Federation(execution, tables.ledger)
@@ -304,7 +306,7 @@ def _open_run(
         try:
             yield _OpenRun(folder, tables, federation, checkpoints)
         except BaseException as error:
-            if not isinstance(error, OutputError):
+            if not isinstance(error, OutputError) or (earlier_results is not None and earlier_results.is_file()):
                 tables.close_after(error)
             if checkpoints is not None and checkpoints.last_round and not isinstance(error, RunInterrupted | CheckpointError):
                 error.add_note(f"last checkpoint: after round {checkpoints.last_round}; to continue: fedsgd resume {folder}")

@@ -30,7 +30,7 @@ def keep_first_rows(path: Path, n_rows: int) -> int:
         CheckpointError: the table has fewer rows, or cannot be read or written.
     """
     try:
-        _become_folder(path)
+        _become_folder(path, n_rows)
         return _cut_segments(path, n_rows)
     except pa.ArrowException as error:
         raise CheckpointError(f"{path}: cannot be read as Parquet ({str(error).splitlines()[0]})") from None
@@ -66,7 +66,7 @@ def remove_table(path: Path) -> None:
         raise make_write_error(path, error) from None
 
 
-def _become_folder(path: Path) -> None:
+def _become_folder(path: Path, n_rows: int) -> None:
     """Turn a table of one file into a folder with one segment, and finish or undo such a change that was interrupted."""
     merged_file, segment_folder, new_folder = (
         path.with_name(f".{path.name}.{end}") for end in ("merged", "segments", "resumed")
@@ -78,6 +78,8 @@ def _become_folder(path: Path) -> None:
     for folder in (segment_folder, new_folder):
         shutil.rmtree(folder, ignore_errors=True)
     if not path.exists():
+        if n_rows:
+            raise CheckpointError(f"{path}: not found, but the checkpoint was written after {n_rows:,} rows")
         path.mkdir()  # a table without rows, whose folder was being merged
     if path.is_file():
         new_folder.mkdir()

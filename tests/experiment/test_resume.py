@@ -31,6 +31,7 @@ from fedsgd.experiment.runner import run
 from fedsgd.federation.round_record import RoundRecord
 from fedsgd.optim import OPTIMIZERS
 from fedsgd.scenario.scenario import Scenario
+from fedsgd.storage.run_directory import is_complete
 from tests.effort import EFFORT, nightly_unless
 from tests.torture import Torturer, find_difference, read_results
 
@@ -265,6 +266,37 @@ def test_run_that_reached_its_target_does_not_continue(tmp_path: Path) -> None:
     run(make_scenario({"stop.target": "accuracy>0.01"}), out=tmp_path / "run")
     with pytest.raises(ScenarioError, match=r"the run ended after round 1, because it reached the target of \[stop\]"):
         resume(tmp_path / "run", rounds=9)
+
+
+def test_finished_run_whose_continuation_is_refused_stays_as_it_was(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run(make_scenario({"stop.target": "accuracy>0.01", "rounds": 1}), out=folder)
+    rows = [pq.read_table(folder / name) for name in ("ledger.parquet", "rounds.parquet")]
+    with pytest.raises(CheckpointError, match=r"the run ended after round 1, because it reached the target of \[stop\]"):
+        resume(folder, rounds=9)
+    assert is_complete(folder)
+    assert [pq.read_table(folder / name) for name in ("ledger.parquet", "rounds.parquet")] == rows
+    (folder / "ledger.parquet").unlink()
+    with pytest.raises(CheckpointError, match=r"ledger\.parquet: not found, but the checkpoint was written after \d+ rows"):
+        resume(folder, rounds=9)
+    assert not (folder / "ledger.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "difference"),
+    [
+        (
+            fedsgd.CustomModel(loss=lambda output, target: 2 * torch.nn.functional.cross_entropy(output, target)),
+            "model.loss was",
+        ),
+        (torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)), "model.name was 'mlp', now 'python-object'"),
+        (fedsgd.CustomModel(metrics={"mine": lambda output, target: output.sum(1)}), "model.metrics.mine was unset, now"),
+    ],
+    ids=["loss", "module", "metric"],
+)
+def test_object_that_the_run_did_not_have_is_refused(model: Any, difference: str, copy: Path) -> None:
+    with pytest.raises(CheckpointError, match=f"its results would change: {difference}"):
+        resume(copy, rounds=6, model=model)
 
 
 @pytest.mark.slow
