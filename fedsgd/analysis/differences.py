@@ -26,7 +26,7 @@ def find_differing_settings(methods: Sequence[Method]) -> list[str]:
 
 
 def describe_other_differences(methods: Sequence[Method]) -> str | None:
-    """Return a sentence about differences in data, model, rounds, clients and the user's code, or None if there are none."""
+    """Return a sentence about differences in data, model, rounds, clients, evaluation and code, or None without any."""
     tables = name_objects([_serialize_settings(method.runs[0]) for method in methods])
     topics = [_group_settings_by_topic(settings, method.runs[0]) for settings, method in zip(tables, methods, strict=True)]
     differences = []
@@ -74,14 +74,15 @@ def _group_settings_by_topic(settings: dict[str, str], run: Run) -> dict[str, di
         name: {k: v for k, v in settings.items() if k.startswith(f"{name}.")} for name in ("data", "data.partition", "model")
     }
     data, partition, model = tables.values()
-    validation = {key: value for key, value in settings.items() if key == "evaluation.validation"}
+    examples = {key: settings[key] for key in ("evaluation.test", "evaluation.validation") if key in settings}
     clients, parameters = (json.dumps(run.summary[key]) for key in ("clients", "parameters"))
     return {
-        "dataset": {**{key: value for key, value in data.items() if key not in partition}, **validation},
+        "dataset": {**{key: value for key, value in data.items() if key not in partition}, **examples},
         "partition": {key: value for key, value in partition.items() if key != "data.partition.clients"},
         "model": {**model, "parameters": parameters},
         "rounds": {"name": settings.get("rounds", "null")},
         "clients": {"name": clients},
+        "evaluation": {key: settings[key] for key in ("evaluation.every",) if key in settings},
     }
 
 

@@ -338,14 +338,23 @@ def describe_distinct_settings(all_settings: Sequence[Mapping[str, str]]) -> lis
 
 
 def _find_differing_keys(all_settings: Sequence[Mapping[str, str]]) -> list[str]:
-    """Return the keys that have several values, names of components before all other settings."""
-    values: dict[str, set[str]] = {}
-    for settings in all_settings:
-        for key, value in settings.items():
-            values.setdefault(key, set()).add(value)
-    return sorted(
-        (key for key, distinct in values.items() if len(distinct) > 1), key=lambda key: (not key.endswith(".name"), key)
+    """Return the keys that have several values, or that only some settings have; names of components before all other settings.
+
+    A key that only some settings have is left out if a component above it, to which it belongs, has several names.
+    """
+    values = {key: {settings.get(key) for settings in all_settings} for settings in all_settings for key in settings}
+
+    def is_of_another_component(key: str) -> bool:
+        parts = key.split(".")
+        names = (f"{'.'.join(parts[:i])}.name" for i in range(1, len(parts)))
+        return any(name != key and len(values.get(name, ())) > 1 for name in names)
+
+    keys = (
+        key
+        for key, distinct in values.items()
+        if len(distinct - {None}) > 1 or (len(distinct) > 1 and not is_of_another_component(key))
     )
+    return sorted(keys, key=lambda key: (not key.endswith(".name"), key))
 
 
 def _format_setting(key: str, value: str, names: Mapping[str, str]) -> str:

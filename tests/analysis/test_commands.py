@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+import fedsgd
 from fedsgd.analysis import compare, load_methods
 from fedsgd.network import build_pricing_model, get_device
+from fedsgd.scenario.scenario import Scenario
 from tests.analysis.helpers import PHONE, invoke
 
 pytestmark = pytest.mark.slow
@@ -35,6 +37,22 @@ def test_price_prints_the_fastest_method_first(runs: Path) -> None:
 
 OVERRIDES = ("--network", "4g", "--up", "1Mbit/s", "--spread", "0.5", "--deadline", "9s")
 OVERRIDDEN = "4g with 1 Mbit/s up, log-normal rates, spread 0.5"
+
+
+def test_rounds_without_clients_are_priced_and_drawn(tmp_path: Path) -> None:
+    (tmp_path / "trace.csv").write_text("client,first_round,last_round\n0,3,4\n")
+    sampler = {"server.sampler": {"name": "trace", "file": str(tmp_path / "trace.csv")}, "server.cohort": 2}
+    for name in ("dense", "sign"):
+        scenario = Scenario(name="empty").with_settings(
+            {**sampler, "rounds": 2, "uplink.compressor": name, "uplink.error_feedback": "none"}
+        )
+        fedsgd.run(scenario, out=tmp_path / name)
+    arguments = (tmp_path / "dense", tmp_path / "sign", "--network", "4g")
+    prices = invoke("price", *arguments, "--target", "loss<9")
+    assert prices.exit_code == 0, prices.output
+    assert re.search(r"dense +0 ms +0 ms +0 B", prices.output), prices.output
+    figures = invoke("report", *arguments, "--format", "svg", "--out", tmp_path / "figures")
+    assert figures.exit_code == 0, figures.output
 
 
 def test_price_heading_names_overridden_network_options(runs: Path) -> None:

@@ -25,6 +25,8 @@ def edit_run(run: Run, summary: dict[str, Any] | None = None, **settings: Any) -
     [
         ({"data__name": "mnist"}, "dataset (digits; mnist)"),
         ({"data__held_out": 0.25}, "dataset (held out 0; held out 0.25)"),
+        ({"evaluation__test": "clients"}, "dataset (test dataset; test clients)"),
+        ({"evaluation__every": 3}, "evaluation (every 1; every 3)"),
         ({"data__partition__name": "dirichlet", "data__partition__alpha": 0.1}, "partition (iid; dirichlet, alpha 0.1)"),
         ({"model__hidden": [32, 16], "summary": {"parameters": 3000}}, "model (hidden 64, parameters 4810; hidden 32 16, parameters 3000)"),
         ({"model__name": "cnn", "rounds": 9}, "model (mlp; cnn), rounds (6; 9)"),

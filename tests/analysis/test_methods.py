@@ -14,6 +14,7 @@ import torch
 import fedsgd
 from fedsgd.analysis import load_methods
 from fedsgd.analysis.differences import describe_other_differences
+from fedsgd.analysis.methods import describe_distinct_settings
 from fedsgd.errors import ReportError
 from fedsgd.scenario.scenario import Scenario
 from fedsgd.scenario.target import Criterion
@@ -40,6 +41,26 @@ def test_label_of_runs_names_the_method(runs: Path) -> None:
         load_methods([("a\nb", runs / "stc-0")])
     result = invoke("compare", f"my own={runs / 'stc-0'}", runs / "dense-0", "--json")
     assert [row["label"] for row in json.loads(result.stdout)["methods"]] == ["my own", "dense"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ([{}, {"server.aggregator.name": '"median"'}], [[], ["server.aggregator median"]]),
+        ([{}, {"client.optimizer.clip_norm": "1.0"}], [[], ["clip norm 1"]]),
+        (
+            [{"o.name": '"sgd"', "o.lr": "0.1"}, {"o.name": '"adam"', "o.lr": "0.1", "o.beta1": "0.9"}],
+            [["o sgd"], ["o adam"]],
+        ),
+        (
+            [{"o.name": '"sgd"'}, *({"o.name": '"momentum"', "o.momentum": momentum} for momentum in ("0.5", "0.9"))],
+            [["o sgd"], ["o momentum", "momentum 0.5"], ["o momentum", "momentum 0.9"]],
+        ),
+    ],
+    ids=["component", "setting", "components with own settings", "settings of one component"],
+)
+def test_setting_that_only_some_methods_have_is_named(settings: list[dict[str, str]], words: list[list[str]]) -> None:
+    assert describe_distinct_settings(settings) == words
 
 
 def test_different_runs_are_never_merged(runs: Path, tmp_path: Path) -> None:

@@ -147,8 +147,11 @@ def measure_width(text: str) -> float:
 def add_legend(figure: Figure, entries: Sequence[tuple[Artist, str]]) -> None:
     """Add a legend below the axes, in as many columns as fit, and increase the figure's height for the legend.
 
-    A line that is too short for its first marker gets a marker, because its entry in the legend has one.
+    A line that is too short for its first marker gets a marker, because its entry in the legend has one. Without entries there
+    is no legend.
     """
+    if not entries:
+        return
     for ax in figure.axes:
         for line in ax.lines:
             _ensure_marker(line)

@@ -103,7 +103,8 @@ def _format_price_row(
     yield columns.format_label(row)
     yield columns.format_seconds_cell(network_cost, "\n", statistic)
     baseline_seconds = math.nan if baseline_cost is None else get_center(baseline_cost.seconds)
-    ratio = get_center(network_cost.seconds) / baseline_seconds if math.isfinite(baseline_seconds) else math.nan
+    is_divisor = math.isfinite(baseline_seconds) and baseline_seconds > 0  # rounds without clients take no time
+    ratio = get_center(network_cost.seconds) / baseline_seconds if is_divisor else math.nan
     yield f"{format_significant(ratio)}×" if math.isfinite(ratio) else ""
     yield format_seconds(get_center(network_cost.mean_round_seconds))
     yield columns.format_cell(network_cost.n_bytes, columns.format_rounded_bytes, "\n", statistic)
