@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from fedsgd.analysis.methods import Method, MethodSettings, TunedVariant, collect_method_settings, describe_distinct_settings
+from fedsgd.analysis.method_labels import MethodSettings, describe_distinct_settings
+from fedsgd.analysis.methods import Method, TunedVariant, collect_method_settings
 from fedsgd.analysis.runs import Run
 from fedsgd.sweeps.labels import name_objects
 

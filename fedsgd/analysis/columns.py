@@ -174,7 +174,9 @@ def collect_tuning_notes(comparison: Comparison, has_stars: bool = True) -> Iter
         yield f"{subjects[0]}tuned values were chosen {reason}"
     if by_validation:
         name = tuned_on[by_validation[0]]
-        yield f"{subjects[1]}tuned values were chosen on validation examples ({name}); figures are of the test examples"
+        is_same = uses_validation(metric)
+        figures = "figures are of them, too, so they are optimistic" if is_same else "figures are of the test examples"
+        yield f"{subjects[1]}tuned values were chosen on validation examples ({name}); {figures}"
     yield from describe_tuning_costs(comparison)
     if has_stars and any(row.grid_edge_keys for row in comparison.rows):
         yield EDGE_NOTE

@@ -68,6 +68,7 @@ class ComparisonRow:
         up_bytes, down_bytes, all_bytes: bytes in these rounds, of the uplink, of the downlink and in both directions.
         network_costs: times and costs by the name of the network.
         unpriced_reason: reason why the method cannot be priced; None if it can be priced.
+        seed_numbers: seeds of the finished runs and failed seeds, ascending.
         unanswered_messages: messages without a reply, maximum over priced runs.
         uncosted_codecs: compressors whose coding is priced as zero.
         warnings: lines about settings that a component does not suit.
@@ -264,7 +265,7 @@ def _build_row(
             for name, runs in priced_runs.items()
         },
         unpriced_reason=next((run.why_not_repriceable for run in method.runs if run.why_not_repriceable), None),
-        seed_numbers=tuple(run.seed for run in method.runs),
+        seed_numbers=tuple(sorted((*(run.seed for run in method.runs), *variant.failed_seeds))),
         unanswered_messages=max(
             (run.ledger_stats.unanswered_messages for runs in priced_runs.values() for run in runs), default=0
         ),

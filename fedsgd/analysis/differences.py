@@ -74,7 +74,7 @@ def _group_settings_by_topic(settings: dict[str, str], run: Run) -> dict[str, di
         name: {k: v for k, v in settings.items() if k.startswith(f"{name}.")} for name in ("data", "data.partition", "model")
     }
     data, partition, model = tables.values()
-    examples = {key: settings[key] for key in ("evaluation.test", "evaluation.validation") if key in settings}
+    examples = {key: value for key, value in settings.items() if key in ("evaluation.test", "evaluation.validation")}
     clients, parameters = (json.dumps(run.summary[key]) for key in ("clients", "parameters"))
     return {
         "dataset": {**{key: value for key, value in data.items() if key not in partition}, **examples},

@@ -57,8 +57,8 @@ def resume_sweep(out: Path, plan: Sequence[PlannedCell], overwrite: bool, retry_
     """Return the planned cells with their present states, then finished cells of earlier calls that are not planned.
 
     Without `overwrite`, a cell that is finished with another scenario, or with another source of a user's class, raises an
-    OutputError, and no file changes; with `overwrite` the cell runs again. With `retry_failed`, cells that failed with a
-    deterministic error run again.
+    OutputError, and no file changes; with `overwrite` the cell runs again. Finished cells with other tuned settings raise one,
+    too. With `retry_failed`, cells that failed with a deterministic error run again.
     """
     previous_cells = {cell.folder: cell for cell in Sweep.read(out).cells} if (out / SWEEP_FILE).exists() else {}
     cells = [
@@ -69,9 +69,24 @@ def resume_sweep(out: Path, plan: Sequence[PlannedCell], overwrite: bool, retry_
     other_cells = [
         cell for cell in previous_cells.values() if cell.folder not in planned_folders and _is_finished(out / cell.folder)
     ]
+    _check_tuned_keys(out, cells, other_cells)
     cells += [replace(cell, state="finished", error=None, cause=None) for cell in other_cells]
     tuned, grid = collect_keys(cell.tuned for cell in cells), collect_keys(cell.grid for cell in cells)
     return Sweep(out, plan[0].scenario.name, tuned, grid, tuple(cells))
+
+
+def _check_tuned_keys(out: Path, cells: Sequence[Cell], other_cells: Sequence[Cell]) -> None:
+    """Raise an OutputError if a cell that stays has other tuned settings than the planned cells of its label.
+
+    They would be one method, whose runs differ in more than tuned values and seeds, so that they cannot be compared.
+    """
+    tuned_keys = {cell.label: tuple(cell.tuned) for cell in cells}
+    for cell in other_cells:
+        planned_keys = tuned_keys.get(cell.label, tuple(cell.tuned))
+        if sorted(planned_keys) != sorted(cell.tuned):
+            found, planned = (f"tuned settings {', '.join(keys) or 'none'}" for keys in (cell.tuned, planned_keys))
+            problem = f'cell "{cell}" is finished with {found}, but the cells of this command have {planned}'
+            raise OutputError(f"{out}: {problem}, so that they cannot be compared; choose another folder with --out")
 
 
 def _is_finished(folder: Path) -> bool:

@@ -14,7 +14,7 @@ import torch
 import fedsgd
 from fedsgd.analysis import load_methods
 from fedsgd.analysis.differences import describe_other_differences
-from fedsgd.analysis.methods import describe_distinct_settings
+from fedsgd.analysis.method_labels import describe_distinct_settings
 from fedsgd.errors import ReportError
 from fedsgd.scenario.scenario import Scenario
 from fedsgd.scenario.target import Criterion

@@ -300,6 +300,15 @@ def test_page_has_tables_of_intervals_and_ratios(seeds: Path) -> None:
     assert single["statistics"] == {"tables": [], "notes": []}
 
 
+@pytest.mark.parametrize(("failed_seeds", "is_noted"), [((2,), False), ((3,), True), ((), True)])
+def test_failed_seeds_are_seeds_that_a_method_was_run_with(
+    template: Run, compressed: Run, failed_seeds: tuple[int, ...], is_noted: bool
+) -> None:
+    dense = make_method("dense", [make_run(template, seed, 2) for seed in range(3)])
+    topk = make_method("topk", [make_run(compressed, seed, 3) for seed in range(2)], failed_seeds)
+    assert ("the methods were not run with the same seeds" in collect_notes(compare([dense, topk], 0.5))) == is_noted
+
+
 def test_sweep_prints_best_values_edges_cost_of_tuning_and_ratios(seeds: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The cells of both learning rates have the same runs, so that the first one is the best."""
     cells = tuple(

@@ -78,6 +78,8 @@ def test_target_is_that_of_the_validation_figures_in_the_selection(tuned_runs: P
     assert by_loss.tuned_on == "loss", "the runs have no validation loss"
     (given,) = load_tuned(tuned_runs, target="validation_accuracy>0.7")
     assert (given.best_variant.tuned, given.tuned_on) == ({LR: 0.05}, "validation_accuracy")
+    notes = " ".join(collect_notes(compare([given], "validation_accuracy>0.7")))
+    assert "on validation examples (validation_accuracy); figures are of them, too, so they are optimistic" in notes
 
 
 def test_runs_without_validation_figures_are_tuned_on_the_test_examples(tuned_runs: Path) -> None:

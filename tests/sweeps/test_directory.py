@@ -55,6 +55,19 @@ def test_finished_cell_that_is_no_longer_planned_stays_listed(
     assert Sweep.read(tmp_path / "o") == sweep
 
 
+def test_other_tuned_settings_of_a_method_are_refused(
+    short_scenario: Scenario, tmp_path: Path, run_folders: list[Path]
+) -> None:
+    def run_sweep(**tune: Any) -> Sweep:
+        return fedsgd.sweep(short_scenario, methods={"a": {}}, tune={f"client.{key}": tune[key] for key in tune}, out=tmp_path)
+
+    run_sweep()
+    before = (tmp_path / "sweep.json").read_text()
+    with pytest.raises(OutputError, match=r"with tuned settings none, .* have tuned settings client\.batch_size, so"):
+        run_sweep(batch_size=[5, 10])
+    assert (tmp_path / "sweep.json").read_text() == before
+
+
 def test_cell_tuned_on_test_examples_is_refused_or_continued_without_validation(
     short_scenario: Scenario, tmp_path: Path, run_folders: list[Path]
 ) -> None:

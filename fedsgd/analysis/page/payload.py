@@ -130,7 +130,7 @@ def build_payload(methods: Sequence[Method], options: ReportOptions) -> dict[str
 
 def _collect_notes(methods: Sequence[Method], options: ReportOptions) -> Iterator[str]:
     """Yield notes on seeds, failed clients and coding times, which do not depend on the page's controls."""
-    if len({tuple(run.seed for run in method.runs) for method in methods}) > 1:
+    if len({frozenset((*(run.seed for run in m.runs), *m.best_variant.failed_seeds)) for m in methods}) > 1:
         yield "the methods were not run with the same seeds"
     labels = [method.label for method in methods if any(run.summary.get("failures") for run in method.runs)]
     if labels and options.pricing_model.deadline_seconds is None:
