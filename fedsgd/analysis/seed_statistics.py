@@ -1,7 +1,7 @@
 """Statistics of a figure over seeds: Kaplan–Meier median, interval of the median, ratio over paired seeds, log-rank test.
 
 A run that ends before its target is censored at its end: its figure is larger than that of its end. A run that ended in an
-error or diverged never reaches the target: its figure is infinite.
+error, or diverged before it reached the target, never reaches it: its figure is infinite.
 
 - Median: Kaplan and Meier, "Nonparametric estimation from incomplete observations", 1958. Where the survival curve is 1/2 over
   a span, the median is the middle of the span, as for uncensored figures.

@@ -36,10 +36,14 @@ def check_metric_name(name: str) -> None:
 
 
 def check_module(module: object, argument: str = "model") -> None:
-    """Raise ModelError, with the name of the argument, for a value that is no instance of torch.nn.Module."""
+    """Raise ModelError, with the name of the argument, for a value that is no module, or a lazy one that was never run."""
     import torch
+    from torch.nn.parameter import is_lazy
 
     if isinstance(module, torch.nn.Module):
+        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            if is_lazy(tensor):
+                raise ModelError(f"{argument}: {name} is not initialised yet; run the lazy module once before passing it")
         return
     hint = ""
     if isinstance(module, Component):

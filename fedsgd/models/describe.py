@@ -175,11 +175,14 @@ def _explain_refused_batch_norm(module: nn.Module) -> str:
 
 
 def _flatten_parameters(tensors: NamedTensors) -> tuple[ParameterLayout, F32]:
-    """Return (layout, values) of parameters. ModelError unless they are torch.float32 on the CPU."""
+    """Return (layout, values) of parameters. ModelError unless they are finite and torch.float32 on the CPU."""
     for name, tensor in tensors:
         _check_initialized(name, tensor)
         if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
             raise ModelError(f"{name} is {tensor.dtype} on {tensor.device}, expected torch.float32 on cpu")
+        if not (is_finite := tensor.detach().isfinite()).all():
+            index = (~is_finite).nonzero()[0].tolist()
+            raise ModelError(f"{name} is initially {float(tensor.detach()[tuple(index)])} at {index}, expected finite numbers")
     return _build_layout(tensors), np.concatenate([tensor.detach().numpy().reshape(-1) for _, tensor in tensors])
 
 

@@ -352,6 +352,12 @@ def add_hook(module: nn.Linear) -> nn.Linear:
     return module
 
 
+def make_infinite() -> nn.Linear:
+    module = nn.Linear(8, 3)
+    nn.init.constant_(module.weight[1:2, 4:], torch.inf)
+    return module
+
+
 INVALID_MODULES: dict[str, tuple[Callable[[], object], str]] = {
     "batch norm": (lambda: nn.Sequential(nn.Linear(8, 3), nn.BatchNorm1d(3)), "1 is a BatchNorm1d with running statistics"),
     "sparse gradients": (lambda: nn.Sequential(nn.Embedding(5, 2, sparse=True)), "0 gives sparse gradients"),
@@ -359,6 +365,7 @@ INVALID_MODULES: dict[str, tuple[Callable[[], object], str]] = {
     "all frozen": (lambda: nn.Linear(8, 3).requires_grad_(False), "nothing to train"),
     "double precision": (lambda: nn.Linear(8, 3).double(), "weight is torch.float64"),
     "lazy": (lambda: nn.LazyLinear(3), "weight is not initialised yet"),
+    "infinite": (make_infinite, r"weight is initially inf at \[1, 4\], expected finite numbers"),
     "a hook": (lambda: add_hook(nn.Linear(8, 3)), "weight has a hook"),
     "not a module": (lambda: 7, "model: got an int, expected an instance of torch.nn.Module"),
 }

@@ -23,6 +23,10 @@ def are_correct(output: Tensor, target: Tensor) -> Tensor:
         ({"module": nn.Linear}, r"model: got the class Linear, expected an instance of torch.nn.Module: call it, Linear\(\)"),
         ({"module": lambda: nn.Linear(8, 3)}, "model: got a function, expected an instance of torch.nn.Module: call it"),
         ({"module": "own:make"}, r'got the text "own:make", .*\[model\] module = "package.module:function"'),
+        (
+            {"module": nn.Sequential(nn.LazyLinear(3))},
+            "model: 0.weight is not initialised yet; run the lazy module once before",
+        ),
         ({"module": {"weight": 1}}, "model: got a dict, expected an instance of torch.nn.Module$"),
         ({"loss": nn.L1Loss}, r"loss: got the class L1Loss, expected a function of .*, or an instance: L1Loss\(\)"),
         ({"loss": "mse"}, r'loss: got the text "mse", .*\[model\] loss = "package.module:function"'),

@@ -41,6 +41,7 @@ def from_arrays(
 
     Args:
         train: (inputs [n, ...], targets [n, ...]) of the training examples, as arrays, tensors on the CPU or nested lists.
+            Inputs of uint8 are pixels and are divided by 255.
         test: the same for the test examples.
         classes: number of classes; None: the largest label + 1, the number of different texts, or no classes for floats.
         class_names: name of each class, which also numbers targets that are texts; None: texts name themselves.
@@ -119,6 +120,8 @@ def from_pandas(
         if not hasattr(frame, "columns") or not hasattr(frame, "to_numpy"):
             raise DataError(f"{name}: got {_describe_type(frame)}, expected a pandas.DataFrame")
     targets = [_read_column(frame, target, name) for frame, name in zip((train, test), _PARTS, strict=True)]
+    if isinstance(features, str):
+        raise DataError(f'features: got the text "{features}", expected a list of columns: ["{features}"]')
     if features is None:
         features = [column for column in train.columns if column not in (target, owner)]
     elif target in features:
@@ -184,6 +187,9 @@ def _build_dataset(
     if class_names is not None and (isinstance(class_names, str) or not isinstance(class_names, Iterable)):
         raise DataError(f"class_names: got {_describe_type(class_names)}, expected a list of texts")
     names = None if class_names is None else tuple(class_names)
+    duplicate = next((name for name in names or () if names is not None and names.count(name) > 1), None)
+    if duplicate is not None:
+        raise DataError(f'class_names: got "{duplicate}" several times, expected different names')
     if all(targets.dtype.kind in "UO" and targets.ndim == 1 and all(isinstance(t, str) for t in targets) for targets in y):
         numbers, names = number_text_labels(*(targets.tolist() for targets in y), class_names=names)
         y = [*numbers]
@@ -216,7 +222,10 @@ def _to_pair(part: Any, name: str) -> tuple[NDArray[Any], NDArray[Any]]:
 
 
 def _to_array(values: Any, subject: str) -> NDArray[Any]:
-    """Return an array, a tensor on the CPU or nested lists as an array."""
+    """Return an array, a tensor on the CPU or nested lists as an array. DataError for masked values, which are missing."""
+    n_masked = np.ma.count_masked(values) if isinstance(values, np.ma.MaskedArray) else 0
+    if n_masked:
+        raise DataError(f"{subject}: has {n_masked} masked values, expected none")
     try:
         return np.asarray(values.detach() if hasattr(values, "detach") else values)
     except Exception as error:  # lists of different lengths, tensors on another device, the user's __array__

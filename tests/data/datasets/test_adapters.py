@@ -109,6 +109,18 @@ ARRAY_ERRORS: dict[str, tuple[Callable[[], object], str]] = {
         lambda: from_arrays(PAIR, PAIR, class_names="cat"),
         "class_names: got a str, expected a list of texts",
     ),
+    "class name twice": (
+        lambda: from_arrays(PAIR, PAIR, class_names=["owl", "cat", "owl"]),
+        'class_names: got "owl" several times, expected different names',
+    ),
+    "masked inputs": (
+        lambda: from_arrays((np.ma.masked_less(X, X.max()), PAIR[1]), PAIR),
+        "train: x: has 11 masked values, expected none",
+    ),
+    "masked targets": (
+        lambda: from_arrays(PAIR, (X, np.ma.masked_equal(np.arange(6), 3))),
+        "test: y: has 1 masked values, expected none",
+    ),
     "label": (lambda: from_arrays(PAIR, PAIR, classes=2), "the training labels run from 0 to 2, expected 0 to 1"),
     "owners": (
         lambda: from_arrays(PAIR, PAIR, owners=[1, 2]),
@@ -218,6 +230,10 @@ PANDAS_ERRORS: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "test column": (lambda: from_pandas(FRAME, FRAME[["y"]], target="y", features=["a"]), 'test: has no column "a"'),
     "target": (lambda: from_pandas(FRAME, FRAME, target="y", features=["a", "y"]), 'features: got "y", which is the target'),
+    "text as columns": (
+        lambda: from_pandas(FRAME, FRAME, target="y", features="ab"),
+        'features: got the text "ab", expected a list of columns: ["ab"]',
+    ),
     "nothing": (lambda: from_pandas(FRAME[["y"]], FRAME, target="y"), "features: got no column, expected at least one"),
     "missing": (
         lambda: from_pandas(FRAME.assign(a=[1, None, 3]), FRAME, target="y", features=["a"]),
