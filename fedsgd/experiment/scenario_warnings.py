@@ -12,7 +12,7 @@ from fedsgd.federation import FederationPlan
 from fedsgd.models.set_metrics import find_better_direction
 from fedsgd.optim import Adam, Optimizer
 from fedsgd.scenario.scenario import Scenario
-from fedsgd.scenario.sections import DownlinkConfig
+from fedsgd.scenario.sections import DownlinkConfig, UplinkConfig
 from fedsgd.scenario.target import Target
 from fedsgd.training import LocalTraining
 
@@ -23,6 +23,7 @@ def find_warnings(scenario: Scenario, plan: FederationPlan, training_data: Clien
     warnings = [*find_compressor_warnings(plan.uplink, run, scenario.downlink)]
     warnings += _find_client_warnings(plan.local_training, run.local_steps)
     warnings += _find_target_warnings(scenario)
+    warnings += _find_settings_without_effect(scenario)
     if plan.uses_fednova:
         warnings += _find_normalisation_warnings(plan.local_training)
     return tuple(dict.fromkeys(warnings))
@@ -82,6 +83,19 @@ def _find_client_warnings(training: LocalTraining, local_steps: int | None) -> I
             f"client.optimizer.momentum = {momentum:g}: a client makes one local step a round, and the velocity begins at zero "
             'in each round: no velocity accumulates; set client.velocity = "carry", or server.optimizer.name = "momentum"'
         )
+
+
+def _find_settings_without_effect(scenario: Scenario) -> Iterator[str]:
+    """Warn of settings that another setting does not use."""
+    uplink, downlink, participation = scenario.uplink, scenario.downlink, scenario.participation
+    if uplink.error_feedback != "decay" and uplink.residual_factor != UplinkConfig().residual_factor:
+        yield f'uplink.residual_factor = {uplink.residual_factor:g}: only uplink.error_feedback = "decay" uses it'
+    if uplink.error_feedback != "reset" and uplink.residual_rounds != UplinkConfig().residual_rounds:
+        yield f'uplink.residual_rounds = {uplink.residual_rounds}: only uplink.error_feedback = "reset" uses it'
+    if downlink.policy == "model" and downlink.remember is not None:
+        yield f'downlink.remember = {downlink.remember}: clients store no model with downlink.policy = "model"'
+    if participation.straggler_policy == "drop" and not participation.stragglers:
+        yield 'participation.straggler_policy = "drop": there are no stragglers; set participation.stragglers'
 
 
 def _find_target_warnings(scenario: Scenario) -> Iterator[str]:

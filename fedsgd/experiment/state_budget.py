@@ -142,6 +142,8 @@ def measure_free_bytes(folder: Path) -> int:
         return shutil.disk_usage(folder).free
     except OSError as error:
         raise ScenarioError(f"{folder}: expected a folder for client state ({error.strerror})") from None
+    except ValueError as error:  # NUL in the path
+        raise ScenarioError(f"{str(folder)!r}: expected a folder for client state ({error})") from None
 
 
 def representative_state(plan: FederationPlan, size: int) -> ClientState:

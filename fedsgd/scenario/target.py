@@ -158,6 +158,8 @@ def parse_target(value: object) -> Target:
             return _parse_text(value)
         if not isinstance(value, bool) and isinstance(value, Real):
             return Target("accuracy", above=float(value))
+    except OverflowError:
+        raise ScenarioError(f"got a number beyond those of float64, expected a target such as {EXAMPLES}") from None
     except FieldError as error:
         raise ScenarioError(error.problem) from None
     raise ScenarioError(f"got {describe_value(value)}, expected a target such as {EXAMPLES}")

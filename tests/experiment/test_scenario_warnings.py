@@ -217,10 +217,17 @@ def test_downlink_warnings_ignore_client_participation() -> None:
         ({"report.target": "loss<0.3"}, None),
         ({"stop.target": "macro_f1>0.3", "evaluation.metrics": ["macro-f1"]}, None),
         ({"report.target": "loss>0.3"}, 'report.target = "loss>0.3"'),
+        ({"uplink.residual_factor": 0.5}, "uplink.residual_factor = 0.5"),
+        ({"uplink.residual_factor": 0.5, "uplink.error_feedback": "decay"}, None),
+        ({"uplink.residual_rounds": 3, "uplink.error_feedback": "decay"}, "uplink.residual_rounds = 3"),
+        ({"uplink.residual_rounds": 3, "uplink.error_feedback": "reset"}, None),
+        ({"downlink.remember": 3}, "downlink.remember = 3"),
+        ({"downlink.remember": 3, "downlink.policy": "difference"}, None),
+        ({"participation.straggler_policy": "drop"}, 'participation.straggler_policy = "drop"'),
         ({"stop.target": "accuracy<0.1"}, 'stop.target = "accuracy<0.1"'),
     ],
 )
-def test_local_training_setting_without_effect_warns(scenario: Make, settings: dict[str, Any], key: str | None) -> None:
+def test_setting_without_effect_warns(scenario: Make, settings: dict[str, Any], key: str | None) -> None:
     texts = build_experiment(scenario(settings)).warnings
     assert [text.partition(":")[0] for text in texts] == ([] if key is None else [key])
 

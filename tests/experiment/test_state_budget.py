@@ -109,6 +109,8 @@ def test_free_disk_space_is_measured_only_if_needed(tmp_path: Path) -> None:
     plan_state_storage(10, 1, 1, 100, budget=GIB, folder=Path("/nowhere"), free_bytes_probe=failing_probe)
     assert plan_state_storage(10, 1, 1, 100, location="disk", budget=0, folder=tmp_path).location == "disk"
     assert measure_free_bytes(tmp_path) > 0
+    with pytest.raises(ScenarioError, match=r"'a\\x00b': expected a folder for client state \(embedded null byte\)"):
+        measure_free_bytes(Path("a\0b"))
     with pytest.raises(ScenarioError, match=r"nowhere: expected a folder for client state \(No such file or directory\)"):
         plan_state_storage(10, 1, 1, 100, location="disk", budget=0, folder=tmp_path / "nowhere")
 

@@ -60,6 +60,11 @@ def test_text_of_a_target_has_all_digits(threshold: float, is_above: bool) -> No
         (90, "got an accuracy of 90, expected a number above 0 and at most 1, did you mean 0.9?"),
         ("loss<nan", "expected a finite number, got nan"),
         (math.inf, "expected a finite number, got inf"),
+        pytest.param(
+            10**400,
+            'got a number beyond those of float64, expected a target such as 0.9, "accuracy>0.9" or "loss<0.3"',
+            id="beyond float64",
+        ),
         (True, 'got true, expected a target such as 0.9, "accuracy>0.9" or "loss<0.3"'),
         (["loss", 0.3], 'got ["loss", 0.3], expected a target such as 0.9, "accuracy>0.9" or "loss<0.3"'),
     ],

@@ -223,7 +223,7 @@ def _to_pair(part: Any, name: str) -> tuple[NDArray[Any], NDArray[Any]]:
 
 def _to_array(values: Any, subject: str) -> NDArray[Any]:
     """Return an array, a tensor on the CPU or nested lists as an array. DataError for masked values, which are missing."""
-    n_masked = np.ma.count_masked(values) if isinstance(values, np.ma.MaskedArray) else 0
+    n_masked = int(np.sum(values.mask)) if isinstance(values, np.ma.MaskedArray) else 0
     if n_masked:
         raise DataError(f"{subject}: has {n_masked} masked values, expected none")
     try:
