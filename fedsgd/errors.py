@@ -201,7 +201,7 @@ def suggest_name(word: str, options: Iterable[str]) -> str:
     >>> suggest_name("top_k", ["dense", "top-k"])
     ', did you mean "top-k"?'
     """
-    names = sorted(options)
+    word, names = str(word), sorted(options)  # a user's value may have another type
     nearest_name = max(names, key=lambda name: _similarity(word, name), default="")
     if nearest_name and _similarity(word, nearest_name) >= (
         _MIN_SIMILARITY if word[:1].lower() == nearest_name[:1].lower() else _MIN_SIMILARITY_OTHER_INITIAL

@@ -217,7 +217,7 @@ def _require_same_digests(first: Run | None, second: Run) -> None:
 def _read_entries(run_specs: Sequence[RunSpec], tuned: Sequence[str], on_notice: Callable[[str], None]) -> Iterator[_RunEntry]:
     for spec in run_specs:
         label, path = (spec[0], expand_user_path(spec[1])) if isinstance(spec, tuple) else (None, expand_user_path(spec))
-        if label is not None and not label.isprintable():
+        if label is not None and not (isinstance(label, str) and label.isprintable()):
             raise ReportError(f"{label!r}: expected a label of printable characters")
         if (path / "sweep.json").is_file() and label is None:
             yield from _read_sweep_entries(path, tuned, on_notice)

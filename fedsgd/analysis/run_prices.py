@@ -12,6 +12,7 @@ from fedsgd.analysis.methods import RunSpec, load_methods
 from fedsgd.analysis.pricing import PricedRun
 from fedsgd.analysis.pricing import price as price_run
 from fedsgd.analysis.runs import load_run
+from fedsgd.config.argument_checks import check_flag
 from fedsgd.config.component import describe_value
 from fedsgd.config.quantities import parse_seconds
 from fedsgd.errors import ScenarioError, ScenarioWarning, warn_once
@@ -55,6 +56,7 @@ def price(
         ScenarioError: a network or device has no such name, or an argument is wrong.
         ReportError: the directory has no finished run, or participation in it depended on time.
     """
+    check_flag("measured_coding", measured_coding)
     model = _build_pricing_model(network, device, server, deadline)
     return price_run(load_run(expand_user_path(run, "run")), [model], measured_coding)[0]
 
@@ -97,6 +99,9 @@ def compare(
             a user's class, no run is finished, a run does not measure the target's metric, or no method has the baseline's
             label.
     """
+    check_flag("measured_coding", measured_coding)
+    if isinstance(tuned, str) or not isinstance(tuned, Sequence) or not all(isinstance(key, str) for key in tuned):
+        raise ScenarioError(f'tuned: got {describe_value(tuned)}, expected a list of keys such as ["client.optimizer.lr"]')
     if not isinstance(runs, list | tuple):
         raise ScenarioError(f"runs: got {describe_value(runs)}, expected a list of run directories")
     if isinstance(networks, str) or not isinstance(networks, Mapping | Sequence):
@@ -104,6 +109,7 @@ def compare(
     if not isinstance(networks, Mapping) and not all(isinstance(name, str) for name in networks):
         raise ScenarioError('networks: got a list with an object, expected names, or objects by heading: {"lab": network}')
     by_heading = networks if isinstance(networks, Mapping) else {name: name for name in networks}
+    device, server = _resolve_device("device", device), _resolve_device("server", server)
     models = {heading: _build_pricing_model(network, device, server, None) for heading, network in by_heading.items()}
     goal = resolve_target(target)
     problem = None if goal is None else find_direction_problem(goal)

@@ -64,8 +64,8 @@ def sample_updates(kind: str, size: int | None) -> UpdateSample:
             raise ScenarioError(f'size: got {size}, expected none with data = "real", whose network determines the size')
         return _train_updates()
     size = DEFAULT_SIZE if size is None else size
-    if not 1 <= size < 2**31:
-        raise ScenarioError(f"size: got {size}, expected at least 1, at most {2**31 - 1}")
+    if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size < 2**31:
+        raise ScenarioError(f"size: got {size!r}, expected at least 1, at most {2**31 - 1}")
     return _sample_independent("laplace" if kind == "laplace" else "gaussian", size)
 
 

@@ -11,6 +11,17 @@ from fedsgd.errors import ScenarioError
 Config = TypeVar("Config")
 
 
+def check_flag(argument: str, value: object) -> None:
+    """Raise a ScenarioError for an argument that is neither True nor False.
+
+    Args:
+        argument: name of the argument, for the message.
+        value: value that a user passed.
+    """
+    if not isinstance(value, bool):
+        raise ScenarioError(f"{argument}: got {describe_value(value)}, expected True or False")
+
+
 def resolve_config(argument: str, value: object, cls: type[Config]) -> Config:
     """Return an argument that groups options, or the defaults for None.
 

@@ -167,6 +167,8 @@ class Registry(Generic[M]):
         Raises:
             ScenarioError: the name is unknown, or the plugin cannot be imported or is not a member of the family.
         """
+        if not isinstance(name, str):
+            raise ScenarioError(f"got {describe_value(name)}{suggest_name('', self.list_names())}")
         name = self.aliases.get(name, name)
         if ":" in name:
             return self._check_plugin(f'"{name}"', import_by_path(name))

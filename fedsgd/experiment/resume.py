@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedsgd.config.argument_checks import resolve_config
+from fedsgd.config.argument_checks import check_flag, resolve_config
 from fedsgd.data import Dataset
 from fedsgd.errors import CheckpointError, FedsgdError, OutputError, ResumeWarning, ScenarioError
 from fedsgd.experiment.checkpoints import list_manifests
@@ -91,6 +91,7 @@ def resume(
         ResumeWarning: a later checkpoint is damaged, or Python, numpy or the processor differs, which may change roundings.
     """
     execution = resolve_config("execution", execution, ExecutionConfig)
+    check_flag("execution.profile", execution.profile)
     preload_workers(execution.workers)
     callbacks = resolve_callbacks(callbacks)
     functions = {"on_engine": callbacks.on_engine, "on_state_budget": callbacks.on_state_budget, "on_round": on_round}

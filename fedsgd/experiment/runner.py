@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedsgd.config.argument_checks import resolve_config
+from fedsgd.config.argument_checks import check_flag, resolve_config
 from fedsgd.config.user_classes import digest_user_code
 from fedsgd.data import Dataset
 from fedsgd.errors import CheckpointError, ModelWarning, OutputError, ResumeWarning, RunInterrupted, ScenarioWarning, warn_once
@@ -102,6 +102,7 @@ def run(
         ModelWarning: without `on_engine`, the module has state that clients do not carry from round to round.
     """
     execution = resolve_config("execution", execution, ExecutionConfig)
+    check_flag("execution.profile", execution.profile)
     preload_workers(execution.workers)
     callbacks = resolve_callbacks(callbacks)
     functions = {"on_engine": callbacks.on_engine, "on_state_budget": callbacks.on_state_budget, "on_round": on_round}

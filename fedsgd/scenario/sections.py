@@ -386,7 +386,7 @@ class EvaluationConfig(SettingsSection):
     def resolve_defaults(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the values, with a list of one name in place of a name, and None in place of an empty list."""
         metrics = [values["metrics"]] if isinstance(values["metrics"], str) else values["metrics"]
-        return {**values, "metrics": None if metrics in ([], ()) else metrics}
+        return {**values, "metrics": None if isinstance(metrics, list | tuple) and not metrics else metrics}
 
 
 @dataclass(frozen=True)

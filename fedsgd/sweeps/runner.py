@@ -8,11 +8,11 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from fedsgd.config.argument_checks import resolve_config
+from fedsgd.config.argument_checks import check_flag, resolve_config
 from fedsgd.config.component import Component
 from fedsgd.errors import ScenarioError, ScenarioWarning, suggest_name, warn_once
 from fedsgd.scenario.parsing import dump_table
@@ -25,6 +25,7 @@ from fedsgd.sweeps.options import RoundCallback, SweepCallbacks, SweepConfig
 from fedsgd.sweeps.settings import DottedSettings, check_grids, normalize_methods, read_methods
 from fedsgd.system.forkserver import EXIT_MISSING_MAIN_GUARD, MAX_PROCESSES, MAX_SEEDS
 from fedsgd.system.user_files import check_paths, expand_user_path, search_scenario_folder
+from fedsgd.trackers import check_callbacks
 
 
 def sweep(
@@ -70,6 +71,7 @@ def sweep(
         os._exit(EXIT_MISSING_MAIN_GUARD)  # this process was started for a cell, and imports a main script without a guard
     execution = resolve_config("execution", execution, SweepConfig)
     callbacks = resolve_config("callbacks", callbacks, SweepCallbacks)
+    check_callbacks((), {f"callbacks.{f.name}": getattr(callbacks, f.name) for f in fields(callbacks)})
     _check_options(seeds, execution)
     check_paths(out=out, data=execution.data)
     with search_scenario_folder(scenario):
@@ -117,6 +119,8 @@ def _check_options(seeds: int, execution: SweepConfig) -> None:
     is_number = isinstance(stop_after, int | float) and not isinstance(stop_after, bool)
     if stop_after is not None and not (is_number and stop_after >= 0):
         raise ScenarioError(f"stop_after: got {stop_after!r}, expected seconds, 0 or more")
+    for name in ("overwrite", "retry_failed"):
+        check_flag(f"execution.{name}", getattr(execution, name))
     if execution.launcher is not None and execution.launcher not in LAUNCHERS:
         raise ScenarioError(f"launcher: got {execution.launcher!r}{suggest_name(execution.launcher, LAUNCHERS)}")
     if execution.launcher is None and execution.launcher_options:

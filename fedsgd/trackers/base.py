@@ -114,7 +114,9 @@ def check_callbacks(trackers: object, callbacks: Mapping[str, object]) -> None:
         if callback is not None and not callable(callback):
             raise ScenarioError(f"{name}: got {describe_value(callback)}, expected a function")
     methods = ("begin", "round", "end")
-    if not isinstance(trackers, Sequence) or not all(callable(getattr(t, name, None)) for t in trackers for name in methods):
+    if not isinstance(trackers, Sequence) or not all(
+        not isinstance(t, type) and callable(getattr(t, name, None)) for t in trackers for name in methods
+    ):
         raise ScenarioError(f"trackers: got {describe_value(trackers)}, expected a list of fedsgd.Tracker, each an instance")
 
 

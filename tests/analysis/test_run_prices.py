@@ -77,6 +77,17 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
         "networks: got a list with an object, expected names, or objects by heading",
     ),
     "runs": (lambda f: fedsgd.compare(cast("Any", f)), "runs: got "),
+    "clock": (
+        lambda f: fedsgd.price(f, "4g", measured_coding=cast("Any", 0.5)),
+        "measured_coding: got 0.5, expected True or False",
+    ),
+    "clock of a comparison": (lambda f: fedsgd.compare([f], measured_coding=cast("Any", "x")), 'measured_coding: got "x"'),
+    "tuned text": (lambda f: fedsgd.compare([f], tuned="rounds"), 'tuned: got "rounds", expected a list of keys such as'),
+    "tuned number": (lambda f: fedsgd.compare([f], tuned=cast("Any", [5])), "tuned: got [5], expected a list of keys"),
+    "baseline": (lambda f: fedsgd.compare([f], baseline=cast("Any", 5)), 'baseline: there is no method "5"'),
+    "label": (lambda f: fedsgd.compare([cast("Any", (5, f))]), "5: expected a label of printable characters"),
+    "device without networks": (lambda f: fedsgd.compare([f], device="phon"), 'device: got "phon", did you mean "phone"?'),
+    "number as a name": (lambda f: fedsgd.networks.get_network(cast("Any", 5)), 'got 5, expected one of: "10g", "1g"'),
 }
 
 

@@ -530,6 +530,8 @@ def test_invalid_arguments_raise_scenario_error() -> None:
     number: Any = 3
     with pytest.raises(ScenarioError, match="size: got 10, expected none"):
         fedsgd.certify("dense", size=10)
+    with pytest.raises(ScenarioError, match="size: got True, expected at least 1"):
+        fedsgd.certify("top-k", size=True, data="laplace")
     with pytest.raises(ScenarioError, match="size: got 0"):
         fedsgd.certify("dense", data="laplace", size=0)
     with pytest.raises(ScenarioError, match='data: got "gauss", did you mean "gaussian"'):

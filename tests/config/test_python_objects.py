@@ -671,6 +671,18 @@ WRONG_ARGUMENTS: dict[str, tuple[Callable[[], object], str]] = {
         lambda: run(QUICKSTART, callbacks=cast("Any", [3])),
         "trackers: got [3], expected a list of fedsgd.Tracker",
     ),
+    "run, class of a tracker": (
+        lambda: run(QUICKSTART, callbacks=cast("Any", [fedsgd.Tracker])),
+        "expected a list of fedsgd.Tracker, each an instance",
+    ),
+    "run, profile": (
+        lambda: run(QUICKSTART, execution=fedsgd.ExecutionConfig(profile=cast("Any", 1))),
+        "execution.profile: got 1, expected True or False",
+    ),
+    "settings, array": (
+        lambda: load(QUICKSTART, {"evaluation.metrics": np.array([1, 2])}),
+        'evaluation.metrics: expected a list, each entry "macro-f1"',
+    ),
     "sweep, execution": (
         lambda: sweep(QUICKSTART, execution=cast("Any", {"jobs": 2})),
         "execution: got { jobs = 2 }, expected fedsgd.SweepConfig(jobs=...)",

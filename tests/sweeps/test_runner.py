@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from click.testing import CliRunner
@@ -32,6 +32,21 @@ def test_wrong_number_of_seeds_or_jobs_is_an_error(short_scenario: Scenario, opt
 def test_wrong_time_of_a_sweep_is_an_error(short_scenario: Scenario, time: Any) -> None:
     with pytest.raises(ScenarioError, match=r"^stop_after: got .*, expected seconds, 0 or more$"):
         fedsgd.sweep(short_scenario, out="never", execution=fedsgd.SweepConfig(stop_after=time))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"callbacks": fedsgd.SweepCallbacks(on_round=cast("Any", 5))}, "callbacks.on_round: got 5, expected a function"),
+        ({"execution": fedsgd.SweepConfig(overwrite=cast("Any", 1))}, "execution.overwrite: got 1, expected True or False"),
+        ({"execution": fedsgd.SweepConfig(launcher=cast("Any", 5))}, 'launcher: got 5, expected one of: "local", "slurm"'),
+    ],
+    ids=["callback", "flag", "launcher"],
+)
+def test_option_of_another_type_is_an_error(short_scenario: Scenario, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ScenarioError) as error:
+        fedsgd.sweep(short_scenario, out="never", **options)
+    assert str(error.value) == message
 
 
 def test_components_are_values_as_their_tables_are(

@@ -106,7 +106,8 @@ class TopK(Sparsifier):
     @classmethod
     def resolve_defaults(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the values with `scales` unset for "vector", its default."""
-        return {**values, "scales": None} if values["scales"] == "vector" else values
+        is_default = isinstance(values["scales"], str) and values["scales"] == "vector"  # values are not checked yet
+        return {**values, "scales": None} if is_default else values
 
     @property
     def _in_groups(self) -> bool:

@@ -10,6 +10,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from fedsgd.compression import Compressor
+from fedsgd.config.argument_checks import check_flag
 from fedsgd.errors import ScenarioError
 from fedsgd.flower.app.array_layout import (
     build_array_layout,
@@ -132,8 +133,7 @@ class CompressedStrategy(WrappingStrategy):
             raise ScenarioError("inner: got a CompressedStrategy, expected a strategy without compression")
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
             raise ScenarioError(f"seed: got {seed!r}, expected a whole number of at least 0")
-        if not isinstance(dp_error_feedback, bool):
-            raise ScenarioError(f"dp_error_feedback: got {dp_error_feedback!r}, expected True or False")
+        check_flag("dp_error_feedback", dp_error_feedback)
         self.traffic: list[RoundTraffic] = []
         self._link_settings = parse_uplink(compressor, error_feedback), parse_downlink(downlink)
         self._class_check = ClassCheck.from_settings(*self._link_settings)

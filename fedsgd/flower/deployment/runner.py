@@ -204,11 +204,12 @@ def _keep_logs_on_trouble(callbacks: DeploymentCallbacks, folders: _WorkingFolde
 
 def _check_nodes(nodes: int, n_clients: int | None) -> None:
     """Raise a ScenarioError for fewer than one SuperNode, or for more SuperNodes than clients or `MAX_PROCESSES`."""
-    if not 1 <= nodes <= MAX_PROCESSES or (n_clients is not None and nodes > n_clients):
+    is_number = isinstance(nodes, int) and not isinstance(nodes, bool)
+    if not is_number or not 1 <= nodes <= MAX_PROCESSES or (n_clients is not None and nodes > n_clients):
         limit = f"or more, at most {MAX_PROCESSES}"
         if n_clients is not None and n_clients <= MAX_PROCESSES:
             limit = f"to {n_clients}, the number of clients"
-        raise ScenarioError(f"nodes: got {nodes}, expected 1 {limit}")
+        raise ScenarioError(f"nodes: got {nodes!r}, expected 1 {limit}")
 
 
 def _locate_data(data: str | Path | None) -> str:
