@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -158,17 +158,14 @@ def load_run(folder: Path) -> Run:
         raise ReportError(f"{folder}: has no summary.json: the run did not finish")
     if missing_names:
         raise ReportError(f"{folder}: is not a run folder (it has no {missing_names[0]})")
-    try:
-        summary = json.loads(read_text(folder / "summary.json"))
-        text = read_text(folder / "scenario.toml")
-        settings = dict(flatten_settings(tomllib.loads(text)))
-        policy = settings.get("downlink.policy")
-        if isinstance(policy, str):  # a run of an earlier release may have an earlier name of the policy
-            settings["downlink.policy"] = POLICY_ALIASES.get(policy, policy)
-        if settings.get("evaluation.validation") == 0:  # equal to a run without this key
-            del settings["evaluation.validation"]
-    except (OSError, ValueError) as error:  # ValueError includes errors of JSON and of UTF-8
-        raise ReportError(f"{folder}: cannot be read: {error}") from None
+    summary = _parse_file(folder / "summary.json", json.loads)
+    text = _parse_file(folder / "scenario.toml", str)
+    settings = dict(flatten_settings(_parse_file(folder / "scenario.toml", tomllib.loads)))
+    policy = settings.get("downlink.policy")
+    if isinstance(policy, str):  # a run of an earlier release may have an earlier name of the policy
+        settings["downlink.policy"] = POLICY_ALIASES.get(policy, policy)
+    if settings.get("evaluation.validation") == 0:  # equal to a run without this key
+        del settings["evaluation.validation"]
     for file, content, types in (
         ("summary.json", summary, REQUIRED_KEYS),
         ("scenario.toml", settings, {"name": str, "seed": int}),
@@ -190,6 +187,14 @@ def load_run(folder: Path) -> Run:
         problem = f"has {len(rounds['round'])} rounds, expected {summary['rounds']}, as summary.json says"
         raise ReportError(f"{path}: {problem}: the file is incomplete; run the scenario again")
     return Run(folder, settings, text, summary, rounds)
+
+
+def _parse_file(path: Path, parse: Callable[[str], Any]) -> Any:
+    """Return the contents of a file, or raise a ReportError that names the file."""
+    try:
+        return parse(read_text(path))
+    except (OSError, ValueError) as error:  # ValueError includes errors of JSON, TOML and UTF-8
+        raise ReportError(f"{path}: cannot be read: {error}") from None
 
 
 def is_run(folder: Path) -> bool:

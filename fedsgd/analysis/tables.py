@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -266,11 +267,17 @@ def to_markdown(comparison: Comparison, config: TableConfig = TableConfig()) -> 
 
 def _format_markdown_table(columns: Sequence[TextColumn], best: Container[tuple[str, int]] = ()) -> list[str]:
     """Return the lines of a table; `best` has heading and row of each cell to set in bold."""
-    rows = [[column.heading for column in columns]]
+    rows = [[_escape_markdown(column.heading) for column in columns]]
     for index in range(len(columns[0].cells)):
-        rows.append([f"**{c.cells[index]}**" if (c.heading, index) in best else c.cells[index] for c in columns])
-    lines = [f"| {' | '.join(text.replace('|', chr(92) + '|') for text in row)} |" for row in rows]
+        cells = [(c.heading, _escape_markdown(c.cells[index])) for c in columns]
+        rows.append([f"**{text}**" if (heading, index) in best else text for heading, text in cells])
+    lines = [f"| {' | '.join(row)} |" for row in rows]
     return [lines[0], "|" + "---|" * len(columns), *lines[1:]]
+
+
+def _escape_markdown(text: str) -> str:
+    """Return a text in which a label's characters do not become markup."""
+    return re.sub(r"[\\`*_|\[]|<(?=[a-zA-Z/!?])", r"\\\g<0>", text)
 
 
 def _find_best_cells(comparison: Comparison, config: TableConfig) -> set[tuple[str, int]]:

@@ -18,14 +18,14 @@ from tests.analysis.helpers import edit_summary
     [
         (lambda f: (f / "summary.json").unlink(), "has no summary.json: the run did not finish"),
         (lambda f: (f / "ledger.parquet").unlink(), "it has no ledger.parquet"),
-        (lambda f: (f / "summary.json").write_text("{"), "cannot be read"),
+        (lambda f: (f / "summary.json").write_text("{"), "summary.json: cannot be read"),
         (lambda f: (f / "summary.json").write_text('{"rounds": 6}'), "has no clients; an older version may have written it"),
         (lambda f: (f / "summary.json").write_text("3"), "has no clients"),
         (lambda f: edit_summary(f, clients="x"), "has no clients"),
         (lambda f: edit_summary(f, versions=None), "has no versions"),
         (lambda f: edit_summary(f, uplink={}), "has no parts of uplink"),
         (lambda f: (f / "scenario.toml").write_text('name = "x"'), "has no seed"),
-        (lambda f: (f / "scenario.toml").write_text("= 3"), "cannot be read"),
+        (lambda f: (f / "scenario.toml").write_text("= 3"), "scenario.toml: cannot be read"),
         (lambda f: (f / "rounds.parquet").write_bytes(b"PAR1"), "cannot be read as Parquet"),
     ],
 )
