@@ -98,8 +98,8 @@ class Scenario(SettingsSection):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.name in ("", ".", "..") or any(c in self.name for c in "/\\\0"):
-            expected = 'a non-empty text without "/", "\\" and NUL, other than "." and ".."'
+        if self.name in ("", ".", "..") or not self.name.isprintable() or any(c in self.name for c in "/\\"):
+            expected = 'a non-empty printable text without "/" and "\\", other than "." and ".."'
             raise FieldError("scenario", "name", f"got {self.name!r}, expected {expected}")
         self._check_consistency()
         if self.data.n_clients is not None:

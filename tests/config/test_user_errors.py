@@ -51,15 +51,16 @@ class BadSampler(Sampler):
 
 @dataclass(frozen=True)
 class BadPartitioner(Partitioner):
-    """Partitioner whose array has `missing` entries too few, and the dtype `kind`."""
+    """Partitioner whose array has `missing` entries too few, the dtype `kind`, and clients from `first` on."""
 
     name: ClassVar[str] = "bad-partitioner"
 
     missing: int = 0
     kind: str = "int64"
+    first: int = 0
 
     def assign_clients(self, examples: Examples, rng: np.random.Generator) -> Any:
-        return (np.arange(len(examples) - self.missing) % N).astype(np.dtype(self.kind))
+        return (np.arange(len(examples) - self.missing) % N + self.first).astype(np.dtype(self.kind))
 
 
 @dataclass(frozen=True)
@@ -197,6 +198,12 @@ def test_partitioner_with_a_wrong_array_is_refused_with_both_arrays(scenario: Ma
     assert text.startswith(
         f"data.partition ({__name__}:BadPartitioner): assign_clients returned {got}, expected int64 of shape [64]"
     )
+
+
+def test_partitioner_with_a_negative_client_is_refused(scenario: Make) -> None:
+    text = run_error(scenario({"data.partition": {"name": f"{__name__}:BadPartitioner", "clients": N, "first": -2}}))
+    problem = "assign_clients returned client -2, expected numbers from 0 on, or −1 for no client"
+    assert text == f"data.partition ({__name__}:BadPartitioner): {problem}"
 
 
 def test_partitioner_that_raises_is_named(scenario: Make) -> None:

@@ -102,9 +102,9 @@ def test_both_alternatives_at_once_are_refused() -> None:
         parse_scenario({"name": "x", "server": {"cohort": 3, "fraction": 0.5}})
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b"])
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\nb", "a\0b"])
 def test_scenario_name_that_is_no_folder_is_refused(name: str) -> None:
-    with pytest.raises(ScenarioError, match=r"scenario\.name: got .*, expected a non-empty text"):
+    with pytest.raises(ScenarioError, match=r"scenario\.name: got .*, expected a non-empty printable text"):
         Scenario(name=name)
 
 

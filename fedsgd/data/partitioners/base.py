@@ -127,7 +127,11 @@ def _call_partitioner(partitioner: Partitioner, examples: Examples, seed: int) -
         got = f"{assignment.dtype} of shape {list(assignment.shape)}" if is_array else describe_value(assignment)
         problem = f"assign_clients returned {got}, expected int64 of shape [{n}]: the client of each of {n:,} training examples"
         raise make_component_error("data.partition", partitioner, problem)
-    return np.asarray(assignment, dtype=np.int64)
+    clients = np.asarray(assignment, dtype=np.int64)
+    if n and int(clients.min()) < -1:
+        problem = f"assign_clients returned client {int(clients.min())}, expected numbers from 0 on, or −1 for no client"
+        raise make_component_error("data.partition", partitioner, problem)
+    return clients
 
 
 def require_enough_examples(clients: int, n_examples: int) -> None:
