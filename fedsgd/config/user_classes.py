@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from fedsgd.config.component import Component, ValidatedConfig
 from fedsgd.config.registry import import_by_path
-from fedsgd.config.source_files import find_root, is_on_every_path, is_own_module, list_source_files
+from fedsgd.config.source_files import find_root, is_installed, is_on_every_path, is_own_module, list_source_files
 from fedsgd.errors import ScenarioError
 
 _DIGEST_LENGTH = 16
@@ -29,9 +29,9 @@ class ClassIdentity(NamedTuple):
 
     Attributes:
         path: "my_package.my_module:MyClass".
-        sha256: first 16 digits of the SHA-256 of the source. For a component, the source has the modules of the class and of
-            its base classes, and the modules that these import (see `list_source_files`). For a function or a torch module, the
-            source is its own module.
+        sha256: first 16 digits of the SHA-256 of the source: the modules of the class and of its base classes, and the modules
+            that these import (see `list_source_files`). The source of a function or a torch module of an installed package is
+            its own module.
         release: name and version of the installed distribution, "" for a module that is not installed.
     """
 
@@ -148,8 +148,10 @@ def _digest_files(files: Sequence[tuple[str, Path]]) -> str:
 def _list_files(module: str, follow_imports: bool) -> list[tuple[str, Path]]:
     """Return (name, path) of the files that define a module."""
     root = find_root(module)
-    if root is not None and follow_imports and (files := list_source_files(module, root)):
-        return list(files.items())
+    if root is not None and (follow_imports or not is_installed(root)):
+        files = list(list_source_files(module, root).items())
+        if (follow_imports and files) or len(files) > 1:  # a function's own module alone has the digest of earlier releases
+            return files
     try:
         spec = importlib.util.find_spec(module)
     except (ImportError, ValueError):  # a main script, and a module that was created in memory

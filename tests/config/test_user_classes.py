@@ -80,6 +80,17 @@ def test_identity_changes_with_the_source_of_the_class_and_of_its_imports(user_f
     assert reload_identity(path).sha256 not in (identity.sha256, other_helper.sha256)
 
 
+def test_identity_of_a_function_changes_with_the_modules_that_it_imports(user_folder: Path) -> None:
+    (user_folder / "identified_net.py").write_text("def make():\n    return 1\n")
+    alone = reload_identity("identified_net:make")
+    (user_folder / "identified_width.py").write_text("WIDTH = 4\n")
+    (user_folder / "identified_net.py").write_text("from identified_width import WIDTH\n\ndef make():\n    return WIDTH\n")
+    narrow = reload_identity("identified_net:make")
+    (user_folder / "identified_width.py").write_text("WIDTH = 8\n")
+    wide = reload_identity("identified_net:make")
+    assert len({alone.sha256, narrow.sha256, wide.sha256}) == 3
+
+
 @pytest.mark.slow
 def test_identity_of_an_installed_class_has_its_release(monkeypatch: pytest.MonkeyPatch) -> None:
     (identity,) = identify_classes(["numpy.random:Generator"])
