@@ -471,6 +471,11 @@ def test_held_out_examples_are_a_share_of_each_client(name: str) -> None:
         assert len(test_rows) == expected or len(rows) - len(test_rows) == 1
 
 
+def test_share_that_holds_out_nothing_is_refused() -> None:
+    with pytest.raises(DataError, match=r"data\.held_out: got 0\.5, expected 0: each of the 10 clients has one example"):
+        partition_dataset(make_dataset(np.arange(10)), Iid(clients=10), 0.5, 0)
+
+
 def test_client_with_one_example_has_no_test_example() -> None:
     train, test = partition_dataset(make_dataset(np.arange(10)), Iid(clients=6), 0.9, 0)
     assert test is not None
