@@ -466,7 +466,7 @@ def test_norm_of_each_update_with_allowed_error_feedback_is_at_most_the_clipping
 
 def test_dp_error_feedback_of_another_type_is_refused() -> None:
     settings: dict[str, Any] = {"dp_error_feedback": "yes"}
-    with pytest.raises(ScenarioError, match="dp_error_feedback: got 'yes', expected True or False"):
+    with pytest.raises(ScenarioError, match='dp_error_feedback: got "yes", expected True or False'):
         CompressedStrategy(FedAvg(), **settings)
 
 
