@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -82,7 +82,9 @@ def identify_classes(paths: Sequence[str]) -> list[ClassIdentity]:
     return [_identify_class(path) for path in paths]
 
 
-def digest_user_code(settings: ValidatedConfig, as_loaded: bool = False) -> dict[str, str]:
+def digest_user_code(
+    settings: ValidatedConfig, as_loaded: bool = False, recorded: Mapping[str, str] = {}
+) -> dict[str, str]:
     """Return the digest of the source of each class or function outside fedsgd that settings use, by import path.
 
     Functions of numpy and torch are left out, because summary.json has the versions of these libraries. Classes without a
@@ -92,13 +94,28 @@ def digest_user_code(settings: ValidatedConfig, as_loaded: bool = False) -> dict
         settings: scenario, section or component.
         as_loaded: True for the source at the first call for the loaded class, which later edits of the file do not change;
             False for the present source.
+        recorded: digests of a run, by import path. A digest of a function without the modules that it imports, as earlier
+            releases made it, is returned unchanged if the function's own module has not changed.
     """
     digests = {}
     for path in find_import_paths(settings):
         if _is_recorded(path.partition(":")[0]):
             with suppress(ScenarioError, OSError):  # a class inside a function or class cannot be imported by its path
-                digests[path] = _digest_value(path, import_by_path(path), as_loaded)
+                value = import_by_path(path)
+                digests[path] = _digest_value(path, value, as_loaded)
+                if path in recorded and recorded[path] == _digest_modules_alone(path, value):
+                    digests[path] = recorded[path]
     return {path: digest for path, digest in digests.items() if digest}
+
+
+def _digest_modules_alone(path: str, value: object) -> str | None:
+    """Return the digest of a function or torch module without the modules that it imports; None without a file.
+
+    The digests of components have always included these.
+    """
+    modules = [] if _is_component(value) else _list_recorded_modules(path, value)
+    files = sorted({item for module in modules for item in _find_module_file(module)})
+    return _digest_files(files) if files else None
 
 
 def _digest_value(path: str, value: object, as_loaded: bool) -> str:
@@ -106,11 +123,15 @@ def _digest_value(path: str, value: object, as_loaded: bool) -> str:
     key = path, id(value)
     if as_loaded and key in _loaded_digests:
         return _loaded_digests[key][1]
-    files = _list_class_files(value, [module for module in _list_user_modules(path, value) if _is_recorded(module)])
+    files = _list_class_files(value, _list_recorded_modules(path, value))
     digest = _digest_files(files) if files else ""
     if as_loaded:
         _loaded_digests[key] = value, digest
     return digest
+
+
+def _list_recorded_modules(path: str, value: object) -> list[str]:
+    return [module for module in _list_user_modules(path, value) if _is_recorded(module)]
 
 
 def _is_recorded(module: str) -> bool:
@@ -133,8 +154,11 @@ def _list_user_modules(path: str, value: object) -> list[str]:
 
 def _list_class_files(value: object, modules: Sequence[str]) -> list[tuple[str, Path]]:
     """Return (name, path) of the source files of a class or function, sorted."""
-    is_component = isinstance(value, type) and issubclass(value, Component)
-    return sorted({item for module in modules for item in _list_files(module, is_component)})
+    return sorted({item for module in modules for item in _list_files(module, _is_component(value))})
+
+
+def _is_component(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, Component)
 
 
 def _digest_files(files: Sequence[tuple[str, Path]]) -> str:
@@ -152,6 +176,11 @@ def _list_files(module: str, follow_imports: bool) -> list[tuple[str, Path]]:
         files = list(list_source_files(module, root).items())
         if (follow_imports and files) or len(files) > 1:  # a function's own module alone has the digest of earlier releases
             return files
+    return _find_module_file(module)
+
+
+def _find_module_file(module: str) -> list[tuple[str, Path]]:
+    """Return (module, path) of the file of a module; nothing for a module without a file."""
     try:
         spec = importlib.util.find_spec(module)
     except (ImportError, ValueError):  # a main script, and a module that was created in memory

@@ -36,6 +36,7 @@ from fedsgd.experiment.run_identity import (
 from fedsgd.experiment.run_tables import RunTables
 from fedsgd.federation import ServerState
 from fedsgd.federation.round_record import ResidualStatistics, RoundRecord
+from fedsgd.scenario.scenario import parse_scenario
 from fedsgd.storage.durable import sync_path
 from fedsgd.storage.run_directory import CHECKPOINT_FOLDER, remove_results, write_atomically
 from fedsgd.system.torch_determinism import use_caller_state
@@ -102,9 +103,11 @@ class ResumePoint:
         Raises:
             CheckpointError: the run would not give the results of a run that was never interrupted; a note for each difference.
         """
+        # parsed and written again: keys and names of policies that earlier releases did not have are no differences
+        recorded_scenario = parse_scenario(tomllib.loads(self.run["scenario"]))
         # an object that only the resumption got replaces a component, so that the scenario differs
-        differences = list_scenario_differences(str(self.run["scenario"]), experiment.scenario.to_toml())
-        differences += list_differences(self.run["identity"], describe_identity(experiment))
+        differences = list_scenario_differences(recorded_scenario.to_toml(), experiment.scenario.to_toml())
+        differences += list_differences(self.run["identity"], describe_identity(experiment, self.run["identity"]))
         raise_for_differences(self.folder, differences)
         return list_differences(self.run["environment"], describe_environment())
 

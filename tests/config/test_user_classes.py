@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import sys
 from collections.abc import Callable
@@ -89,6 +90,25 @@ def test_identity_of_a_function_changes_with_the_modules_that_it_imports(user_fo
     (user_folder / "identified_width.py").write_text("WIDTH = 8\n")
     wide = reload_identity("identified_net:make")
     assert len({alone.sha256, narrow.sha256, wide.sha256}) == 3
+
+
+def test_recorded_digest_of_a_functions_module_alone_stays_valid(scenario: Make, user_folder: Path) -> None:
+    net, other = user_folder / "identified_part.py", user_folder / "identified_size.py"
+    other.write_text("SIZE = 64\n")
+    net.write_text(
+        "import torch\nfrom identified_size import SIZE\n\nclass Net(torch.nn.Linear):\n"
+        "    def __init__(self):\n        super().__init__(SIZE, 10)\n"
+    )
+    unload_modules("identified")
+    s = scenario({"model.module": "identified_part:Net"})
+    (path,) = find_import_paths(s)
+    content = net.read_bytes()
+    alone = hashlib.sha256(f"identified_part {len(content)}\n".encode() + content).hexdigest()[:16]
+    assert digest_user_code(s, recorded={path: alone}) == {path: alone}
+    assert digest_user_code(s, recorded={path: "feed"}) == digest_user_code(s) != {path: alone}
+    with net.open("a") as file:
+        file.write("# changed\n")
+    assert digest_user_code(s, recorded={path: alone}) != {path: alone}
 
 
 @pytest.mark.slow

@@ -342,8 +342,28 @@ def edit_manifest(folder: Path, **values: Any) -> None:
         table = json.loads(path.read_text())
         for key, value in values.items():
             table["checkpoint"]["run"][key] |= value
-        table["sha256"] = hashlib.sha256(json.dumps(table["checkpoint"]).encode()).hexdigest()
-        path.write_text(json.dumps(table))
+        write_manifest(path, table)
+
+
+def write_manifest(path: Path, table: dict[str, Any]) -> None:
+    """Write a manifest with the checksum of its content."""
+    table["sha256"] = hashlib.sha256(json.dumps(table["checkpoint"]).encode()).hexdigest()
+    path.write_text(json.dumps(table))
+
+
+def test_checkpoint_of_an_earlier_release_without_later_keys_is_resumed(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run(make_scenario({**SETTINGS["unbiased"], "rounds": 2}), out=folder)
+    text = (folder / "scenario.toml").read_text()
+    old_text = re.sub(r"(?m)^(stragglers|held_out) = .*\n", "", text).replace('policy = "unbiased"', 'policy = "plain"')
+    assert len(old_text.splitlines()) == len(text.splitlines()) - 2
+    assert old_text.count('"plain"') == 1
+    (folder / "scenario.toml").write_text(old_text)
+    for path in list_manifests(folder / "checkpoints"):
+        table = json.loads(path.read_text())
+        table["checkpoint"]["run"]["scenario"] = old_text
+        write_manifest(path, table)
+    assert resume(folder, rounds=3).history[-1].round == 3
 
 
 def test_other_versions_and_data_are_refused(copy: Path) -> None:
