@@ -68,9 +68,9 @@ def _find_differing_keys(all_settings: Sequence[Mapping[str, str]]) -> list[str]
     values = {key: {settings.get(key) for settings in all_settings} for settings in all_settings for key in settings}
 
     def is_of_another_component(key: str) -> bool:
-        parts = key.split(".")
-        names = (f"{'.'.join(parts[:i])}.name" for i in range(1, len(parts)))
-        return any(name != key and len(values.get(name, ())) > 1 for name in names)
+        parts = key.removesuffix(".name").split(".")
+        names = (f"{'.'.join(parts[:i])}.name" for i in range(len(parts) - 1, 0, -1))
+        return len(values.get(next((name for name in names if name in values), ""), ())) > 1
 
     keys = (
         key

@@ -128,6 +128,10 @@ class Run:
         return f"{cause}, by simulated durations; on another network, other clients would have taken part"
 
 
+_LATER_DEFAULTS: Mapping[str, Any] = {"evaluation.test": "dataset", "evaluation.every": 1}
+"""Values of keys of the evaluation that a run of an earlier release may lack, and that comparisons distinguish."""
+
+
 def read_run(run: str | Path) -> Run:
     """Read a finished run from its folder. Nothing is trained, and no module of the user and no plugin is imported.
 
@@ -159,11 +163,13 @@ def load_run(folder: Path) -> Run:
     if missing_names:
         raise ReportError(f"{folder}: is not a run folder (it has no {missing_names[0]})")
     summary = _parse_file(folder / "summary.json", json.loads)
-    text = _parse_file(folder / "scenario.toml", str)
-    settings = dict(flatten_settings(_parse_file(folder / "scenario.toml", tomllib.loads)))
+    text, table = _parse_file(folder / "scenario.toml", lambda text: (text, tomllib.loads(text)))
+    settings = dict(flatten_settings(table))
     policy = settings.get("downlink.policy")
     if isinstance(policy, str):  # a run of an earlier release may have an earlier name of the policy
         settings["downlink.policy"] = POLICY_ALIASES.get(policy, policy)
+    for key, value in _LATER_DEFAULTS.items():
+        settings.setdefault(key, value)
     if settings.get("evaluation.validation") == 0:  # equal to a run without this key
         del settings["evaluation.validation"]
     for file, content, types in (

@@ -257,11 +257,12 @@ def to_markdown(comparison: Comparison, config: TableConfig = TableConfig()) -> 
     lines = _format_markdown_table(build_text_columns(comparison, config), _find_best_cells(comparison, config))
     if has_intervals(comparison):
         ratios = build_ratio_columns(comparison, config.columns)
-        lines += ["", f"{describe_ratios(comparison)}:", "", *_format_markdown_table(ratios)]
+        lines += ["", f"{_escape_markdown(describe_ratios(comparison))}:", "", *_format_markdown_table(ratios)]
     break_evens = (
         f"{name}: {text}" for name, points in comparison.break_evens.items() for text in describe_break_evens(points)
     )
-    lines += ["", *(f"- {note}" for note in (*break_evens, *collect_notes(comparison, config.statistic)))]
+    notes = (*break_evens, *collect_notes(comparison, config.statistic))
+    lines += ["", *(f"- {_escape_markdown(note)}" for note in notes)]
     return "\n".join(lines) + "\n"
 
 
@@ -277,7 +278,7 @@ def _format_markdown_table(columns: Sequence[TextColumn], best: Container[tuple[
 
 def _escape_markdown(text: str) -> str:
     """Return a text in which a label's characters do not become markup."""
-    return re.sub(r"[\\`*_|\[]|<(?=[a-zA-Z/!?])", r"\\\g<0>", text)
+    return re.sub(r"[\\`*_|\[]|~~|<(?=[a-zA-Z/!?])|&(?=#|\w+;)", r"\\\g<0>", text)
 
 
 def _find_best_cells(comparison: Comparison, config: TableConfig) -> set[tuple[str, int]]:

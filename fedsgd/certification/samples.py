@@ -14,6 +14,8 @@ from typing import Literal, get_args
 import numpy as np
 
 from fedsgd.certification.certificate import SampleSummary
+from fedsgd.config.argument_checks import is_whole_number
+from fedsgd.config.component import describe_value
 from fedsgd.errors import ScenarioError, suggest_name
 from fedsgd.experiment.builder import build_experiment
 from fedsgd.experiment.execution import InProcessExecution
@@ -64,9 +66,9 @@ def sample_updates(kind: str, size: int | None) -> UpdateSample:
             raise ScenarioError(f'size: got {size}, expected none with data = "real", whose network determines the size')
         return _train_updates()
     size = DEFAULT_SIZE if size is None else size
-    if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size < 2**31:
-        raise ScenarioError(f"size: got {size!r}, expected at least 1, at most {2**31 - 1}")
-    return _sample_independent("laplace" if kind == "laplace" else "gaussian", size)
+    if not is_whole_number(size) or not 1 <= size < 2**31:
+        raise ScenarioError(f"size: got {describe_value(size)}, expected a whole number from 1 to {2**31 - 1}")
+    return _sample_independent("laplace" if kind == "laplace" else "gaussian", int(size))
 
 
 def _sample_independent(kind: Literal["gaussian", "laplace"], size: int) -> UpdateSample:

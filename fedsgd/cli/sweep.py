@@ -118,8 +118,8 @@ def sweep_command(
     The same command resumes a sweep and runs only unfinished cells. More seeds, values or methods add cells. Finished cells
     that a command no longer includes stay in sweep.json. A cell that was finished with another scenario, or with another source
     of your own class or function, is refused, unless --overwrite is set. A run that diverges is a result and is repeated only
-    with --retry-failed. With --json, the key "comparison" of the output has the figures of `fedsgd compare`, if values are
-    tuned or a cell has three seeds; otherwise it is null.
+    with --retry-failed. With --json, the key "comparison" of the output has the figures of `fedsgd compare` at the runs'
+    target, if values are tuned or the sweep has three seeds; otherwise it is null.
 
     Exit status 1 if a cell failed for another reason than divergence.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from numbers import Integral
 from typing import Any, TypeVar
 
 from fedsgd.config.component import describe_value
@@ -22,6 +23,15 @@ def check_flag(argument: str, value: object) -> None:
         raise ScenarioError(f"{argument}: got {describe_value(value)}, expected True or False")
 
 
+def is_whole_number(value: object) -> bool:
+    """Return True for an integer, also one of numpy, and False for True and False.
+
+    Args:
+        value: value that a user passed.
+    """
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def resolve_config(argument: str, value: object, cls: type[Config]) -> Config:
     """Return an argument that groups options, or the defaults for None.
 
@@ -31,13 +41,16 @@ def resolve_config(argument: str, value: object, cls: type[Config]) -> Config:
         cls: frozen dataclass of the options, which fedsgd exports, with a default for each field.
 
     Raises:
-        ScenarioError: the value is not an instance of the class.
+        ScenarioError: the value is not an instance of the class, or an option whose default is True or False is neither.
     """
     if value is None:
         return cls()
-    if isinstance(value, cls):
-        return value
     members: Any = cls
+    if isinstance(value, cls):
+        for f in fields(members):
+            if isinstance(f.default, bool):
+                check_flag(f"{argument}.{f.name}", getattr(value, f.name))
+        return value
     first = fields(members)[0]
     example = describe_value(value) if type(value) is type(first.default) else "..."
     raise ScenarioError(f"{argument}: got {describe_value(value)}, expected fedsgd.{cls.__name__}({first.name}={example})")

@@ -82,9 +82,7 @@ def identify_classes(paths: Sequence[str]) -> list[ClassIdentity]:
     return [_identify_class(path) for path in paths]
 
 
-def digest_user_code(
-    settings: ValidatedConfig, as_loaded: bool = False, recorded: Mapping[str, str] = {}
-) -> dict[str, str]:
+def digest_user_code(settings: ValidatedConfig, as_loaded: bool = False, recorded: Mapping[str, str] = {}) -> dict[str, str]:
     """Return the digest of the source of each class or function outside fedsgd that settings use, by import path.
 
     Functions of numpy and torch are left out, because summary.json has the versions of these libraries. Classes without a

@@ -95,8 +95,15 @@ def generate_clients(generator: ClientGenerator, held_out: float, seed: int) -> 
     dataset, clients = generator.sample_dataset(seed), GeneratedData(generator, seed, generator.clients)
     if not held_out:
         return dataset, clients, None
+    check_held_out(clients.distinct_sizes()[0], generator.clients, held_out)
     train = replace(clients, held_out=held_out)
     return dataset, train, replace(train, part="test")
+
+
+def check_held_out(sizes: I64, n_clients: int, share: float) -> None:
+    """Raise DataError if a share of each client's examples holds out none; `sizes` has each size that clients have."""
+    if not count_held_out(sizes, share).any():
+        raise DataError(f"data.held_out: got {share:g}, expected 0: none of the {n_clients:,} clients has two examples")
 
 
 def count_held_out(sizes: I64, share: float) -> I64:

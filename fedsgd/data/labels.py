@@ -42,7 +42,7 @@ def number_text_labels(*targets: Sequence[str], class_names: Sequence[str] | Non
     """Return (the class numbers of each part of a dataset, the class names) for labels that are texts.
 
     All parts are numbered together, in the order of `class_names`, or of code points, which is equal on every machine.
-    DataError for a label that `class_names` lacks.
+    DataError for a label that `class_names` lacks or has twice.
 
     >>> numbers, names = number_text_labels(["owl", "cat"], ["cat"])
     >>> [part.tolist() for part in numbers], names
@@ -54,6 +54,9 @@ def number_text_labels(*targets: Sequence[str], class_names: Sequence[str] | Non
     if missing_names:
         raise DataError(f'class_names: has no "{missing_names[0]}", which is a label{suggest_name(missing_names[0], names)}')
     number = {name: i for i, name in enumerate(names)}
+    duplicate = next((name for i, name in enumerate(names) if number[name] != i), None)
+    if duplicate is not None:
+        raise DataError(f'class_names: got "{duplicate}" several times, expected different names for labels that are texts')
     return [np.array([number[str(label)] for label in part], dtype=np.int64) for part in targets], tuple(names)
 
 

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedsgd.data.base import ClientData, Dataset, Examples
-from fedsgd.data.generated import count_held_out
+from fedsgd.data.generated import check_held_out, count_held_out
 from fedsgd.data.partitioners import Partition, Partitioner, partition_examples
-from fedsgd.errors import DataError
 from fedsgd.numerics.arrays import I64
 from fedsgd.numerics.rng import derive_generator
 
@@ -60,15 +59,12 @@ def partition_dataset(
 
     The share `held_out` of each client's examples is drawn at random for testing: at least one example and not all, but none of
     a client with one example. For a share of 0, a client gets the test examples of its owners. If there are no owners, or if
-    several clients share an owner, the test examples are None. DataError if all clients have one example.
+    several clients share an owner, the test examples are None. DataError if no client has two examples.
     """
     partition = partition_examples(partitioner, dataset.train, seed)
     if held_out:
+        check_held_out(partition.sizes(), len(partition), held_out)
         n_held_out = count_held_out(partition.sizes(), held_out)
-        if not n_held_out.any():
-            raise DataError(
-                f"data.held_out: got {held_out:g}, expected 0: each of the {len(partition):,} clients has one example"
-            )
         train, test = hold_out_examples(partition, n_held_out, derive_generator(seed, "held-out"))
         return PartitionedData(dataset.train, train), PartitionedData(dataset.train, test)
     by_owner = _match_test_writers(dataset, partition)

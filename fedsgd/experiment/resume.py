@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedsgd.config.argument_checks import check_flag, resolve_config
+from fedsgd.config.argument_checks import is_whole_number, resolve_config
 from fedsgd.data import Dataset
 from fedsgd.errors import CheckpointError, FedsgdError, OutputError, ResumeWarning, ScenarioError
 from fedsgd.experiment.checkpoints import list_manifests
@@ -91,7 +91,6 @@ def resume(
         ResumeWarning: a later checkpoint is damaged, or Python, numpy or the processor differs, which may change roundings.
     """
     execution = resolve_config("execution", execution, ExecutionConfig)
-    check_flag("execution.profile", execution.profile)
     preload_workers(execution.workers)
     callbacks = resolve_callbacks(callbacks)
     functions = {"on_engine": callbacks.on_engine, "on_state_budget": callbacks.on_state_budget, "on_round": on_round}
@@ -219,7 +218,7 @@ def _change_rounds(scenario: Scenario, point: ResumePoint, rounds: int) -> Scena
     """Return the scenario with another number of rounds. ScenarioError if these rounds do not continue the run."""
     done = point.manifest.round
     n_least = done + is_complete(point.folder)
-    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < n_least:
+    if not is_whole_number(rounds) or rounds < n_least:
         raise ScenarioError(f"rounds: got {rounds!r}, expected at least {n_least}, because {done} rounds are done")
     if point.run["is_over"] and done < scenario.rounds and rounds > done:
         raise ScenarioError(f"rounds: the run ended after round {done}, because it reached the target of [stop]")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +53,18 @@ class RunTables:
         self._metric_names = metric_names
         self._evaluation_every = evaluation_every
         kept_rows = (lambda name: None) if n_kept_rows is None else n_kept_rows.get
-        self.ledger = Ledger(folder and folder / LEDGER_FILE, kept_rows(LEDGER_FILE))
-        columns = {**ROUND_COLUMNS, **dict.fromkeys(metric_names, float)}
-        self._rounds = TableWriter(folder and folder / ROUNDS_FILE, columns, kept_rows(ROUNDS_FILE))
-        self._failures: TableWriter | None = None
-        if kept_rows(FAILURES_FILE):
-            self._failures = TableWriter(folder and folder / FAILURES_FILE, FAILURE_COLUMNS, kept_rows(FAILURES_FILE))
-        elif folder is not None and n_kept_rows is not None:
-            remove_table(folder / FAILURES_FILE)  # of failures after the checkpoint
+        with ExitStack() as opened_tables:  # if a table is missing or damaged, the others become files again
+            self.ledger = Ledger(folder and folder / LEDGER_FILE, kept_rows(LEDGER_FILE))
+            opened_tables.callback(self.ledger.close)
+            columns = {**ROUND_COLUMNS, **dict.fromkeys(metric_names, float)}
+            self._rounds = TableWriter(folder and folder / ROUNDS_FILE, columns, kept_rows(ROUNDS_FILE))
+            opened_tables.callback(self._rounds.close)
+            self._failures: TableWriter | None = None
+            if kept_rows(FAILURES_FILE):
+                self._failures = TableWriter(folder and folder / FAILURES_FILE, FAILURE_COLUMNS, kept_rows(FAILURES_FILE))
+            elif folder is not None and n_kept_rows is not None:
+                remove_table(folder / FAILURES_FILE)  # of failures after the checkpoint
+            opened_tables.pop_all()
         self._digest = hashlib.sha256()
 
     def append(self, record: RoundRecord) -> None:

@@ -102,7 +102,7 @@ def run(
         ModelWarning: without `on_engine`, the module has state that clients do not carry from round to round.
     """
     execution = resolve_config("execution", execution, ExecutionConfig)
-    check_flag("execution.profile", execution.profile)
+    check_flag("overwrite", overwrite)
     preload_workers(execution.workers)
     callbacks = resolve_callbacks(callbacks)
     functions = {"on_engine": callbacks.on_engine, "on_state_budget": callbacks.on_state_budget, "on_round": on_round}

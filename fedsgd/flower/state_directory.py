@@ -63,7 +63,8 @@ def open_state_store(
             Flower's run below the root.
     """
     set_fallback_cache(_get_root() / _KERNEL_FOLDER)
-    # two nodes of a user's app may have the same partition, and Flower's ids are new after a start without authentication
+    # by Flower's id in a user's app, whose nodes may have equal partitions; by partition otherwise, because a SuperNode without
+    # authentication has another id after each start
     series = f"node-{context.node_id}-{name}" if name else _name_partition(context)
     folder = (run_folder or _get_run_folder(context)) / (series if session is None else f"{series}-{session}")
     record = context.state[RECORD_KEY] if _check_record_name(context.state) else ConfigRecord()

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from fedsgd.config.component import Component, add_article, describe_value
 from fedsgd.errors import ModelError
 from fedsgd.models.base import StreamingMetric
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def check_python_arguments(module: object, loss: object, metrics: object) -> None:
@@ -38,12 +42,10 @@ def check_metric_name(name: str) -> None:
 def check_module(module: object, argument: str = "model") -> None:
     """Raise ModelError, with the name of the argument, for a value that is no module, or a lazy one that was never run."""
     import torch
-    from torch.nn.parameter import is_lazy
 
     if isinstance(module, torch.nn.Module):
         for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-            if is_lazy(tensor):
-                raise ModelError(f"{argument}: {name} is not initialised yet; run the lazy module once before passing it")
+            check_initialized(f"{argument}: {name}", tensor)
         return
     hint = ""
     if isinstance(module, Component):
@@ -53,6 +55,14 @@ def check_module(module: object, argument: str = "model") -> None:
     elif callable(module):
         hint = f": call it, {_factory_name(module)}()"
     raise ModelError(f"{argument}: got {_describe_kind(module)}, expected an instance of torch.nn.Module{hint}")
+
+
+def check_initialized(name: str, tensor: Tensor) -> None:
+    """Raise ModelError for a parameter or buffer of a lazy module that was never run."""
+    from torch.nn.parameter import is_lazy
+
+    if is_lazy(tensor):
+        raise ModelError(f"{name} is not initialised yet; run the lazy module once before passing it")
 
 
 def _check_callable(value: object, subject: str, key: str) -> None:

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from fedsgd.data import Dataset
 from fedsgd.errors import ModelError
+from fedsgd.models.argument_checks import check_initialized
 from fedsgd.models.base import Loss, MetricFunction, Model
 from fedsgd.models.batch_norm import find_affine_parameters, find_running_statistics, is_batch_norm
 from fedsgd.models.buffers import (
@@ -177,7 +177,7 @@ def _explain_refused_batch_norm(module: nn.Module) -> str:
 def _flatten_parameters(tensors: NamedTensors) -> tuple[ParameterLayout, F32]:
     """Return (layout, values) of parameters. ModelError unless they are finite and torch.float32 on the CPU."""
     for name, tensor in tensors:
-        _check_initialized(name, tensor)
+        check_initialized(name, tensor)
         if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
             raise ModelError(f"{name} is {tensor.dtype} on {tensor.device}, expected torch.float32 on cpu")
         if not (is_finite := tensor.detach().isfinite()).all():
@@ -191,13 +191,8 @@ def _flatten_buffers(tensors: NamedTensors) -> tuple[ParameterLayout | None, F32
     if not tensors:
         return None, None
     for name, tensor in tensors:
-        _check_initialized(name, tensor)
+        check_initialized(name, tensor)
     return _build_layout(tensors), np.concatenate([convert_to_float32(name, buffer) for name, buffer in tensors])
-
-
-def _check_initialized(name: str, tensor: Tensor) -> None:
-    if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
-        raise ModelError(f"{name} is not initialised yet; run the lazy module once before passing it")
 
 
 def _build_layout(tensors: NamedTensors) -> ParameterLayout:

@@ -10,7 +10,7 @@ from functools import lru_cache
 def log2_choose(n: int, k: int) -> float:
     """Return log₂ C(n, k), the minimum bits for a set of k of n positions if all sets are equally likely.
 
-    Its rounding may differ between machines, so that no frame may depend on it.
+    The rounding of the result may differ between machines: no frame may depend on the result.
 
     >>> round(log2_choose(10, 3), 6)  # C(10, 3) = 120
     6.906891

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 
 from fedsgd.config.component import FieldError, PositiveInt, Seed, describe_value, format_changed_fields
 from fedsgd.config.python_objects import (
@@ -98,8 +99,8 @@ class Scenario(SettingsSection):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.name in ("", ".", "..") or not self.name.isprintable() or any(c in self.name for c in "/\\"):
-            expected = 'a non-empty printable text without "/" and "\\", other than "." and ".."'
+        if self.name in ("", ".", "..") or any(c in "/\\" or category(c) in ("Cc", "Cs") for c in self.name):
+            expected = 'a non-empty text without "/", "\\" and control characters, other than "." and ".."'
             raise FieldError("scenario", "name", f"got {self.name!r}, expected {expected}")
         self._check_consistency()
         if self.data.n_clients is not None:

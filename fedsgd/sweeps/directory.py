@@ -78,7 +78,7 @@ def resume_sweep(out: Path, plan: Sequence[PlannedCell], overwrite: bool, retry_
 def _check_tuned_keys(out: Path, cells: Sequence[Cell], other_cells: Sequence[Cell]) -> None:
     """Raise an OutputError if a cell that stays has other tuned settings than the planned cells of its label.
 
-    They would be one method, whose runs differ in more than tuned values and seeds, so that they cannot be compared.
+    Such cells are runs of one method that differ in more than tuned values and seeds, which no command can compare.
     """
     tuned_keys = {cell.label: tuple(cell.tuned) for cell in cells}
     for cell in other_cells:

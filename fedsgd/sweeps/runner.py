@@ -12,8 +12,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from fedsgd.config.argument_checks import check_flag, resolve_config
-from fedsgd.config.component import Component
+from fedsgd.config.argument_checks import is_whole_number, resolve_config
+from fedsgd.config.component import Component, describe_value
 from fedsgd.errors import ScenarioError, ScenarioWarning, suggest_name, warn_once
 from fedsgd.scenario.parsing import dump_table
 from fedsgd.scenario.scenario import Scenario, open_scenario
@@ -113,14 +113,12 @@ def run_plan(
 def _check_options(seeds: int, execution: SweepConfig) -> None:
     """Raise ScenarioError for a number or a name that is not valid."""
     for name, number, limit in (("seeds", seeds, MAX_SEEDS), ("jobs", execution.jobs, MAX_PROCESSES)):
-        if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= limit:
-            raise ScenarioError(f"{name}: got {number!r}, expected 1 or more, at most {limit}")
+        if not is_whole_number(number) or not 1 <= number <= limit:
+            raise ScenarioError(f"{name}: got {describe_value(number)}, expected a whole number from 1 to {limit}")
     stop_after: Any = execution.stop_after
     is_number = isinstance(stop_after, int | float) and not isinstance(stop_after, bool)
     if stop_after is not None and not (is_number and stop_after >= 0):
         raise ScenarioError(f"stop_after: got {stop_after!r}, expected seconds, 0 or more")
-    for name in ("overwrite", "retry_failed"):
-        check_flag(f"execution.{name}", getattr(execution, name))
     if execution.launcher is not None and execution.launcher not in LAUNCHERS:
         raise ScenarioError(f"launcher: got {execution.launcher!r}{suggest_name(execution.launcher, LAUNCHERS)}")
     if execution.launcher is None and execution.launcher_options:

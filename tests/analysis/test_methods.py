@@ -56,8 +56,12 @@ def test_label_of_runs_names_the_method(runs: Path) -> None:
             [{"o.name": '"sgd"'}, *({"o.name": '"momentum"', "o.momentum": momentum} for momentum in ("0.5", "0.9"))],
             [["o sgd"], ["o momentum", "momentum 0.5"], ["o momentum", "momentum 0.9"]],
         ),
+        (
+            [{"d.name": '"a"', "d.part.name": '"p"'}, {"d.name": '"b"', "d.part.name": '"p"', "d.part.least": "2"}],
+            [["d a"], ["d b", "least 2"]],
+        ),
     ],
-    ids=["component", "setting", "components with own settings", "settings of one component"],
+    ids=["component", "setting", "components with own settings", "settings of one component", "part of equal name"],
 )
 def test_setting_that_only_some_methods_have_is_named(settings: list[dict[str, str]], words: list[list[str]]) -> None:
     assert describe_distinct_settings(settings) == words

@@ -35,3 +35,12 @@ def test_load_run_from_broken_folder_names_the_problem(runs: Path, tmp_path: Pat
     with pytest.raises(ReportError, match=problem) as error:
         load_run(tmp_path / "run")
     assert str(tmp_path / "run") in str(error.value)
+
+
+def test_run_of_an_earlier_release_has_later_defaults(runs: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(runs / "topk-0", tmp_path / "run"))
+    path = folder / "scenario.toml"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(line for line in lines if line not in ('test = "dataset"', "every = 1")))
+    assert len(path.read_text().splitlines()) < len(lines)
+    assert dict(load_run(folder).settings) == dict(load_run(runs / "topk-0").settings)

@@ -55,8 +55,8 @@ def test_special_characters_in_labels_are_escaped(runs: Path) -> None:
     comparison = compare([method])
     assert r"50 \% of\_it \& \#1 \textasciitilde{} a|b \{x\} \textbackslash{}y" in to_latex(comparison)
     assert r"| 50 % of\_it & #1 ~ a\|b {x} \\y |" in to_markdown(comparison)
-    marked = replace(method, label="<x>|*y* [1] < 2")
-    assert r"| \<x>\|\*y\* \[1] < 2 |" in to_markdown(compare([marked]))
+    marked = replace(method, label="<x>|*y* [1] < 2, ~~a~~ &lt; b & c")
+    assert r"| \<x>\|\*y\* \[1] < 2, \~~a\~~ \&lt; b & c |" in to_markdown(compare([marked]))
 
 
 def test_cell_of_mean_has_the_sample_standard_deviation() -> None:

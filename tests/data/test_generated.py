@@ -48,7 +48,9 @@ CLIENT_DATA = {
     "held out": lambda: generate_clients(Synthetic(clients=9, **SMALL), 0.3, 2)[2],
     "held out of log-normal sizes": lambda: generate_clients(Synthetic(clients=9, **UNEQUAL), 0.3, 2)[2],
     "log-normal sizes, without held-out examples": lambda: generate_clients(Synthetic(clients=9, **UNEQUAL), 0.3, 2)[1],
-    "held out of a single example": lambda: generate_clients(Synthetic(clients=9, examples=1), 0.3, 2)[2],
+    "held out of few examples": lambda: generate_clients(
+        Synthetic(clients=9, **{**UNEQUAL, "examples": 1, "size_mean": 0.0}), 0.3, 2
+    )[2],
     "partitioned": lambda: PartitionedData(
         Examples(np.arange(20.0)[:, None], np.arange(20)), Partition.from_assignment(np.array([0, 1, 1, 3, 2] * 4), 5)
     ),
@@ -85,7 +87,7 @@ def test_client_data_methods_agree_with_each_other(build: Callable[[], ClientDat
 
 
 @examples(10)
-@given(st.integers(1, 30), st.floats(0.01, 0.99), st.integers(0, 5))
+@given(st.integers(2, 30), st.floats(0.01, 0.99), st.integers(0, 5))
 def test_held_out_examples_and_training_examples_partition_each_client(n: int, share: float, seed: int) -> None:
     source = Synthetic(clients=3, examples=n, test_clients=1, dimensions=2)
     _, train, held_out = generate_clients(source, share, seed)

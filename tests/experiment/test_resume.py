@@ -276,10 +276,17 @@ def test_finished_run_whose_continuation_is_refused_stays_as_it_was(tmp_path: Pa
         resume(folder, rounds=9)
     assert is_complete(folder)
     assert [pq.read_table(folder / name) for name in ("ledger.parquet", "rounds.parquet")] == rows
-    (folder / "ledger.parquet").unlink()
-    with pytest.raises(CheckpointError, match=r"ledger\.parquet: not found, but the checkpoint was written after \d+ rows"):
-        resume(folder, rounds=9)
-    assert not (folder / "ledger.parquet").exists()
+
+
+@pytest.mark.parametrize(("missing", "other"), [("ledger", "rounds"), ("rounds", "ledger")])
+def test_refused_continuation_without_a_table_leaves_the_other_table(missing: str, other: str, copy: Path) -> None:
+    (copy / f"{missing}.parquet").unlink()
+    rows = pq.read_table(copy / f"{other}.parquet")
+    with pytest.raises(CheckpointError, match=rf"{missing}\.parquet: not found, but the checkpoint was written after \d+ rows"):
+        resume(copy, rounds=9)
+    assert not (copy / f"{missing}.parquet").exists()
+    assert (copy / f"{other}.parquet").is_file()
+    assert pq.read_table(copy / f"{other}.parquet") == rows
 
 
 @pytest.mark.parametrize(

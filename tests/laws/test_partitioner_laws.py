@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from fedsgd.config.component import FieldError
 from fedsgd.data import PARTITIONERS, Dataset, Examples, Partition, Partitioner, partition_dataset, partition_examples
+from fedsgd.data.datasets.synthetic import Synthetic
+from fedsgd.data.generated import generate_clients
 from fedsgd.data.partitioners.base import _fill_empty_clients, split_proportionally
 from fedsgd.data.partitioners.contiguous import Contiguous
 from fedsgd.data.partitioners.dirichlet import Dirichlet
@@ -472,8 +474,10 @@ def test_held_out_examples_are_a_share_of_each_client(name: str) -> None:
 
 
 def test_share_that_holds_out_nothing_is_refused() -> None:
-    with pytest.raises(DataError, match=r"data\.held_out: got 0\.5, expected 0: each of the 10 clients has one example"):
+    with pytest.raises(DataError, match=r"data\.held_out: got 0\.5, expected 0: none of the 10 clients has two examples"):
         partition_dataset(make_dataset(np.arange(10)), Iid(clients=10), 0.5, 0)
+    with pytest.raises(DataError, match=r"data\.held_out: got 0\.5, expected 0: none of the 7 clients has two examples"):
+        generate_clients(Synthetic(clients=7, examples=1), 0.5, 0)
 
 
 def test_client_with_one_example_has_no_test_example() -> None:

@@ -187,9 +187,6 @@ def _build_dataset(
     if class_names is not None and (isinstance(class_names, str) or not isinstance(class_names, Iterable)):
         raise DataError(f"class_names: got {_describe_type(class_names)}, expected a list of texts")
     names = None if class_names is None else tuple(class_names)
-    duplicate = next((name for name in names or () if names is not None and names.count(name) > 1), None)
-    if duplicate is not None:
-        raise DataError(f'class_names: got "{duplicate}" several times, expected different names')
     if all(targets.dtype.kind in "UO" and targets.ndim == 1 and all(isinstance(t, str) for t in targets) for targets in y):
         numbers, names = number_text_labels(*(targets.tolist() for targets in y), class_names=names)
         y = [*numbers]
@@ -225,7 +222,7 @@ def _to_array(values: Any, subject: str) -> NDArray[Any]:
     """Return an array, a tensor on the CPU or nested lists as an array. DataError for masked values, which are missing."""
     n_masked = int(np.sum(values.mask)) if isinstance(values, np.ma.MaskedArray) else 0
     if n_masked:
-        raise DataError(f"{subject}: has {n_masked} masked values, expected none")
+        raise DataError(f"{subject}: has {n_masked} masked value{'s' * (n_masked > 1)}, expected none")
     try:
         return np.asarray(values.detach() if hasattr(values, "detach") else values)
     except Exception as error:  # lists of different lengths, tensors on another device, the user's __array__

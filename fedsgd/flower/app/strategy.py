@@ -10,7 +10,8 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from fedsgd.compression import Compressor
-from fedsgd.config.argument_checks import check_flag
+from fedsgd.config.argument_checks import check_flag, is_whole_number
+from fedsgd.config.component import describe_value
 from fedsgd.errors import ScenarioError
 from fedsgd.flower.app.array_layout import (
     build_array_layout,
@@ -45,8 +46,6 @@ from fedsgd.flower.app.settings import parse_downlink, parse_uplink
 from fedsgd.flower.app.strategy_round import LOG, StrategyRound, WarningLog
 from fedsgd.flower.app.tied_weights import TieState, describe_changes, describe_pair, parse_tied_groups
 from fedsgd.flower.app.traffic import RoundTraffic, describe_total
-
-"""Name patterns of batch norm's statistics, which are sent bit for bit: a compressed variance might be negative."""
 
 
 class CompressedStrategy(WrappingStrategy):
@@ -119,8 +118,8 @@ class CompressedStrategy(WrappingStrategy):
             error_feedback: "none", "persist", "decay" or "reset".
             downlink: policy as in `[downlink]`, or a table; by default the whole model is sent, uncompressed.
             seed: seed of the randomness that server and clients share, at least 0.
-            exact: name patterns, like "*.mask", of arrays that are sent bit for bit, in addition to the running statistics of
-                batch norms and all arrays that are not finite floats.
+            exact: name patterns, like "*.mask", of arrays that are sent bit for bit. The running statistics of batch norms, and
+                all arrays that are not finite floats, always are.
             tied: groups of names that are one tensor each, like `[("embed.weight", "head.weight")]`; None to detect them.
             dp_error_feedback: True to allow error feedback and compressors with memory under differential privacy.
 
@@ -131,13 +130,13 @@ class CompressedStrategy(WrappingStrategy):
             raise ScenarioError(f"inner: got {inner!r}, expected a strategy of flwr.serverapp.strategy, like FedAvg()")
         if any(isinstance(part, CompressedStrategy) for part in iterate_strategies(inner)):
             raise ScenarioError("inner: got a CompressedStrategy, expected a strategy without compression")
-        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-            raise ScenarioError(f"seed: got {seed!r}, expected a whole number of at least 0")
+        if not is_whole_number(seed) or seed < 0:
+            raise ScenarioError(f"seed: got {describe_value(seed)}, expected a whole number of at least 0")
         check_flag("dp_error_feedback", dp_error_feedback)
         self.traffic: list[RoundTraffic] = []
         self._link_settings = parse_uplink(compressor, error_feedback), parse_downlink(downlink)
         self._class_check = ClassCheck.from_settings(*self._link_settings)
-        self._seed, self._exact_patterns = seed, parse_exact_patterns(exact)
+        self._seed, self._exact_patterns = int(seed), parse_exact_patterns(exact)
         self._tied_groups = None if tied is None else parse_tied_groups(tied)
         self._session: CompressionSession | None = None
         self._train_round: StrategyRound | None = None

@@ -19,7 +19,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from fedsgd.config.argument_checks import resolve_config
+from fedsgd.config.argument_checks import check_flag, is_whole_number, resolve_config
+from fedsgd.config.component import describe_value
 from fedsgd.errors import DeploymentError, OutputError, ScenarioError, make_write_error
 from fedsgd.flower.deployment import app_bundle, transport_table
 from fedsgd.flower.deployment.cluster import ClusterConfig, LocalCluster, local_cluster
@@ -111,10 +112,11 @@ def deploy(
     source, scenario = open_scenario(scenario)
     check_paths(out=out, data=data, logs=execution.logs)
     folder = expand_user_path(out).absolute()
+    check_flag("overwrite", overwrite)
     _check_settings(scenario, nodes, execution, folder)
     find_files_to_remove(folder, overwrite)  # only a check: the files are replaced when the nodes are ready
     with source:
-        return launch(scenario, folder, nodes, _locate_data(data), execution, callbacks)
+        return launch(scenario, folder, int(nodes), _locate_data(data), execution, callbacks)
 
 
 def launch(
@@ -204,12 +206,11 @@ def _keep_logs_on_trouble(callbacks: DeploymentCallbacks, folders: _WorkingFolde
 
 def _check_nodes(nodes: int, n_clients: int | None) -> None:
     """Raise a ScenarioError for fewer than one SuperNode, or for more SuperNodes than clients or `MAX_PROCESSES`."""
-    is_number = isinstance(nodes, int) and not isinstance(nodes, bool)
-    if not is_number or not 1 <= nodes <= MAX_PROCESSES or (n_clients is not None and nodes > n_clients):
-        limit = f"or more, at most {MAX_PROCESSES}"
-        if n_clients is not None and n_clients <= MAX_PROCESSES:
-            limit = f"to {n_clients}, the number of clients"
-        raise ScenarioError(f"nodes: got {nodes!r}, expected 1 {limit}")
+    limit, name = MAX_PROCESSES, "the maximum"
+    if n_clients is not None and n_clients <= MAX_PROCESSES:
+        limit, name = n_clients, "the number of clients"
+    if not is_whole_number(nodes) or not 1 <= nodes <= limit:
+        raise ScenarioError(f"nodes: got {describe_value(nodes)}, expected a whole number from 1 to {limit}, {name}")
 
 
 def _locate_data(data: str | Path | None) -> str:

@@ -110,8 +110,8 @@ ARRAY_ERRORS: dict[str, tuple[Callable[[], object], str]] = {
         "class_names: got a str, expected a list of texts",
     ),
     "class name twice": (
-        lambda: from_arrays(PAIR, PAIR, class_names=["owl", "cat", "owl"]),
-        'class_names: got "owl" several times, expected different names',
+        lambda: from_arrays((X[:2], ["owl", "cat"]), (X[:1], ["owl"]), class_names=["owl", "cat", "owl"]),
+        'class_names: got "owl" several times, expected different names for labels that are texts',
     ),
     "masked inputs": (
         lambda: from_arrays((np.ma.masked_less(X, X.max()), PAIR[1]), PAIR),
@@ -119,7 +119,7 @@ ARRAY_ERRORS: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "masked targets": (
         lambda: from_arrays(PAIR, (X, np.ma.masked_equal(np.arange(6), 3))),
-        "test: y: has 1 masked values, expected none",
+        "test: y: has 1 masked value, expected none",
     ),
     "label": (lambda: from_arrays(PAIR, PAIR, classes=2), "the training labels run from 0 to 2, expected 0 to 1"),
     "owners": (

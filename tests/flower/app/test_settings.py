@@ -34,7 +34,7 @@ WRONG_SETTINGS = [
     ({"downlink": "differences"}, 'downlink.policy: got "differences", did you mean "difference"?'),
     ({"downlink": {"polcy": "model"}}, 'downlink.polcy: unknown key, did you mean "policy"?'),
     ({"seed": -1}, "seed: got -1, expected a whole number of at least 0"),
-    ({"seed": True}, "seed: got True, expected a whole number of at least 0"),
+    ({"seed": True}, "seed: got true, expected a whole number of at least 0"),
     ({"exact": "*bn*"}, 'exact: got "*bn*", expected a list of patterns of names, like ["*.mask"]'),
     ({"exact": None}, "exact: got None, expected a list of patterns"),
     ({"exact": [1]}, "exact: got [1], expected a list of patterns"),

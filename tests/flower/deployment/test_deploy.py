@@ -258,9 +258,9 @@ def test_missing_node_is_an_error(scenario: Make, tmp_path: Path) -> None:
 
 
 def test_wrong_arguments_are_errors(scenario: Make, tmp_path: Path) -> None:
-    with pytest.raises(ScenarioError, match="nodes: got True, expected 1 to 8, the number of clients"):
+    with pytest.raises(ScenarioError, match="nodes: got true, expected a whole number from 1 to 8, the number of clients"):
         deploy_scenario(scenario(SMALL), tmp_path / "run", nodes=True)
-    with pytest.raises(ScenarioError, match="nodes: got 9, expected 1 to 8, the number of clients"):
+    with pytest.raises(ScenarioError, match="nodes: got 9, expected a whole number from 1 to 8, the number of clients"):
         deploy_scenario(scenario(SMALL), tmp_path / "run", nodes=9)
     for seconds in (0, float("inf"), float("nan"), "9"):
         with pytest.raises(ScenarioError, match=r"round_seconds: got .*, expected a positive number of seconds"):
