@@ -13,10 +13,11 @@ from fedsgd.analysis.method_labels import MethodSettings, assign_labels
 from fedsgd.analysis.runs import Run, check_target, choose_criterion, find_runs, load_run
 from fedsgd.analysis.tuning import find_grid_edge_keys, select_tuning_figures
 from fedsgd.config.python_objects import PYTHON_OBJECT_NAME
-from fedsgd.errors import ReportError, suggest_name
+from fedsgd.errors import OutputError, ReportError, suggest_name
 from fedsgd.experiment.time_to_target import SeedSummary, summarize_seeds
 from fedsgd.scenario.target import Criterion, Target, TargetLike, resolve_target
-from fedsgd.system.user_files import expand_user_path, read_text
+from fedsgd.sweeps import SWEEP_FILE, Sweep
+from fedsgd.system.user_files import expand_user_path
 
 IGNORED_KEYS = ("seed", "name")
 """Settings that do not distinguish methods."""
@@ -219,7 +220,7 @@ def _read_entries(run_specs: Sequence[RunSpec], tuned: Sequence[str], on_notice:
         label, path = (spec[0], expand_user_path(spec[1])) if isinstance(spec, tuple) else (None, expand_user_path(spec))
         if label is not None and not (isinstance(label, str) and label.isprintable()):
             raise ReportError(f"{label!r}: expected a label of printable characters")
-        if (path / "sweep.json").is_file() and label is None:
+        if (path / SWEEP_FILE).is_file() and label is None:
             yield from _read_sweep_entries(path, tuned, on_notice)
             continue
         for folder in find_runs(path):
@@ -238,25 +239,24 @@ def _check_tuned_keys(folder: Path, runs: Sequence[Run], tuned: Sequence[str]) -
 
 def _read_sweep_entries(folder: Path, tuned_keys: Sequence[str], on_notice: Callable[[str], None]) -> Iterator[_RunEntry]:
     """Yield the finished and failed cells of a sweep. The sweep decides on its tuned settings; ReportError for others."""
-    path = folder / "sweep.json"
     try:
-        cells = json.loads(read_text(path))["cells"]
-        records = [(c["state"], c["label"], tuple(c["tuned"].items()), c["seed"], folder / c["folder"]) for c in cells]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ReportError(f"{path}: is not the file of a sweep ({type(error).__name__}: {error})") from None
-    n_waiting = sum(state not in ("finished", "failed") for state, *_ in records)
+        cells = Sweep.read(folder).cells
+    except OutputError as error:
+        raise ReportError(str(error)) from None
+    n_waiting = sum(cell.state not in ("finished", "failed") for cell in cells)
     if n_waiting:
-        on_notice(f"{folder}: {n_waiting} of {len(records)} cells have not been run yet")
-    grid_key = next((key for key in tuned_keys if any(key in (cell.get("grid") or ()) for cell in cells)), None)
+        on_notice(f"{folder}: {n_waiting} of {len(cells)} cells have not been run yet")
+    grid_key = next((key for key in tuned_keys if any(key in cell.grid for cell in cells)), None)
     if grid_key is not None:
         problem = f"{grid_key} is a setting of its --grid, whose values are separate methods"
         raise ReportError(f"{folder}: {problem}; run the sweep with --tune, or name its run folders")
-    runs = {run_folder: load_run(run_folder) for state, *_, run_folder in records if state == "finished"}
+    runs = {cell.folder: load_run(folder / cell.folder) for cell in cells if cell.state == "finished"}
     _check_tuned_keys(folder, [*runs.values()], tuned_keys)
-    for state, label, tuned, seed, run_folder in records:
-        if state in ("finished", "failed"):
+    for cell in cells:
+        if cell.state in ("finished", "failed"):
+            tuned = cell.tuned.items()
             values = tuple((key, json.dumps(value) if isinstance(value, list | dict) else value) for key, value in tuned)
-            yield _RunEntry(label, values, seed, runs[run_folder] if state == "finished" else None)
+            yield _RunEntry(cell.label, values, cell.seed, runs.get(cell.folder))
 
 
 def collect_method_settings(run: Run | None, tuned: Sequence[str]) -> MethodSettings:

@@ -93,6 +93,8 @@ class Sweep:
             if table["format"] != FORMAT_VERSION:
                 raise OutputError(f"{path}: got format {table['format']!r}, expected {FORMAT_VERSION}")
             cells = tuple(Cell(**cell) for cell in table["cells"])
+            for cell in cells:
+                _ = {**cell.grid, **cell.tuned}  # a TypeError if one of them is no table
             return cls(Path(out), table["scenario"], tuple(table["tuned"]), tuple(table["grid"]), cells)
         except OSError as error:
             raise OutputError(f"{path}: cannot be read ({error.strerror})") from None

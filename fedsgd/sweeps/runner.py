@@ -75,7 +75,7 @@ def sweep(
     _check_options(seeds, execution)
     check_paths(out=out, data=execution.data)
     with search_scenario_folder(scenario):
-        plan = _plan_sweep(scenario, methods, grid or {}, tune or {}, seeds)
+        plan = _plan_sweep(scenario, methods, {} if grid is None else grid, {} if tune is None else tune, seeds)
         folder = Path("runs") / f"{plan[0].scenario.name}-sweep" if out is None else expand_user_path(out)
         return run_plan(plan, folder, execution, callbacks)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from fedsgd.analysis.method_labels import describe_distinct_settings
 from fedsgd.errors import ReportError
 from fedsgd.scenario.scenario import Scenario
 from fedsgd.scenario.target import Criterion
+from fedsgd.sweeps import Cell, Sweep
 from tests.analysis.helpers import copy_run, edit_summary, invoke
 
 
@@ -144,48 +146,54 @@ def test_tuned_method_has_its_best_value(runs: Path, tmp_path: Path) -> None:
 
 
 def test_sweep_cells_become_methods_with_failures(runs: Path, tmp_path: Path) -> None:
-    cells = []
+    folder, rate = tmp_path / "sweep", "client.optimizer.lr"
+
+    def write_cells(*cells: Cell) -> None:
+        (folder / "sweep.json").write_text(Sweep(folder, "digits", (rate,), (), cells).to_json())
+
     for seed in (0, 1):
-        shutil.copytree(runs / f"topk-{seed}", tmp_path / "sweep" / "a" / f"seed-{seed}")
-        cells.append(
-            {
-                "folder": f"a/seed-{seed}",
-                "label": "A",
-                "tuned": {"client.optimizer.lr": 0.05},
-                "seed": seed,
-                "state": "finished",
-            }
-        )
-    cells.append(
-        {"folder": "a/x", "label": "A", "tuned": {"client.optimizer.lr": 9.0}, "seed": 0, "state": "failed", "error": "NaN"}
-    )
-    cells.append({"folder": "a/y", "label": "A", "tuned": {"client.optimizer.lr": 9.0}, "seed": 1, "state": "waiting"})
-    (tmp_path / "sweep" / "sweep.json").write_text(json.dumps({"cells": cells}))
+        shutil.copytree(runs / f"topk-{seed}", folder / "a" / f"seed-{seed}")
+    finished = [Cell(f"a/seed-{seed}", "A", "A", {}, {rate: 0.05}, seed, "finished") for seed in (0, 1)]
+    failed, waiting = Cell("a/x", "A", "A", {}, {rate: 9.0}, 0, "failed", "NaN"), Cell("a/y", "A", "A", {}, {rate: 9.0}, 1)
+    write_cells(*finished, failed, waiting)
     notices: list[str] = []
-    (method,) = load_methods([tmp_path / "sweep"], on_notice=notices.append)
-    assert notices == [f"{tmp_path / 'sweep'}: 1 of 4 cells have not been run yet"]
-    assert (method.label, len(method.runs), method.best_variant.tuned) == ("A", 2, {"client.optimizer.lr": 0.05})
+    (method,) = load_methods([folder], on_notice=notices.append)
+    assert notices == [f"{folder}: 1 of 4 cells have not been run yet"]
+    assert (method.label, len(method.runs), method.best_variant.tuned) == ("A", 2, {rate: 0.05})
     assert [variant.n_failed for variant in method.variants] == [0, 1]
-    assert method.grid_edge_keys == ("client.optimizer.lr",)
+    assert method.grid_edge_keys == (rate,)
     with pytest.raises(ReportError, match=r"there is no setting client\.optimizer\.lrr, did you mean"):
-        load_methods([tmp_path / "sweep"], tuned=["client.optimizer.lrr"])
-    (tmp_path / "sweep" / "sweep.json").write_text(json.dumps({"cells": [{**cells[0], "grid": {"client.epochs": 1}}]}))
+        load_methods([folder], tuned=["client.optimizer.lrr"])
+    write_cells(replace(finished[0], grid={"client.epochs": 1}))
     with pytest.raises(ReportError, match=r"client\.epochs is a setting of its --grid, .* run the sweep with --tune"):
-        load_methods([tmp_path / "sweep"], tuned=["client.epochs"])
-    failed_cells = [{**cell, "label": "B", "state": "failed"} for cell in cells[:2]]
-    untuned_cells = [{**cell, "tuned": {}, "folder": cell["folder"], "label": "C"} for cell in cells[:1]]
-    tuned_cells = [{**cell, "label": "C"} for cell in cells[1:2]]
-    (tmp_path / "sweep" / "sweep.json").write_text(json.dumps({"cells": [*failed_cells, *untuned_cells, *tuned_cells]}))
+        load_methods([folder], tuned=["client.epochs"])
+    failed_cells = [replace(cell, folder=f"b/seed-{cell.seed}", label="B", state="failed") for cell in finished]
+    write_cells(*failed_cells, replace(finished[0], tuned={}, label="C"), replace(finished[1], label="C"))
     notices.clear()
-    (only,) = load_methods([tmp_path / "sweep"], on_notice=notices.append)
+    (only,) = load_methods([folder], on_notice=notices.append)
     assert (only.label, len(only.variants), only.grid_edge_keys) == ("C", 2, ())
     assert notices == ["B is ignored: all of its runs ended in an error"]
-    (tmp_path / "sweep" / "sweep.json").write_text(json.dumps({"cells": failed_cells}))
+    write_cells(*failed_cells)
     with pytest.raises(ReportError, match="there is no finished run to compare"):
-        load_methods([tmp_path / "sweep"])
-    (tmp_path / "sweep" / "sweep.json").write_text("{}")
-    with pytest.raises(ReportError, match=r"sweep\.json: is not the file of a sweep"):
-        load_methods([tmp_path / "sweep"])
+        load_methods([folder])
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("{}", r"not the file of a sweep \(KeyError: 'format'\)"),
+        ('{"format": 2}', "got format 2, expected 1"),
+        (
+            '{"format": 1, "cells": [{"folder": "a", "label": "A", "method": "A", "grid": {}, "tuned": 5, "seed": 0}]}',
+            r"not the file of a sweep \(TypeError",
+        ),
+    ],
+    ids=["no keys", "other format", "settings that are no table"],
+)
+def test_unreadable_file_of_a_sweep_is_named(text: str, problem: str, tmp_path: Path) -> None:
+    (tmp_path / "sweep.json").write_text(text)
+    with pytest.raises(ReportError, match=rf"sweep\.json: {problem}"):
+        load_methods([tmp_path])
 
 
 def test_load_methods_without_runs_names_the_path(tmp_path: Path, runs: Path) -> None:

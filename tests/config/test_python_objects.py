@@ -714,6 +714,10 @@ WRONG_ARGUMENTS: dict[str, tuple[Callable[[], object], str]] = {
         lambda: sweep(QUICKSTART, grid=cast("Any", ["a"])),
         'grid: got ["a"], expected a dictionary of lists of values',
     ),
+    "sweep, empty grid": (
+        lambda: sweep(QUICKSTART, grid=cast("Any", [])),
+        "grid: got [], expected a dictionary of lists of values",
+    ),
     "sweep, key": (lambda: sweep(QUICKSTART, tune=cast("Any", {3: [1]})), "tune: got the key 3, expected a dotted key"),
     "sweep, methods": (
         lambda: sweep(QUICKSTART, methods=cast("Any", [1])),
