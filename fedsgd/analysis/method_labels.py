@@ -63,19 +63,23 @@ def describe_distinct_settings(all_settings: Sequence[Mapping[str, str]]) -> lis
 def _find_differing_keys(all_settings: Sequence[Mapping[str, str]]) -> list[str]:
     """Return the keys that have several values, or that only some settings have; names of components before all other settings.
 
-    A key that only some settings have is left out if a component above it, to which it belongs, has several names.
+    A key that only some settings have is left out if the name of its component decides which settings have it.
     """
     values = {key: {settings.get(key) for settings in all_settings} for settings in all_settings for key in settings}
 
-    def is_of_another_component(key: str) -> bool:
+    def is_decided_by_name(key: str) -> bool:
         parts = key.removesuffix(".name").split(".")
-        names = (f"{'.'.join(parts[:i])}.name" for i in range(len(parts) - 1, 0, -1))
-        return len(values.get(next((name for name in names if name in values), ""), ())) > 1
+        ancestors = (f"{'.'.join(parts[:i])}.name" for i in range(len(parts) - 1, 0, -1))
+        name = next((ancestor for ancestor in ancestors if ancestor in values), None)
+        if name is None:
+            return False
+        pairs = {(settings.get(name), key in settings) for settings in all_settings}
+        return len(pairs) == len(values[name])
 
     keys = (
         key
         for key, distinct in values.items()
-        if len(distinct - {None}) > 1 or (len(distinct) > 1 and not is_of_another_component(key))
+        if len(distinct - {None}) > 1 or (len(distinct) > 1 and not is_decided_by_name(key))
     )
     return sorted(keys, key=lambda key: (not key.endswith(".name"), key))
 

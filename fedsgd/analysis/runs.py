@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,8 @@ from fedsgd.errors import ReportError, suggest_name
 from fedsgd.experiment.time_to_target import TargetReached, find_first_reached
 from fedsgd.federation.downlink import POLICY_ALIASES
 from fedsgd.numerics.arrays import F64
-from fedsgd.scenario.parsing import flatten_settings
+from fedsgd.scenario.parsing import SettingsSection, flatten_settings
+from fedsgd.scenario.scenario import Scenario
 from fedsgd.scenario.target import Criterion, Target
 from fedsgd.storage.parquet import read_column_names, read_columns
 from fedsgd.storage.run_directory import ROUND_COLUMNS, RUN_FILES, build_round_frame
@@ -128,10 +130,6 @@ class Run:
         return f"{cause}, by simulated durations; on another network, other clients would have taken part"
 
 
-_LATER_DEFAULTS: Mapping[str, Any] = {"evaluation.test": "dataset", "evaluation.every": 1}
-"""Values of keys of the evaluation that a run of an earlier release may lack, and that comparisons distinguish."""
-
-
 def read_run(run: str | Path) -> Run:
     """Read a finished run from its folder. Nothing is trained, and no module of the user and no plugin is imported.
 
@@ -168,8 +166,7 @@ def load_run(folder: Path) -> Run:
     policy = settings.get("downlink.policy")
     if isinstance(policy, str):  # a run of an earlier release may have an earlier name of the policy
         settings["downlink.policy"] = POLICY_ALIASES.get(policy, policy)
-    for key, value in _LATER_DEFAULTS.items():
-        settings.setdefault(key, value)
+    settings = {**settings, **{key: value for key, value in _list_defaults().items() if key not in settings}}
     if settings.get("evaluation.validation") == 0:  # equal to a run without this key
         del settings["evaluation.validation"]
     for file, content, types in (
@@ -193,6 +190,21 @@ def load_run(folder: Path) -> Run:
         problem = f"has {len(rounds['round'])} rounds, expected {summary['rounds']}, as summary.json says"
         raise ReportError(f"{path}: {problem}: the file is incomplete; run the scenario again")
     return Run(folder, settings, text, summary, rounds)
+
+
+@cache
+def _list_defaults() -> dict[str, Any]:
+    """Return the defaults of plain settings by dotted key: a run of an earlier release lacks those that came later.
+
+    Settings of components, and settings of which only one may be set, are not among them.
+    """
+    sections = {f.name: f.default for f in fields(Scenario) if isinstance(f.default, SettingsSection)}
+    return {
+        f"{name}.{f.name}": value
+        for name, section in sections.items()
+        for f in fields(section)
+        if isinstance(value := getattr(section, f.name), bool | int | float | str) and f.name not in section.mutually_exclusive
+    }
 
 
 def _parse_file(path: Path, parse: Callable[[str], Any]) -> Any:

@@ -278,7 +278,7 @@ def _format_markdown_table(columns: Sequence[TextColumn], best: Container[tuple[
 
 def _escape_markdown(text: str) -> str:
     """Return a text in which a label's characters do not become markup."""
-    return re.sub(r"[\\`*_|\[]|~~|<(?=[a-zA-Z/!?])|&(?=#|\w+;)", r"\\\g<0>", text)
+    return re.sub(r"[\\`*_|~\[]|<(?=[a-zA-Z/!?])|&(?=#|\w+;)", r"\\\g<0>", text)
 
 
 def _find_best_cells(comparison: Comparison, config: TableConfig) -> set[tuple[str, int]]:

@@ -1,4 +1,4 @@
-"""Checks of arguments that group options."""
+"""Checks of arguments of Python functions: flags, numbers and groups of options."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def resolve_config(argument: str, value: object, cls: type[Config]) -> Config:
         cls: frozen dataclass of the options, which fedsgd exports, with a default for each field.
 
     Raises:
-        ScenarioError: the value is not an instance of the class, or an option whose default is True or False is neither.
+        ScenarioError: the value is not an instance of the class, or a flag among the options is neither True nor False.
     """
     if value is None:
         return cls()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -20,8 +20,10 @@ from fedsgd.errors import ScenarioError
 _DIGEST_LENGTH = 16
 _UNRECORDED_MODULES = ("numpy", "torch", "__main__", "__mp_main__")
 """Libraries whose versions are in summary.json, and main scripts, whose classes have a marker with a fingerprint."""
-_loaded_digests: dict[tuple[str, int], tuple[object, str]] = {}
-"""(object, digest) by import path and id of each class or function that a run of this process has used."""
+IMPORTS_SUFFIX = ", imports"
+"""End of the key of a digest of imported modules."""
+_loaded_digests: dict[tuple[str, int], tuple[object, dict[str, str]]] = {}
+"""(object, digests) by import path and id of each class or function that a run of this process has used."""
 
 
 class ClassIdentity(NamedTuple):
@@ -82,8 +84,11 @@ def identify_classes(paths: Sequence[str]) -> list[ClassIdentity]:
     return [_identify_class(path) for path in paths]
 
 
-def digest_user_code(settings: ValidatedConfig, as_loaded: bool = False, recorded: Mapping[str, str] = {}) -> dict[str, str]:
+def digest_user_code(settings: ValidatedConfig, as_loaded: bool = False) -> dict[str, str]:
     """Return the digest of the source of each class or function outside fedsgd that settings use, by import path.
+
+    The modules that a function or a torch module imports from its folder have a digest of their own, by the import path and
+    `IMPORTS_SUFFIX`, which runs of earlier releases lack. Those that a component imports are part of its digest.
 
     Functions of numpy and torch are left out, because summary.json has the versions of these libraries. Classes without a
     source file and classes of a notebook or main script are left out, because their markers have a fingerprint of the code.
@@ -92,40 +97,31 @@ def digest_user_code(settings: ValidatedConfig, as_loaded: bool = False, recorde
         settings: scenario, section or component.
         as_loaded: True for the source at the first call for the loaded class, which later edits of the file do not change;
             False for the present source.
-        recorded: digests of a run, by import path. A digest of a function without the modules that it imports, as earlier
-            releases made it, is returned unchanged if the function's own module has not changed.
     """
-    digests = {}
+    digests: dict[str, str] = {}
     for path in find_import_paths(settings):
         if _is_recorded(path.partition(":")[0]):
             with suppress(ScenarioError, OSError):  # a class inside a function or class cannot be imported by its path
-                value = import_by_path(path)
-                digests[path] = _digest_value(path, value, as_loaded)
-                if path in recorded and recorded[path] == _digest_modules_alone(path, value):
-                    digests[path] = recorded[path]
-    return {path: digest for path, digest in digests.items() if digest}
+                digests |= _digest_value(path, import_by_path(path), as_loaded)
+    return digests
 
 
-def _digest_modules_alone(path: str, value: object) -> str | None:
-    """Return the digest of a function or torch module without the modules that it imports; None without a file.
-
-    The digests of components have always included these.
-    """
-    modules = [] if _is_component(value) else _list_recorded_modules(path, value)
-    files = sorted({item for module in modules for item in _find_module_file(module)})
-    return _digest_files(files) if files else None
-
-
-def _digest_value(path: str, value: object, as_loaded: bool) -> str:
-    """Return the digest of the source of a class or function, "" without a source file."""
+def _digest_value(path: str, value: object, as_loaded: bool) -> dict[str, str]:
+    """Return the digests of the source of a class or function, as in `digest_user_code`; nothing without a source file."""
     key = path, id(value)
     if as_loaded and key in _loaded_digests:
         return _loaded_digests[key][1]
-    files = _list_class_files(value, _list_recorded_modules(path, value))
-    digest = _digest_files(files) if files else ""
+    modules = _list_recorded_modules(path, value)
+    files = {path: _list_class_files(value, modules)}
+    if not _is_component(value):
+        own_files = sorted({item for module in modules for item in _find_module_file(module)})
+        own_paths = {file.resolve() for _, file in own_files}
+        imported_files = [(name, file) for name, file in files[path] if file.resolve() not in own_paths]
+        files = {path: own_files, f"{path}{IMPORTS_SUFFIX}": imported_files}
+    digests = {name: _digest_files(items) for name, items in files.items() if items}
     if as_loaded:
-        _loaded_digests[key] = value, digest
-    return digest
+        _loaded_digests[key] = value, digests
+    return digests
 
 
 def _list_recorded_modules(path: str, value: object) -> list[str]:

@@ -42,7 +42,7 @@ def number_text_labels(*targets: Sequence[str], class_names: Sequence[str] | Non
     """Return (the class numbers of each part of a dataset, the class names) for labels that are texts.
 
     All parts are numbered together, in the order of `class_names`, or of code points, which is equal on every machine.
-    DataError for a label that `class_names` lacks or has twice.
+    DataError for a label that `class_names` lacks, and for a name that it has twice.
 
     >>> numbers, names = number_text_labels(["owl", "cat"], ["cat"])
     >>> [part.tolist() for part in numbers], names

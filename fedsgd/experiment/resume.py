@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedsgd.config.argument_checks import is_whole_number, resolve_config
+from fedsgd.config.component import describe_value
 from fedsgd.data import Dataset
 from fedsgd.errors import CheckpointError, FedsgdError, OutputError, ResumeWarning, ScenarioError
 from fedsgd.experiment.checkpoints import list_manifests
@@ -191,7 +192,7 @@ def plan_resumption(folder: Path, rounds: int | None) -> tuple[ResumePoint, Scen
     """
     point = find_resume_point(folder)
     scenario = _plan_scenario(point, rounds)
-    if rounds is None and point.run["is_over"] and scenario.rounds == point.scenario_rounds and is_complete(folder):
+    if rounds is None and point.run["is_over"] and scenario.rounds == point.scenario.rounds and is_complete(folder):
         hint = "pass --rounds (in Python: rounds=...) to continue it"
         raise CheckpointError(f"{folder}: the run is finished, after {point.manifest.round} rounds; {hint}")
     return point, scenario
@@ -199,18 +200,21 @@ def plan_resumption(folder: Path, rounds: int | None) -> tuple[ResumePoint, Scen
 
 def _plan_scenario(point: ResumePoint, rounds: int | None) -> Scenario:
     """Return the scenario of the rest of a run, after a check of the scenario file and of the number of rounds."""
-    recorded_toml, path = str(point.run["scenario"]), point.folder / "scenario.toml"
-    scenario = parse_scenario(tomllib.loads(recorded_toml))
+    scenario, path = point.scenario, point.folder / "scenario.toml"
     with suppress(OSError):
         try:
             present = tomllib.loads(text := read_text(path))
         except ValueError as error:
             raise CheckpointError(f"{path}: not valid TOML: {error}") from None
-        raise_for_differences(point.folder, list_scenario_differences(recorded_toml, text))
+        with suppress(FedsgdError):
+            present_scenario = parse_scenario(present)
+            # written again, so that keys which a checkpoint of an earlier release lacks are no differences
+            text = present_scenario.to_toml()
+            # [checkpoint] has no effect on results, so the file may change it
+            scenario = replace(scenario, checkpoint=present_scenario.checkpoint)
+        raise_for_differences(point.folder, list_scenario_differences(point.scenario.to_toml(), text))
         if rounds is None and present.get("rounds", scenario.rounds) != scenario.rounds:
             rounds = present["rounds"]  # edited, or written by a continuation that was stopped before its first checkpoint
-        with suppress(FedsgdError):  # [checkpoint] has no effect on results, so the file may change it
-            scenario = replace(scenario, checkpoint=parse_scenario(present).checkpoint)
     return scenario if rounds is None else _change_rounds(scenario, point, rounds)
 
 
@@ -219,7 +223,8 @@ def _change_rounds(scenario: Scenario, point: ResumePoint, rounds: int) -> Scena
     done = point.manifest.round
     n_least = done + is_complete(point.folder)
     if not is_whole_number(rounds) or rounds < n_least:
-        raise ScenarioError(f"rounds: got {rounds!r}, expected at least {n_least}, because {done} rounds are done")
+        expected = f"a whole number of at least {n_least}, because {done} rounds are done"
+        raise ScenarioError(f"rounds: got {describe_value(rounds)}, expected {expected}")
     if point.run["is_over"] and done < scenario.rounds and rounds > done:
         raise ScenarioError(f"rounds: the run ended after round {done}, because it reached the target of [stop]")
     for key, optimizer, n_steps in (

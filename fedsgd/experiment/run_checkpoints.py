@@ -8,10 +8,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fedsgd.config.user_classes import list_module_folders
+from fedsgd.config.user_classes import IMPORTS_SUFFIX, list_module_folders
 from fedsgd.errors import CheckpointError, OutputError
 from fedsgd.experiment.builder import Experiment
 from fedsgd.experiment.checkpoints import (
@@ -36,7 +37,7 @@ from fedsgd.experiment.run_identity import (
 from fedsgd.experiment.run_tables import RunTables
 from fedsgd.federation import ServerState
 from fedsgd.federation.round_record import ResidualStatistics, RoundRecord
-from fedsgd.scenario.scenario import parse_scenario
+from fedsgd.scenario.scenario import Scenario, parse_scenario
 from fedsgd.storage.durable import sync_path
 from fedsgd.storage.run_directory import CHECKPOINT_FOLDER, remove_results, write_atomically
 from fedsgd.system.torch_determinism import use_caller_state
@@ -75,10 +76,10 @@ class ResumePoint:
         settings: Mapping[str, Any] | None = self.run.get("deployment")
         return settings
 
-    @property
-    def scenario_rounds(self) -> int:
-        """Maximum number of rounds of the run at the checkpoint."""
-        return int(tomllib.loads(self.run["scenario"])["rounds"])
+    @cached_property
+    def scenario(self) -> Scenario:
+        """Scenario of the run at the checkpoint. ScenarioError if it cannot be read, as without a plugin."""
+        return parse_scenario(tomllib.loads(self.run["scenario"]))
 
     @property
     def engine(self) -> EngineChoice:
@@ -103,11 +104,11 @@ class ResumePoint:
         Raises:
             CheckpointError: the run would not give the results of a run that was never interrupted; a note for each difference.
         """
-        # parsed and written again: keys and names of policies that earlier releases did not have are no differences
-        recorded_scenario = parse_scenario(tomllib.loads(self.run["scenario"]))
         # an object that only the resumption got replaces a component, so that the scenario differs
-        differences = list_scenario_differences(recorded_scenario.to_toml(), experiment.scenario.to_toml())
-        differences += list_differences(self.run["identity"], describe_identity(experiment, self.run["identity"]))
+        differences = list_scenario_differences(self.scenario.to_toml(), experiment.scenario.to_toml())
+        recorded, present = self.run["identity"], describe_identity(experiment)
+        later_keys = {key for key in present if key.endswith(IMPORTS_SUFFIX) and key not in recorded}
+        differences += list_differences(recorded, {key: present[key] for key in present if key not in later_keys})
         raise_for_differences(self.folder, differences)
         return list_differences(self.run["environment"], describe_environment())
 
@@ -255,7 +256,7 @@ class RunCheckpoints:
             # the last round of a shorter run is always evaluated, but not the same round of the longer run
             history[-1] = self._changed_record = replace(history[-1], metrics=None)
         federation.restore(server, history, ResidualStatistics(norms, missed))
-        if federation.is_over and manifest.round < self._experiment.scenario.rounds > self._point.scenario_rounds:
+        if federation.is_over and manifest.round < self._experiment.scenario.rounds > self._point.scenario.rounds:
             raise CheckpointError(
                 f"{self._point.folder}: the run ended after round {manifest.round}, because it reached the target of [stop]"
             )

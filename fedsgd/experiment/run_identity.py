@@ -19,7 +19,6 @@ from fedsgd.wire import WIRE_VERSION
 
 RESULT_NEUTRAL_KEYS = ("rounds", "checkpoint")
 """Keys and sections of a scenario that may differ: the number of rounds is checked separately."""
-_CODE_PREFIX = "user_code."
 
 
 def collect_versions() -> dict[str, str]:
@@ -42,22 +41,19 @@ def fingerprint_data(experiment: Experiment) -> str:
     return fingerprint([arrays, dataset.classes, list(experiment.train.distinct_sizes())])
 
 
-def describe_identity(experiment: Experiment, recorded: Mapping[str, Any] = {}) -> dict[str, Any]:
+def describe_identity(experiment: Experiment) -> dict[str, Any]:
     """Return the versions, the data and the user's code of a run, by dotted key.
 
     Args:
         experiment: the run.
-        recorded: identity with which the result is compared, for digests that an earlier release made.
     """
     versions, device = collect_versions(), experiment.engine_choice.device
-    recorded_code = {key.removeprefix(_CODE_PREFIX): value for key, value in recorded.items() if key.startswith(_CODE_PREFIX)}
-    code = digest_user_code(experiment.scenario, as_loaded=True, recorded=recorded_code)
     return {
         **({} if device == CPU else {"engine.device": describe_device(device)}),
         **{f"versions.{name}": versions[name] for name in ("fedsgd", "torch")},
         "versions.wire format": WIRE_VERSION,
         "data.sha256": fingerprint_data(experiment),
-        **{f"{_CODE_PREFIX}{path}": digest for path, digest in code.items()},
+        **{f"user_code.{path}": digest for path, digest in digest_user_code(experiment.scenario, as_loaded=True).items()},
     }
 
 

@@ -99,8 +99,8 @@ class Scenario(SettingsSection):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.name in ("", ".", "..") or any(c in "/\\" or category(c) in ("Cc", "Cs") for c in self.name):
-            expected = 'a non-empty text without "/", "\\" and control characters, other than "." and ".."'
+        if self.name in ("", ".", "..") or not all(map(_is_allowed_in_name, self.name)):
+            expected = 'a non-empty printable text without "/" and "\\", other than "." and ".."'
             raise FieldError("scenario", "name", f"got {self.name!r}, expected {expected}")
         self._check_consistency()
         if self.data.n_clients is not None:
@@ -173,6 +173,11 @@ class Scenario(SettingsSection):
         """
         check_settings(settings)
         return parse_scenario(apply_settings(Scenario, dump_table(self), settings))
+
+
+def _is_allowed_in_name(character: str) -> bool:
+    """Return True for a printable character or a space of any width that a folder's name can have."""
+    return character not in "/\\" and (character.isprintable() or category(character) == "Zs")
 
 
 def load(path: str | Path, settings: Mapping[str, Any] | None = None) -> Scenario:

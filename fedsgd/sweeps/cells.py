@@ -94,7 +94,8 @@ class Sweep:
                 raise OutputError(f"{path}: got format {table['format']!r}, expected {FORMAT_VERSION}")
             cells = tuple(Cell(**cell) for cell in table["cells"])
             for cell in cells:
-                _ = {**cell.grid, **cell.tuned}  # a TypeError if one of them is no table
+                if not (isinstance(cell.folder, str) and isinstance(cell.grid, dict) and isinstance(cell.tuned, dict)):
+                    raise TypeError(f"cell {cell.folder!r} has no folder, grid or tuned values")
             return cls(Path(out), table["scenario"], tuple(table["tuned"]), tuple(table["grid"]), cells)
         except OSError as error:
             raise OutputError(f"{path}: cannot be read ({error.strerror})") from None

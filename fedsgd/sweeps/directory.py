@@ -174,8 +174,7 @@ def _find_code_difference(path: Path, scenario: Scenario) -> str:
         recorded_digests = json.loads(path.read_text(encoding="utf-8")).get("user_code") or {}
     except (OSError, ValueError, AttributeError):
         return ""
-    digests = digest_user_code(scenario, recorded=recorded_digests) if recorded_digests else {}
-    for name, digest in digests.items():
+    for name, digest in (digest_user_code(scenario) if recorded_digests else {}).items():
         if recorded_digests.get(name, digest) != digest:
             return f"another source of {name}: its sha256 is {recorded_digests[name]} there, but {digest} now"
     return ""

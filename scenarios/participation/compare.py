@@ -153,7 +153,8 @@ def main() -> None:
     jobs: list[Job] = [(m, split, options.cohort, rate, seed, options.rounds) for seed, rate, split, m in grid]
     finished = {tuple(record["job"]): record for record in load_records(options.results)}
     missing = [job for job in jobs if job not in finished]
-    options.results.open("a").close()  # a path that cannot be written is an error before the first run
+    if missing:
+        options.results.open("a").close()  # a path that cannot be written is an error before the first run
     with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
         for n, record in enumerate(pool.imap_unordered(_run, [(job, options.data) for job in missing]), start=1):
             finished[tuple(record["job"])] = record

@@ -62,8 +62,12 @@ def test_label_of_runs_names_the_method(runs: Path) -> None:
             [{"d.name": '"a"', "d.part.name": '"p"'}, {"d.name": '"b"', "d.part.name": '"p"', "d.part.least": "2"}],
             [["d a"], ["d b", "least 2"]],
         ),
+        (
+            [{"o.name": '"sgd"'}, {"o.name": '"momentum"'}, {"o.name": '"momentum"', "o.clip_norm": "1.0"}],
+            [["o sgd"], ["o momentum"], ["o momentum", "clip norm 1"]],
+        ),
     ],
-    ids=["component", "setting", "components with own settings", "settings of one component", "part of equal name"],
+    ids=["component", "setting", "components with own settings", "settings of one component", "part of equal name", "option"],
 )
 def test_setting_that_only_some_methods_have_is_named(settings: list[dict[str, str]], words: list[list[str]]) -> None:
     assert describe_distinct_settings(settings) == words

@@ -54,9 +54,9 @@ def test_special_characters_in_labels_are_escaped(runs: Path) -> None:
     method = replace(load_methods([runs / "dense-0"])[0], label=r"50 % of_it & #1 ~ a|b {x} \y")
     comparison = compare([method])
     assert r"50 \% of\_it \& \#1 \textasciitilde{} a|b \{x\} \textbackslash{}y" in to_latex(comparison)
-    assert r"| 50 % of\_it & #1 ~ a\|b {x} \\y |" in to_markdown(comparison)
+    assert r"| 50 % of\_it & #1 \~ a\|b {x} \\y |" in to_markdown(comparison)
     marked = replace(method, label="<x>|*y* [1] < 2, ~~a~~ &lt; b & c")
-    assert r"| \<x>\|\*y\* \[1] < 2, \~~a\~~ \&lt; b & c |" in to_markdown(compare([marked]))
+    assert r"| \<x>\|\*y\* \[1] < 2, \~\~a\~\~ \&lt; b & c |" in to_markdown(compare([marked]))
 
 
 def test_cell_of_mean_has_the_sample_standard_deviation() -> None:

@@ -254,7 +254,7 @@ def copy(finished: Path, tmp_path: Path) -> Path:
 def test_finished_run_continues(copy: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="the run is finished, after 5 rounds; pass --rounds"):
         resume(copy)
-    with pytest.raises(ScenarioError, match="rounds: got 5, expected at least 6, because 5 rounds are done"):
+    with pytest.raises(ScenarioError, match="rounds: got 5, expected a whole number of at least 6, because 5 rounds are done"):
         resume(copy, rounds=5)
     resume(copy, rounds=8)
     run(make_scenario({**SETTINGS["differences"], "rounds": 8}), out=tmp_path / "whole")
@@ -358,19 +358,35 @@ def write_manifest(path: Path, table: dict[str, Any]) -> None:
     path.write_text(json.dumps(table))
 
 
-def test_checkpoint_of_an_earlier_release_without_later_keys_is_resumed(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    run(make_scenario({**SETTINGS["unbiased"], "rounds": 2}), out=folder)
-    text = (folder / "scenario.toml").read_text()
-    old_text = re.sub(r"(?m)^(stragglers|held_out) = .*\n", "", text).replace('policy = "unbiased"', 'policy = "plain"')
-    assert len(old_text.splitlines()) == len(text.splitlines()) - 2
-    assert old_text.count('"plain"') == 1
-    (folder / "scenario.toml").write_text(old_text)
-    for path in list_manifests(folder / "checkpoints"):
-        table = json.loads(path.read_text())
-        table["checkpoint"]["run"]["scenario"] = old_text
-        write_manifest(path, table)
-    assert resume(folder, rounds=3).history[-1].round == 3
+def make_older(folder: Path) -> None:
+    """Turn a run into one of an earlier release, without keys that came later and with an earlier name of a policy."""
+    path = folder / "scenario.toml"
+    text = path.read_text()
+    older_text = re.sub(r"(?m)^(stragglers|held_out) = .*\n", "", text).replace('policy = "unbiased"', 'policy = "plain"')
+    assert len(older_text.splitlines()) == len(text.splitlines()) - 2
+    assert older_text.count('"plain"') == 1
+    path.write_text(older_text)
+    for manifest in list_manifests(folder / "checkpoints"):
+        table = json.loads(manifest.read_text())
+        table["checkpoint"]["run"]["scenario"] = older_text
+        write_manifest(manifest, table)
+
+
+def test_checkpoint_of_an_earlier_release_is_resumed_twice(tmp_path: Path) -> None:
+    run(make_scenario({**SETTINGS["unbiased"], "rounds": 2}), out=tmp_path / "run")
+    make_older(tmp_path / "run")
+    with pytest.raises(StopError):  # scenario.toml has the later keys now, and the checkpoint has not
+        resume(tmp_path / "run", rounds=4, on_round=stop_after(3))
+    assert resume(tmp_path / "run").history[-1].round == 4
+
+
+def test_checkpoint_of_an_earlier_release_is_not_run_again(tmp_path: Path) -> None:
+    scenario = make_scenario(SETTINGS["unbiased"])
+    interrupt(scenario, tmp_path / "run", 3)
+    make_older(tmp_path / "run")
+    rounds: list[int] = []
+    run_or_resume(scenario, tmp_path / "run", data=None, on_round=lambda record: rounds.append(record.round))
+    assert rounds == [3, 4, 5]
 
 
 def test_other_versions_and_data_are_refused(copy: Path) -> None:

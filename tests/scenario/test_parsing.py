@@ -215,7 +215,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "inline": ({"data.partitoin": 3}, 'data.partitoin: unknown key, did you mean "partition"?'),
     "inline, far": ({"data.alpha": 3}, 'data.alpha: unknown key, expected one of: "held_out", "name", "partition"'),
     "seed": ({"seed": -1}, "seed: expected a whole number of at least 0, got -1"),
-    "folder": ({"name": "a/b"}, "name: got 'a/b', expected a non-empty text without "),
+    "folder": ({"name": "a/b"}, "name: got 'a/b', expected a non-empty printable text without "),
     "memory": ({"uplink.compressor.name": "rand-k"}, "uplink.error_feedback: error-feedback needs a contractive compressor"),
     "downlink": ({"downlink.compressor.name": "top-k"}, 'downlink.compressor.name: got "top-k", expected "dense"'),
 }

@@ -106,9 +106,9 @@ def test_scenario_name_may_have_any_letters_and_spaces() -> None:
     assert Scenario(name="größe\u00a0\U0001f600").name == "größe\u00a0\U0001f600"
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\nb", "a\0b", "a\ud800"])
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\nb", "a\0b", "a\ud800", "a\u2028b", "a\u202eb", "\u200b"])
 def test_scenario_name_that_is_no_folder_is_refused(name: str) -> None:
-    with pytest.raises(ScenarioError, match=r"scenario\.name: got .*, expected a non-empty text"):
+    with pytest.raises(ScenarioError, match=r"scenario\.name: got .*, expected a non-empty printable text"):
         Scenario(name=name)
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from fedsgd.analysis.page.html import read_asset, render_template
 from fedsgd.analysis.replication.counting_rules import get_counting_rule
-from fedsgd.analysis.replication.study import BY_DIFFERENCE, KNOWN, SMALLER_IS_BETTER, VERDICTS, Study
-from fedsgd.analysis.replication.verdicts import CellResult, ClaimResult, Replication
+from fedsgd.analysis.replication.study import BY_DIFFERENCE, KNOWN, NOT_RUN, SMALLER_IS_BETTER, VERDICTS, Study
+from fedsgd.analysis.replication.verdicts import FAILS, HOLDS, UNDECIDED, CellResult, ClaimResult, Replication
 from fedsgd.config.quantities import format_bytes, format_seconds
 
 Rows = list[list[str]]
@@ -244,10 +245,14 @@ def to_html(replication: Replication) -> str:
 
 
 def describe_verdicts(replication: Replication) -> str:
-    """Return the counts of the verdicts in one line, in the order of `VERDICTS`.
+    """Return the counts of the verdicts on cells, in the order of `VERDICTS`, and on claims, in one line.
 
     Args:
         replication: result of a study.
     """
-    counts = count_verdicts(replication)
-    return "; ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if verdict in counts)
+    counts, claims = count_verdicts(replication), Counter(result.verdict for result in replication.claims)
+    texts = [f"{counts[verdict]} {verdict}" for verdict in VERDICTS if verdict in counts]
+    if claims:
+        order = (HOLDS, FAILS, UNDECIDED, NOT_RUN)
+        texts.append("claims: " + ", ".join(f"{claims[verdict]} {verdict}" for verdict in order if verdict in claims))
+    return "; ".join(texts)
