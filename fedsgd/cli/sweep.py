@@ -196,11 +196,14 @@ def compare_methods(sweep: Sweep) -> Comparison | None:
 
     if not sweep.tuned and len({cell.seed for cell in sweep.cells}) < MIN_SEEDS:
         return None
+    if all(cell.state != "finished" for cell in sweep.cells):
+        return None
     targets = {summary.get("target") for summary in map(sweep.read_summary, sweep.cells) if summary is not None}
     target = targets.pop() if len(targets) == 1 else None
     try:
         return compare(load_methods([sweep.out], target), target)
-    except ReportError:  # no cell is finished, or its files were removed
+    except ReportError as error:
+        echo(f"fedsgd: the methods cannot be compared: {error}", err=True)
         return None
 
 

@@ -55,6 +55,8 @@ def test_special_characters_in_labels_are_escaped(runs: Path) -> None:
     comparison = compare([method])
     assert r"50 \% of\_it \& \#1 \textasciitilde{} a|b \{x\} \textbackslash{}y" in to_latex(comparison)
     assert r"| 50 % of\_it & #1 \~ a\|b {x} \\y |" in to_markdown(comparison)
+    notes = replace(comparison, rows=tuple(replace(row, warnings=("*a* of <b>",)) for row in comparison.rows))
+    assert to_markdown(notes).splitlines()[-1] == r"- 50 % of\_it & #1 \~ a\|b {x} \\y: warning: \*a\* of \<b>"
     marked = replace(method, label="<x>|*y* [1] < 2, ~~a~~ &lt; b & c")
     assert r"| \<x>\|\*y\* \[1] < 2, \~\~a\~\~ \&lt; b & c |" in to_markdown(compare([marked]))
 

@@ -679,6 +679,10 @@ WRONG_ARGUMENTS: dict[str, tuple[Callable[[], object], str]] = {
         lambda: run(QUICKSTART, execution=fedsgd.ExecutionConfig(profile=cast("Any", 1))),
         "execution.profile: got 1, expected True or False",
     ),
+    "run, overwrite": (
+        lambda: run(QUICKSTART, overwrite=cast("Any", "no")),
+        'overwrite: got "no", expected True or False',
+    ),
     "settings, array": (
         lambda: load(QUICKSTART, {"evaluation.metrics": np.array([1, 2])}),
         'evaluation.metrics: expected a list, each entry "macro-f1"',

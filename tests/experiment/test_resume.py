@@ -706,6 +706,26 @@ def test_test_loss_that_is_not_finite_stops_the_run_unless_clients_are_skipped()
 
 
 @pytest.mark.slow
+def test_imports_without_a_digest_in_the_checkpoint_are_no_difference(tmp_path: Path, user_folder: Path) -> None:
+    """Earlier releases recorded the module of a function alone."""
+    (user_folder / "resumed_size.py").write_text("SIZE = 64\n")
+    (user_folder / "resumed_net.py").write_text(
+        "import torch\nfrom resumed_size import SIZE\n\ndef make():\n"
+        "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(SIZE, 10))\n"
+    )
+    settings = {key: value for key, value in BASE.items() if key != "model.hidden"} | {"model.module": "resumed_net:make"}
+    interrupt(Scenario(name="short").with_settings(settings), tmp_path / "run", 3)
+    for path in list_manifests(tmp_path / "run" / "checkpoints"):
+        table = json.loads(path.read_text())
+        del table["checkpoint"]["run"]["identity"]["user_code.resumed_net:make, imports"]
+        write_manifest(path, table)
+    assert resume(tmp_path / "run").history[-1].round == 5
+    edit_manifest(tmp_path / "run", identity={"user_code.resumed_net:make, imports": "feed"})
+    with pytest.raises(CheckpointError, match=r"user_code\.resumed_net:make, imports was 'feed', now "):
+        resume(tmp_path / "run", rounds=6)
+
+
+@pytest.mark.slow
 def test_module_of_the_run_is_found_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "modules"
     folder.mkdir()

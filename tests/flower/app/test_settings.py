@@ -6,6 +6,7 @@ import json
 import zlib
 from typing import Any
 
+import numpy as np
 import pytest
 from flwr.serverapp.strategy import FedAvg
 
@@ -57,6 +58,10 @@ def test_downlink_accepts_the_name_of_a_policy() -> None:
         CompressedStrategy(FedAvg(), downlink=downlink)._link_settings for downlink in ("difference", {"policy": "difference"})
     ]
     assert link_settings[0] == link_settings[1]
+
+
+def test_seed_may_be_an_integer_of_numpy() -> None:
+    assert type(CompressedStrategy(FedAvg(), seed=np.int64(3))._seed) is int  # type: ignore[arg-type]
 
 
 def test_compressor_accepts_a_component() -> None:

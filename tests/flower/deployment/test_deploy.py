@@ -262,6 +262,8 @@ def test_wrong_arguments_are_errors(scenario: Make, tmp_path: Path) -> None:
         deploy_scenario(scenario(SMALL), tmp_path / "run", nodes=True)
     with pytest.raises(ScenarioError, match="nodes: got 9, expected a whole number from 1 to 8, the number of clients"):
         deploy_scenario(scenario(SMALL), tmp_path / "run", nodes=9)
+    with pytest.raises(ScenarioError, match='overwrite: got "no", expected True or False'):
+        deploy_scenario(scenario(SMALL), tmp_path / "run", overwrite="no")
     for seconds in (0, float("inf"), float("nan"), "9"):
         with pytest.raises(ScenarioError, match=r"round_seconds: got .*, expected a positive number of seconds"):
             deploy_scenario(scenario(SMALL), tmp_path / "run", round_seconds=seconds)
