@@ -166,10 +166,8 @@ def _digest_files(files: Sequence[tuple[str, Path]]) -> str:
 def _list_files(module: str, follow_imports: bool) -> list[tuple[str, Path]]:
     """Return (name, path) of the files that define a module."""
     root = find_root(module)
-    if root is not None and (follow_imports or not is_installed(root)):
-        files = list(list_source_files(module, root).items())
-        if (follow_imports and files) or len(files) > 1:  # a function's own module alone has the digest of earlier releases
-            return files
+    if root is not None and (follow_imports or not is_installed(root)) and (files := list_source_files(module, root)):
+        return list(files.items())
     return _find_module_file(module)
 
 
