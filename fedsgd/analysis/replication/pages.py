@@ -123,16 +123,13 @@ def _build_claim_row(study: Study, result: ClaimResult) -> list[str]:
     return [result.claim.text, result.verdict, figures]
 
 
-def count_verdicts(replication: Replication) -> dict[str, int]:
-    """Return the number of cells by verdict.
+def count_verdicts(results: Sequence[CellResult] | Sequence[ClaimResult]) -> Counter[str]:
+    """Return the number of cells or claims by verdict.
 
     Args:
-        replication: result of a study.
+        results: cells or claims of a study.
     """
-    counts: dict[str, int] = {}
-    for cell in replication.cells:
-        counts[cell.verdict] = counts.get(cell.verdict, 0) + 1
-    return counts
+    return Counter(result.verdict for result in results)
 
 
 def list_notes(replication: Replication) -> list[str]:
@@ -202,7 +199,7 @@ def to_json(replication: Replication) -> str:
         "source": study.source,
         "measure": study.measure,
         "tolerance": study.tolerance,
-        "verdicts": count_verdicts(replication),
+        "verdicts": count_verdicts(replication.cells),
         "cells": [{**asdict(cell), "reached": _is_reached(cell)} for cell in replication.cells],
         "claims": [
             {"text": c.claim.text, "verdict": c.verdict, "better": c.better, "worse": c.worse} for c in replication.claims
@@ -250,7 +247,7 @@ def describe_verdicts(replication: Replication) -> str:
     Args:
         replication: result of a study.
     """
-    counts, claims = count_verdicts(replication), Counter(result.verdict for result in replication.claims)
+    counts, claims = count_verdicts(replication.cells), count_verdicts(replication.claims)
     texts = [f"{counts[verdict]} {verdict}" for verdict in VERDICTS if verdict in counts]
     if claims:
         order = (HOLDS, FAILS, UNDECIDED, NOT_RUN)

@@ -82,18 +82,14 @@ def open_study(study: str | Path, config: ReplicationConfig, results: str | Path
         return StudyPlan(loaded_study, config, current), results_folder
 
 
-def list_results() -> list[tuple[str, str, str]]:
-    """Return name, title and counted verdicts of each study, by the results in its folder.
+def list_results() -> list[Replication]:
+    """Return the result of each study, by the results in its folder.
 
     Raises:
         ScenarioError: a key of a study is wrong.
         ReportError: the results of a study cannot be read.
     """
-    rows = []
-    for name in list_studies():
-        plan, _ = open_study(name, ReplicationConfig(), None)
-        rows.append((name, plan.study.title, pages.describe_verdicts(build_replication(plan))))
-    return rows
+    return [build_replication(open_study(name, ReplicationConfig(), None)[0]) for name in list_studies()]
 
 
 @contextmanager

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from fedsgd.cli.streams import echo_json
 from fedsgd.cli.terminal.column_table import ColumnTable, create_console, print_lines, print_tables
 from fedsgd.config.text_columns import TextColumn
 
 if TYPE_CHECKING:
+    from fedsgd.analysis.replication.study import Study
     from fedsgd.analysis.replication.verdicts import Replication
 
 RANKS = {
@@ -24,6 +25,8 @@ RANKS = {
     "tuned": 7,
 }
 """Rank of a column, of which the highest is dropped first; 0 for a column that is always shown."""
+STUDY_HEADINGS = ("reproduced", "differs", "not run", "no published figure")
+"""Begins of the verdicts on cells that the table of studies counts."""
 
 
 def print_replication(replication: Replication) -> None:
@@ -57,22 +60,37 @@ def _build_table(title: str, headings: list[str], rows: list[list[str]], text_he
 
 
 def print_studies(as_json: bool) -> None:
-    """Print the studies with the verdicts of their results, as a table or as JSON."""
+    """Print the studies with the counted verdicts of their results, as a table or as JSON."""
+    from fedsgd.analysis.replication.pages import count_verdicts
     from fedsgd.analysis.replication.replicate import list_results
 
-    rows = list_results()
+    studies = list_results()
+    counts = [(count_verdicts(result.cells), count_verdicts(result.claims)) for result in studies]
     if as_json:
-        echo_json(json.dumps([dict(zip(("study", "title", "verdicts"), row, strict=True)) for row in rows], indent=2))
+        pairs = zip(studies, counts, strict=True)
+        echo_json(json.dumps([_describe_study(result.study, *both) for result, both in pairs], indent=2))
         return
     console = create_console()
-    if not rows:
+    if not studies:
         print_lines(console, ["no studies here: they are in `scenarios` of a checkout"])
         return
-    names, titles, verdicts = zip(*rows, strict=True)
     columns = [
-        TextColumn("study", "study", names, 0, "left"),
-        TextColumn("title", "title", titles, 1, "left", "end"),
-        TextColumn("verdicts", "verdicts", verdicts, 0, "left", "end"),
+        TextColumn("study", "study", tuple(result.study.name for result in studies), 0, "left", "distinct"),
+        TextColumn("title", "title", tuple(result.study.title for result in studies), 1, "left"),
     ]
+    for heading in STUDY_HEADINGS:
+        cells = [sum(n for verdict, n in verdicts.items() if verdict.startswith(heading)) for verdicts, _ in counts]
+        columns.append(TextColumn(heading, heading, tuple(f"{n}" if n else "" for n in cells), 0))
+    columns.append(TextColumn("claims hold", "claims hold", tuple(_format_claims(claims) for _, claims in counts), 0))
     print_tables(console, [ColumnTable(columns, "studies")])
     print_lines(console, ["to run a study: fedsgd replicate STUDY"])
+
+
+def _describe_study(study: Study, verdicts: Mapping[str, int], claims: Mapping[str, int]) -> dict[str, Any]:
+    return {"study": study.name, "title": study.title, "verdicts": verdicts, "claims": claims}
+
+
+def _format_claims(claims: Mapping[str, int]) -> str:
+    """Return how many of a study's claims that were run hold; "" if none was run."""
+    n_run = sum(n for verdict, n in claims.items() if verdict != "not run")
+    return f"{claims.get('holds', 0)} of {n_run}" if n_run else ""

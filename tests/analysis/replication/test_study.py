@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
-from fedsgd.analysis.replication.pages import to_markdown
+from fedsgd.analysis.replication.pages import describe_verdicts, to_markdown
 from fedsgd.analysis.replication.plan import ReplicationConfig
 from fedsgd.analysis.replication.replicate import list_results, open_study
 from fedsgd.analysis.replication.study import find_study, list_studies, load_study
 from fedsgd.analysis.replication.verdicts import build_replication
+from fedsgd.cli import main
 from fedsgd.errors import ReportError, ScenarioError
 from tests.analysis.replication.studies import write_study
 
@@ -78,5 +82,17 @@ def test_report_is_that_of_the_committed_results(name: str) -> None:
 @pytest.mark.slow
 def test_page_has_the_verdicts_of_the_committed_results() -> None:
     text = (Path(__file__).parents[3] / "fedsgd" / "docs" / "results" / "replication.md").read_text(encoding="utf-8")
-    rows = [f"| `{name}` | {title} | {verdicts} |" for name, title, verdicts in list_results()]
+    rows = [f"| `{r.study.name}` | {r.study.title} | {describe_verdicts(r)} |" for r in list_results()]
     assert [row for row in rows if row not in text] == []
+
+
+def test_list_of_studies_counts_verdicts_and_claims(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("fedsgd.analysis.replication.replicate")  # the package has a function of this name
+    monkeypatch.setattr(module, "list_studies", lambda: ["dgc2018-ablation", "stc2019-bits"])
+    table = CliRunner().invoke(main, ["replicate"], env={"COLUMNS": "80"})
+    rows = [line.split() for line in table.stdout.splitlines()]
+    assert ["dgc2018-ablation", "12", "6", "of", "10"] in rows
+    assert ["stc2019-bits", "4"] in rows
+    first, second = json.loads(CliRunner().invoke(main, ["replicate", "--json"]).stdout)
+    assert first["claims"] == {"holds": 6, "does not hold": 4}
+    assert (second["verdicts"], second["claims"]) == ({"reproduced": 4}, {})
