@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from fedsgd.analysis.methods import Method, collect_method_settings
 from fedsgd.analysis.runs import Run
+from fedsgd.config.user_classes import name_source
 from fedsgd.sweeps.labels import format_value, name_objects
 
 MAX_LISTED_VALUES = 3
@@ -45,7 +46,7 @@ def describe_other_differences(methods: Sequence[Method]) -> str | None:
     for name in sorted({name for method in methods for name in method.runs[0].user_code}):
         digests = dict.fromkeys(code[name] for method in methods if name in (code := method.runs[0].user_code))
         if len(digests) > 1:
-            differences.append(f"source of {name} (sha256 {'; '.join([*digests][:MAX_LISTED_VALUES])})")
+            differences.append(f"source of {name_source(name)} (sha256 {'; '.join([*digests][:MAX_LISTED_VALUES])})")
     return f"the runs differ in more than their method: {', '.join(differences)}" if differences else None
 
 

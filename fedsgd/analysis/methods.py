@@ -13,6 +13,7 @@ from fedsgd.analysis.method_labels import MethodSettings, assign_labels
 from fedsgd.analysis.runs import Run, check_target, choose_criterion, find_runs, load_run
 from fedsgd.analysis.tuning import find_grid_edge_keys, select_tuning_figures
 from fedsgd.config.python_objects import PYTHON_OBJECT_NAME
+from fedsgd.config.user_classes import name_source
 from fedsgd.errors import OutputError, ReportError, suggest_name
 from fedsgd.experiment.time_to_target import SeedSummary, summarize_seeds
 from fedsgd.scenario.target import Criterion, Target, TargetLike, resolve_target
@@ -203,7 +204,7 @@ def _require_same_code(first_sources: dict[str, Run], run: Run) -> None:
             runs = f"{first.folder} and {run.folder} have the same method"
             sources = f"sha256 {first.user_code[name]} and {digest}"
             remedy = "compare them as LABEL=RUN, or run the older one again"
-            raise ReportError(f"{runs}, but different sources of {name} ({sources}): {remedy}")
+            raise ReportError(f"{runs}, but different sources of {name_source(name)} ({sources}): {remedy}")
 
 
 def _require_same_digests(first: Run | None, second: Run) -> None:

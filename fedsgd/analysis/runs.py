@@ -74,7 +74,7 @@ class Run:
 
     @property
     def user_code(self) -> Mapping[str, str]:
-        """Digest of the source of each class or function outside fedsgd, by import path; empty for earlier releases."""
+        """Digests of sources outside fedsgd, by the keys of `digest_user_code`; empty for earlier releases."""
         return self.summary.get("user_code") or {}
 
     @property

@@ -106,6 +106,15 @@ def digest_user_code(settings: ValidatedConfig, as_loaded: bool = False) -> dict
     return digests
 
 
+def name_source(key: str) -> str:
+    """Return the words for the source of a key of `digest_user_code`.
+
+    >>> name_source("nets:Net"), name_source("nets:Net, imports")
+    ('nets:Net', 'the modules that nets:Net imports')
+    """
+    return f"the modules that {key.removesuffix(IMPORTS_SUFFIX)} imports" if key.endswith(IMPORTS_SUFFIX) else key
+
+
 def _digest_value(path: str, value: object, as_loaded: bool) -> dict[str, str]:
     """Return the digests of the source of a class or function, as in `digest_user_code`; nothing without a source file."""
     key = path, id(value)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tomllib
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 from fedsgd.config.argument_checks import is_whole_number, resolve_config
 from fedsgd.config.component import describe_value
 from fedsgd.data import Dataset
-from fedsgd.errors import CheckpointError, FedsgdError, OutputError, ResumeWarning, ScenarioError
+from fedsgd.errors import CheckpointError, OutputError, ResumeWarning, ScenarioError
 from fedsgd.experiment.checkpoints import list_manifests
 from fedsgd.experiment.execution import ExecutionFactory
 from fedsgd.experiment.options import (
@@ -200,22 +199,28 @@ def plan_resumption(folder: Path, rounds: int | None) -> tuple[ResumePoint, Scen
 
 def _plan_scenario(point: ResumePoint, rounds: int | None) -> Scenario:
     """Return the scenario of the rest of a run, after a check of the scenario file and of the number of rounds."""
-    scenario, path = point.scenario, point.folder / "scenario.toml"
-    with suppress(OSError):
-        try:
-            present = tomllib.loads(text := read_text(path))
-        except ValueError as error:
-            raise CheckpointError(f"{path}: not valid TOML: {error}") from None
-        with suppress(FedsgdError):
-            present_scenario = parse_scenario(present)
-            # written again, so that keys which a checkpoint of an earlier release lacks are no differences
-            text = present_scenario.to_toml()
-            # [checkpoint] has no effect on results, so the file may change it
-            scenario = replace(scenario, checkpoint=present_scenario.checkpoint)
-        raise_for_differences(point.folder, list_scenario_differences(point.scenario.to_toml(), text))
-        if rounds is None and present.get("rounds", scenario.rounds) != scenario.rounds:
-            rounds = present["rounds"]  # edited, or written by a continuation that was stopped before its first checkpoint
+    scenario, present = point.scenario, _read_present_scenario(point.folder / "scenario.toml")
+    if present is not None:
+        # both are written again, so that keys which a checkpoint of an earlier release lacks are no differences
+        raise_for_differences(point.folder, list_scenario_differences(scenario.to_toml(), present.to_toml()))
+        if rounds is None and present.rounds != scenario.rounds:
+            rounds = present.rounds  # edited, or written by a continuation that was stopped before its first checkpoint
+        scenario = replace(scenario, checkpoint=present.checkpoint)  # has no effect on results, so the file may change it
     return scenario if rounds is None else _change_rounds(scenario, point, rounds)
+
+
+def _read_present_scenario(path: Path) -> Scenario | None:
+    """Return the scenario of a run directory's file, None without a readable file. CheckpointError for a wrong scenario."""
+    try:
+        text = read_text(path)
+    except OSError:
+        return None
+    try:
+        return parse_scenario(tomllib.loads(text))
+    except ScenarioError as error:  # a ValueError, too
+        raise CheckpointError(f"{path}: {error}") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not valid TOML: {error}") from None
 
 
 def _change_rounds(scenario: Scenario, point: ResumePoint, rounds: int) -> Scenario:

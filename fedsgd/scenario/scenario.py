@@ -176,8 +176,8 @@ class Scenario(SettingsSection):
 
 
 def _is_allowed_in_name(character: str) -> bool:
-    """Return True for a printable character or a space of any width that a folder's name can have."""
-    return character not in "/\\" and (character.isprintable() or category(character) == "Zs")
+    """Return True for a printable character, a space of any width, and a joiner of letters or emoji, but for slashes."""
+    return character not in "/\\" and (character.isprintable() or category(character) == "Zs" or character in "\u200c\u200d")
 
 
 def load(path: str | Path, settings: Mapping[str, Any] | None = None) -> Scenario:

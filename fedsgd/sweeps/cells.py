@@ -95,7 +95,7 @@ class Sweep:
             cells = tuple(Cell(**cell) for cell in table["cells"])
             for cell in cells:
                 if not (isinstance(cell.folder, str) and isinstance(cell.grid, dict) and isinstance(cell.tuned, dict)):
-                    raise TypeError(f"cell {cell.folder!r} has no folder, grid or tuned values")
+                    raise TypeError(f"cell {cell.folder!r}: expected a text as folder, and tables as grid and tuned")
             return cls(Path(out), table["scenario"], tuple(table["tuned"]), tuple(table["grid"]), cells)
         except OSError as error:
             raise OutputError(f"{path}: cannot be read ({error.strerror})") from None

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedsgd.config.user_classes import digest_user_code
+from fedsgd.config.user_classes import digest_user_code, name_source
 from fedsgd.errors import FedsgdError, OutputError, ReportError, ScenarioError
 from fedsgd.scenario.parsing import dump_table, flatten_settings
 from fedsgd.scenario.scenario import Scenario, load
@@ -176,7 +176,7 @@ def _find_code_difference(path: Path, scenario: Scenario) -> str:
         return ""
     for name, digest in (digest_user_code(scenario) if recorded_digests else {}).items():
         if recorded_digests.get(name, digest) != digest:
-            return f"another source of {name}: its sha256 is {recorded_digests[name]} there, but {digest} now"
+            return f"another source of {name_source(name)}: its sha256 is {recorded_digests[name]} there, but {digest} now"
     return ""
 
 

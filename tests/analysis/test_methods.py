@@ -106,6 +106,11 @@ def test_runs_with_different_sources_of_a_class_are_refused(runs: Path, tmp_path
     assert [len(method.runs) for method in load_methods([first, second])] == [2], "an earlier release recorded no digests"
     edit_summary(second, user_code={"mine:Loss": "12"})
     assert [len(method.runs) for method in load_methods([first, second])] == [2]
+    edit_summary(first, user_code={"mine:Loss": "12", "mine:Loss, imports": "12"})
+    edit_summary(second, user_code={"mine:Loss": "12", "mine:Loss, imports": "34"})
+    with pytest.raises(ReportError, match=r"different sources of the modules that mine:Loss imports \(sha256 12 and 34\)"):
+        load_methods([first, second])
+    edit_summary(first, user_code={"mine:Loss": "12", "mine:Rule": "34"})
     edit_summary(second, user_code={"mine:Loss": "12", "mine:Rule": "56"})
     message = (
         f"{first} and {second} have the same method, but different sources of mine:Rule (sha256 34 and 56): "
@@ -189,10 +194,14 @@ def test_sweep_cells_become_methods_with_failures(runs: Path, tmp_path: Path) ->
         ('{"format": 2}', "got format 2, expected 1"),
         (
             '{"format": 1, "cells": [{"folder": "a", "label": "A", "method": "A", "grid": {}, "tuned": 5, "seed": 0}]}',
-            r"not the file of a sweep \(TypeError",
+            r"not the file of a sweep \(TypeError: cell 'a': expected a text as folder, and tables as grid and tuned",
+        ),
+        (
+            '{"format": 1, "cells": [{"folder": 5, "label": "A", "method": "A", "grid": {}, "tuned": {}, "seed": 0}]}',
+            r"not the file of a sweep \(TypeError: cell 5: expected a text as folder",
         ),
     ],
-    ids=["no keys", "other format", "settings that are no table"],
+    ids=["no keys", "other format", "settings that are no table", "folder that is no text"],
 )
 def test_unreadable_file_of_a_sweep_is_named(text: str, problem: str, tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text(text)

@@ -380,6 +380,15 @@ def test_checkpoint_of_an_earlier_release_is_resumed_twice(tmp_path: Path) -> No
     assert resume(tmp_path / "run").history[-1].round == 4
 
 
+@pytest.mark.parametrize(("old", "new"), [("keep = 2", "keep = 0"), ("rounds = 5", 'rounds = "x"'), ("seed = 0", "sed = 0")])
+def test_scenario_file_with_an_error_is_named(old: str, new: str, copy: Path) -> None:
+    path = copy / "scenario.toml"
+    path.write_text(path.read_text().replace(old, new, 1))
+    key = new.partition(" ")[0]
+    with pytest.raises(CheckpointError, match=rf"^{re.escape(str(path))}: (scenario\.|checkpoint\.)?{key}: "):
+        resume(copy, rounds=6)
+
+
 def test_checkpoint_of_an_earlier_release_is_not_run_again(tmp_path: Path) -> None:
     scenario = make_scenario(SETTINGS["unbiased"])
     interrupt(scenario, tmp_path / "run", 3)

@@ -103,7 +103,8 @@ def test_both_alternatives_at_once_are_refused() -> None:
 
 
 def test_scenario_name_may_have_any_letters_and_spaces() -> None:
-    assert Scenario(name="größe\u00a0\U0001f600").name == "größe\u00a0\U0001f600"
+    for name in ("größe\u00a0\U0001f600", "\u0645\u06cc\u200c\u062e", "\U0001f469\u200d\U0001f4bb"):
+        assert Scenario(name=name).name == name
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\nb", "a\0b", "a\ud800", "a\u2028b", "a\u202eb", "\u200b"])

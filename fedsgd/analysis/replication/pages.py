@@ -250,6 +250,7 @@ def describe_verdicts(replication: Replication) -> str:
     counts, claims = count_verdicts(replication.cells), count_verdicts(replication.claims)
     texts = [f"{counts[verdict]} {verdict}" for verdict in VERDICTS if verdict in counts]
     if claims:
-        order = (HOLDS, FAILS, UNDECIDED, NOT_RUN)
-        texts.append("claims: " + ", ".join(f"{claims[verdict]} {verdict}" for verdict in order if verdict in claims))
+        order, plurals = (HOLDS, FAILS, UNDECIDED, NOT_RUN), {HOLDS: "hold", FAILS: "do not hold"}
+        words = {verdict: verdict if claims[verdict] == 1 else plurals.get(verdict, verdict) for verdict in order}
+        texts.append("claims: " + ", ".join(f"{claims[verdict]} {words[verdict]}" for verdict in order if verdict in claims))
     return "; ".join(texts)

@@ -26,7 +26,7 @@ RANKS = {
 }
 """Rank of a column, of which the highest is dropped first; 0 for a column that is always shown."""
 STUDY_HEADINGS = ("reproduced", "differs", "not run", "no published figure")
-"""Begins of the verdicts on cells that the table of studies counts."""
+"""First words of the verdicts on cells, which the table of studies counts."""
 
 
 def print_replication(replication: Replication) -> None:
@@ -92,5 +92,8 @@ def _describe_study(study: Study, verdicts: Mapping[str, int], claims: Mapping[s
 
 def _format_claims(claims: Mapping[str, int]) -> str:
     """Return how many of a study's claims that were run hold; "" if none was run."""
-    n_run = sum(n for verdict, n in claims.items() if verdict != "not run")
-    return f"{claims.get('holds', 0)} of {n_run}" if n_run else ""
+    from fedsgd.analysis.replication.study import NOT_RUN
+    from fedsgd.analysis.replication.verdicts import HOLDS
+
+    n_run = sum(n for verdict, n in claims.items() if verdict != NOT_RUN)
+    return f"{claims.get(HOLDS, 0)} of {n_run}" if n_run else ""

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-from fedsgd.analysis.replication.pages import describe_verdicts, to_markdown
+from fedsgd.analysis.replication.pages import count_verdicts, describe_verdicts, to_markdown
 from fedsgd.analysis.replication.plan import ReplicationConfig
 from fedsgd.analysis.replication.replicate import list_results, open_study
-from fedsgd.analysis.replication.study import find_study, list_studies, load_study
+from fedsgd.analysis.replication.study import (
+    KNOWN,
+    NOT_RUN,
+    REPRODUCED,
+    UNKNOWN,
+    VERDICTS,
+    find_study,
+    list_studies,
+    load_study,
+)
 from fedsgd.analysis.replication.verdicts import build_replication
 from fedsgd.cli import main
+from fedsgd.cli.terminal.replication_tables import STUDY_HEADINGS
 from fedsgd.errors import ReportError, ScenarioError
 from tests.analysis.replication.studies import write_study
 
@@ -82,11 +93,22 @@ def test_report_is_that_of_the_committed_results(name: str) -> None:
 @pytest.mark.slow
 def test_page_has_the_verdicts_of_the_committed_results() -> None:
     text = (Path(__file__).parents[3] / "fedsgd" / "docs" / "results" / "replication.md").read_text(encoding="utf-8")
-    rows = [f"| `{r.study.name}` | {r.study.title} | {describe_verdicts(r)} |" for r in list_results()]
+    results = list_results()
+    rows = [f"| `{r.study.name}` | {r.study.title} | {describe_verdicts(r)} |" for r in results]
     assert [row for row in rows if row not in text] == []
+    opening, counts, claims = " ".join(text.split("```")[0].split()), Counter[str](), Counter[str]()
+    for result in results:
+        if result.study.script is None:
+            counts += count_verdicts(result.cells)
+        claims += count_verdicts(result.claims)
+    n_run = sum(counts[verdict] for verdict in (REPRODUCED, KNOWN, UNKNOWN))
+    assert f"Of {n_run} trained cells that have a published figure and were run, {counts[REPRODUCED]} are within" in opening
+    assert f"Of {claims['holds'] + claims['does not hold']} claims about two cells, {claims['holds']} hold" in opening
+    assert f"{counts[NOT_RUN]} were not run" in opening
 
 
 def test_list_of_studies_counts_verdicts_and_claims(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [sum(verdict.startswith(heading) for heading in STUDY_HEADINGS) for verdict in VERDICTS] == [1] * len(VERDICTS)
     module = importlib.import_module("fedsgd.analysis.replication.replicate")  # the package has a function of this name
     monkeypatch.setattr(module, "list_studies", lambda: ["dgc2018-ablation", "stc2019-bits"])
     table = CliRunner().invoke(main, ["replicate"], env={"COLUMNS": "80"})
