@@ -166,7 +166,7 @@ def load_run(folder: Path) -> Run:
     policy = settings.get("downlink.policy")
     if isinstance(policy, str):  # a run of an earlier release may have an earlier name of the policy
         settings["downlink.policy"] = POLICY_ALIASES.get(policy, policy)
-    settings = {**settings, **{key: value for key, value in _list_defaults().items() if key not in settings}}
+    settings = _list_defaults() | settings
     if settings.get("evaluation.validation") == 0:  # equal to a run without this key
         del settings["evaluation.validation"]
     for file, content, types in (

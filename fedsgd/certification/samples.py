@@ -14,8 +14,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from fedsgd.certification.certificate import SampleSummary
-from fedsgd.config.argument_checks import is_whole_number
-from fedsgd.config.component import describe_value
+from fedsgd.config.argument_checks import resolve_whole_number
 from fedsgd.errors import ScenarioError, suggest_name
 from fedsgd.experiment.builder import build_experiment
 from fedsgd.experiment.execution import InProcessExecution
@@ -65,10 +64,8 @@ def sample_updates(kind: str, size: int | None) -> UpdateSample:
         if size is not None:
             raise ScenarioError(f'size: got {size}, expected none with data = "real", whose network determines the size')
         return _train_updates()
-    size = DEFAULT_SIZE if size is None else size
-    if not is_whole_number(size) or not 1 <= size < 2**31:
-        raise ScenarioError(f"size: got {describe_value(size)}, expected a whole number from 1 to {2**31 - 1}")
-    return _sample_independent("laplace" if kind == "laplace" else "gaussian", int(size))
+    size = DEFAULT_SIZE if size is None else resolve_whole_number("size", size, 1, 2**31 - 1)
+    return _sample_independent("laplace" if kind == "laplace" else "gaussian", size)
 
 
 def _sample_independent(kind: Literal["gaussian", "laplace"], size: int) -> UpdateSample:

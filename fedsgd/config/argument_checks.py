@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from numbers import Integral
 from typing import Any, TypeVar
 
-from fedsgd.config.component import describe_value
+from fedsgd.config.component import bounded_int, describe_value, validate_value
 from fedsgd.errors import ScenarioError
 
 Config = TypeVar("Config")
@@ -23,13 +22,24 @@ def check_flag(argument: str, value: object) -> None:
         raise ScenarioError(f"{argument}: got {describe_value(value)}, expected True or False")
 
 
-def is_whole_number(value: object) -> bool:
-    """Return True for an integer, also one of numpy, and False for True and False.
+def resolve_whole_number(argument: str, value: object, least: int, most: int, reason: str = "") -> int:
+    """Return an argument as an integer, also one of numpy.
 
     Args:
+        argument: name of the argument, for the message.
         value: value that a user passed.
+        least: smallest valid number.
+        most: largest valid number.
+        reason: clause of the message that explains a bound.
+
+    Raises:
+        ScenarioError: the value is no whole number between the bounds.
     """
-    return isinstance(value, Integral) and not isinstance(value, bool)
+    try:
+        number: int = validate_value(value, bounded_int(least, most))
+    except ValueError as problem:
+        raise ScenarioError(f"{argument}: {problem}{reason and f'; {reason}'}") from None
+    return number
 
 
 def resolve_config(argument: str, value: object, cls: type[Config]) -> Config:

@@ -38,6 +38,11 @@ Seed = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 """Seed of a run, an integer below 2⁶³ as in TOML. The other integers are below 2³¹."""
 
 
+def bounded_int(least: int, most: int) -> Any:
+    """Return the annotation of a whole number from `least` to `most`."""
+    return Annotated[int, msgspec.Meta(ge=least, le=most)]
+
+
 class FieldError(ScenarioError):
     """Value that a field does not accept; callers that know the path of `field` put the path in front."""
 

@@ -9,8 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedsgd.config.argument_checks import is_whole_number, resolve_config
-from fedsgd.config.component import describe_value
+from fedsgd.config.argument_checks import resolve_config, resolve_whole_number
 from fedsgd.data import Dataset
 from fedsgd.errors import CheckpointError, OutputError, ResumeWarning, ScenarioError
 from fedsgd.experiment.checkpoints import list_manifests
@@ -227,9 +226,7 @@ def _change_rounds(scenario: Scenario, point: ResumePoint, rounds: int) -> Scena
     """Return the scenario with another number of rounds. ScenarioError if these rounds do not continue the run."""
     done = point.manifest.round
     n_least = done + is_complete(point.folder)
-    if not is_whole_number(rounds) or rounds < n_least:
-        expected = f"a whole number of at least {n_least}, because {done} rounds are done"
-        raise ScenarioError(f"rounds: got {describe_value(rounds)}, expected {expected}")
+    rounds = resolve_whole_number("rounds", rounds, n_least, 2**31 - 1, f"{done} rounds are done")
     if point.run["is_over"] and done < scenario.rounds and rounds > done:
         raise ScenarioError(f"rounds: the run ended after round {done}, because it reached the target of [stop]")
     for key, optimizer, n_steps in (

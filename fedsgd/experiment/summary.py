@@ -71,7 +71,7 @@ Keys of summary.json. A dot separates the key of a table from its parent. null s
 | ranks | int | ranks of torch.distributed that trained the clients; only if a launcher started them |
 | machines | int | machines of these ranks |
 | given_in_python | list | arguments of `fedsgd.run` that replaced components of the scenario |
-| user_code | table | only with such code: SHA-256 of each source by import path, and of its modules by `PATH, imports` |
+| user_code | table | SHA-256 of the user's sources by import path, and by `PATH, imports` of the modules that they import |
 | reported_model | str | file of the model that was evaluated |
 | warnings | list | settings that do not suit a component, one line each |
 | flower | table | of a deployment, from round first_round on: nodes, TLS, seconds of a round, and bytes by direction |

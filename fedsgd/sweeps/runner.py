@@ -12,8 +12,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from fedsgd.config.argument_checks import is_whole_number, resolve_config
-from fedsgd.config.component import Component, describe_value
+from fedsgd.config.argument_checks import resolve_config, resolve_whole_number
+from fedsgd.config.component import Component
 from fedsgd.errors import ScenarioError, ScenarioWarning, suggest_name, warn_once
 from fedsgd.scenario.parsing import dump_table
 from fedsgd.scenario.scenario import Scenario, open_scenario
@@ -113,8 +113,7 @@ def run_plan(
 def _check_options(seeds: int, execution: SweepConfig) -> None:
     """Raise ScenarioError for a number or a name that is not valid."""
     for name, number, limit in (("seeds", seeds, MAX_SEEDS), ("jobs", execution.jobs, MAX_PROCESSES)):
-        if not is_whole_number(number) or not 1 <= number <= limit:
-            raise ScenarioError(f"{name}: got {describe_value(number)}, expected a whole number from 1 to {limit}")
+        resolve_whole_number(name, number, 1, limit)
     stop_after: Any = execution.stop_after
     is_number = isinstance(stop_after, int | float) and not isinstance(stop_after, bool)
     if stop_after is not None and not (is_number and stop_after >= 0):

@@ -254,7 +254,7 @@ def copy(finished: Path, tmp_path: Path) -> Path:
 def test_finished_run_continues(copy: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="the run is finished, after 5 rounds; pass --rounds"):
         resume(copy)
-    with pytest.raises(ScenarioError, match="rounds: got 5, expected a whole number of at least 6, because 5 rounds are done"):
+    with pytest.raises(ScenarioError, match="rounds: expected a whole number of at least 6, got 5; 5 rounds are done"):
         resume(copy, rounds=5)
     resume(copy, rounds=8)
     run(make_scenario({**SETTINGS["differences"], "rounds": 8}), out=tmp_path / "whole")

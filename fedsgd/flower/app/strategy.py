@@ -10,8 +10,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from fedsgd.compression import Compressor
-from fedsgd.config.argument_checks import check_flag, is_whole_number
-from fedsgd.config.component import describe_value
+from fedsgd.config.argument_checks import check_flag, resolve_whole_number
 from fedsgd.errors import ScenarioError
 from fedsgd.flower.app.array_layout import (
     build_array_layout,
@@ -130,13 +129,12 @@ class CompressedStrategy(WrappingStrategy):
             raise ScenarioError(f"inner: got {inner!r}, expected a strategy of flwr.serverapp.strategy, like FedAvg()")
         if any(isinstance(part, CompressedStrategy) for part in iterate_strategies(inner)):
             raise ScenarioError("inner: got a CompressedStrategy, expected a strategy without compression")
-        if not is_whole_number(seed) or seed < 0:
-            raise ScenarioError(f"seed: got {describe_value(seed)}, expected a whole number of at least 0")
+        self._seed = resolve_whole_number("seed", seed, 0, 2**63 - 1)
         check_flag("dp_error_feedback", dp_error_feedback)
         self.traffic: list[RoundTraffic] = []
         self._link_settings = parse_uplink(compressor, error_feedback), parse_downlink(downlink)
         self._class_check = ClassCheck.from_settings(*self._link_settings)
-        self._seed, self._exact_patterns = int(seed), parse_exact_patterns(exact)
+        self._exact_patterns = parse_exact_patterns(exact)
         self._tied_groups = None if tied is None else parse_tied_groups(tied)
         self._session: CompressionSession | None = None
         self._train_round: StrategyRound | None = None

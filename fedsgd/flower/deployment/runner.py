@@ -19,8 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from fedsgd.config.argument_checks import check_flag, is_whole_number, resolve_config
-from fedsgd.config.component import describe_value
+from fedsgd.config.argument_checks import check_flag, resolve_config, resolve_whole_number
 from fedsgd.errors import DeploymentError, OutputError, ScenarioError, make_write_error
 from fedsgd.flower.deployment import app_bundle, transport_table
 from fedsgd.flower.deployment.cluster import ClusterConfig, LocalCluster, local_cluster
@@ -113,10 +112,13 @@ def deploy(
     check_paths(out=out, data=data, logs=execution.logs)
     folder = expand_user_path(out).absolute()
     check_flag("overwrite", overwrite)
-    _check_settings(scenario, nodes, execution, folder)
+    n_clients = scenario.data.n_clients or MAX_PROCESSES
+    reason = f"there are {n_clients} clients" if n_clients < MAX_PROCESSES else ""
+    nodes = resolve_whole_number("nodes", nodes, 1, min(n_clients, MAX_PROCESSES), reason)
+    _check_settings(scenario, execution, folder)
     find_files_to_remove(folder, overwrite)  # only a check: the files are replaced when the nodes are ready
     with source:
-        return launch(scenario, folder, int(nodes), _locate_data(data), execution, callbacks)
+        return launch(scenario, folder, nodes, _locate_data(data), execution, callbacks)
 
 
 def launch(
@@ -164,9 +166,8 @@ def launch(
         return _write_outputs(folder, config, progress, traffic, byte_counters, rounds_done + 1)
 
 
-def _check_settings(scenario: Scenario, nodes: int, execution: DeploymentConfig, folder: Path) -> None:
+def _check_settings(scenario: Scenario, execution: DeploymentConfig, folder: Path) -> None:
     """Raise a ScenarioError or an OutputError for settings that do not fit."""
-    _check_nodes(nodes, scenario.data.n_clients)
     if resolve_device(scenario.engine.device, scenario.engine.deterministic) != CPU:
         problem = f'got "{scenario.engine.device}", expected "cpu": nodes are forked processes, in which CUDA cannot start'
         raise ScenarioError(f"engine.device: {problem}")
@@ -202,15 +203,6 @@ def _keep_logs_on_trouble(callbacks: DeploymentCallbacks, folders: _WorkingFolde
         callbacks.on_trouble(text)
 
     return replace(callbacks, on_trouble=on_trouble)
-
-
-def _check_nodes(nodes: int, n_clients: int | None) -> None:
-    """Raise a ScenarioError for fewer than one SuperNode, or for more SuperNodes than clients or `MAX_PROCESSES`."""
-    limit, name = MAX_PROCESSES, "the maximum"
-    if n_clients is not None and n_clients <= MAX_PROCESSES:
-        limit, name = n_clients, "the number of clients"
-    if not is_whole_number(nodes) or not 1 <= nodes <= limit:
-        raise ScenarioError(f"nodes: got {describe_value(nodes)}, expected a whole number from 1 to {limit}, {name}")
 
 
 def _locate_data(data: str | Path | None) -> str:

@@ -258,9 +258,9 @@ def test_missing_node_is_an_error(scenario: Make, tmp_path: Path) -> None:
 
 
 def test_wrong_arguments_are_errors(scenario: Make, tmp_path: Path) -> None:
-    with pytest.raises(ScenarioError, match="nodes: got true, expected a whole number from 1 to 8, the number of clients"):
+    with pytest.raises(ScenarioError, match="nodes: expected a whole number from 1 to 8, got true; there are 8 clients"):
         deploy_scenario(scenario(SMALL), tmp_path / "run", nodes=True)
-    with pytest.raises(ScenarioError, match="nodes: got 9, expected a whole number from 1 to 8, the number of clients"):
+    with pytest.raises(ScenarioError, match="nodes: expected a whole number from 1 to 8, got 9; there are 8 clients"):
         deploy_scenario(scenario(SMALL), tmp_path / "run", nodes=9)
     with pytest.raises(ScenarioError, match='overwrite: got "no", expected True or False'):
         deploy_scenario(scenario(SMALL), tmp_path / "run", overwrite="no")
